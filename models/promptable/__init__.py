@@ -1,0 +1,1 @@
+"""Promptable models: one file per family, one protocol for all (`base.PromptableModel`)."""
