@@ -48,8 +48,8 @@ def choose_device(wanted: str = "auto") -> DeviceChoice:
             return DeviceChoice(candidate, f"{_title(candidate)}: passed the kernel self-test.")
         refusals.append(problem)
     if wanted != "auto":
-        raise EngineError(f"{refusals[0]} Choose 'auto' or 'cpu' instead.")
-    return DeviceChoice("cpu", f"CPU: {' '.join(refusals)}")
+        raise EngineError(f"{wanted} cannot be used: {refusals[0]}; choose 'auto' or 'cpu' instead.")
+    return DeviceChoice("cpu", f"CPU: {'; '.join(refusals)}.")
 
 
 def choose_precision(wanted: str, device: str) -> str:
@@ -78,9 +78,9 @@ def cpu_threads() -> int:
 def _absence(device: str) -> str | None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         built = torch.version.cuda
-        return f"no CUDA device answers (torch built for CUDA {built})." if built else "torch was built without CUDA."
+        return f"no CUDA device answers (torch built for CUDA {built})" if built else "torch was built without CUDA"
     if device == "mps" and not torch.backends.mps.is_available():
-        return "no Apple GPU (MPS)."
+        return "no Apple GPU (MPS)"
     return None
 
 
@@ -96,7 +96,7 @@ def _title(device: str) -> str:
 
 
 def _self_test(device: str) -> str | None:
-    """Run a convolution and a matrix product there and on the CPU; None if they agree, else a sentence."""
+    """Run a convolution and a matrix product there and on the CPU; None if they agree, else what is wrong."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 8, 32, 32, generator=generator)
     kernel = torch.randn(16, 8, 3, 3, generator=generator)
@@ -104,9 +104,9 @@ def _self_test(device: str) -> str | None:
         expected = _kernels(image, kernel)
         result = _kernels(image.to(device), kernel.to(device)).cpu()
     except (RuntimeError, NotImplementedError) as error:
-        return f"{_title(device)} cannot run this torch's kernels ({str(error).splitlines()[0]})."
+        return f"{_title(device)} cannot run this torch's kernels ({str(error).splitlines()[0]})"
     if not bool(torch.norm(result - expected) <= _TOLERANCE * torch.norm(expected)):
-        return f"{_title(device)} computes wrong numbers in the kernel self-test."
+        return f"{_title(device)} computes wrong numbers in the kernel self-test"
     return None
 
 

@@ -16,9 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 # Always, not only when segadapt is missing: an editable install may point at another clone.
-_spec = importlib.util.spec_from_file_location(
-    "segadapt", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-)
+_spec = importlib.util.spec_from_file_location("segadapt", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 if _spec is None or _spec.loader is None:
     raise RuntimeError(f"{ROOT} holds no __init__.py; run the tests from a checkout of SegAdapt.")
 sys.modules["segadapt"] = importlib.util.module_from_spec(_spec)
@@ -36,12 +34,14 @@ def raster_factory(tmp_path: Path) -> Callable[..., str]:
     import rasterio
     from affine import Affine
 
+    half_metre = Affine(0.5, 0, 590_000, 0, -0.5, 5_750_000)
+
     def write(
         pixels: Any,
         name: str = "scene.tif",
         *,
         crs: str | None = "EPSG:32631",
-        transform: Any = Affine(0.5, 0, 590_000, 0, -0.5, 5_750_000),
+        transform: Any = half_metre,
         mask: Any = None,
         colorinterp: Sequence[Any] | None = None,
         colormap: Mapping[int, tuple[int, ...]] | None = None,
