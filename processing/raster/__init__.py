@@ -1,0 +1,1 @@
+"""Raster files in and out: windows, chips, stretch, polygons. No torch, no QGIS."""
