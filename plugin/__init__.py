@@ -1,0 +1,1 @@
+"""The QGIS side: the dock, the map tool and the worker thread. Nothing here imports torch or rasterio."""

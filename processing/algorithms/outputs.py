@@ -1,0 +1,127 @@
+"""Polygons into whatever the user chose as output, complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsFeature,
+    QgsFeatureSink,
+    QgsField,
+    QgsFields,
+    QgsGeometry,
+    QgsProcessingAlgorithm,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProviderConnectionException,
+    QgsProviderRegistry,
+    QgsWkbTypes,
+)
+from qgis.PyQt.QtCore import QMetaType, QVariant
+
+from ..errors import JobError
+
+if TYPE_CHECKING:
+    from ..jobs.segment import SegmentedObject
+
+# QGIS 3.38 moved fields from QVariant's types to QMetaType's; Qt 6 knows only the latter.
+_NEW_TYPES = Qgis.versionInt() >= 33800
+_TEXT = QMetaType.Type.QString if _NEW_TYPES else QVariant.String
+_DOUBLE = QMetaType.Type.Double if _NEW_TYPES else QVariant.Double
+
+
+def object_fields() -> QgsFields:
+    """Return the fields of every polygon output; their names are public."""
+    fields = QgsFields()
+    for name, kind in (
+        ("object_id", _TEXT),
+        ("class", _TEXT),
+        ("score", _DOUBLE),
+        ("stability", _DOUBLE),
+        ("area_m2", _DOUBLE),
+        ("model", _TEXT),
+    ):
+        fields.append(QgsField(name, kind))
+    return fields
+
+
+class ObjectOutput:
+    """An open sink for segmented objects: where it writes to, and how many it got."""
+
+    def __init__(self, sink: QgsFeatureSink, destination: str) -> None:
+        self._sink = sink
+        self._fields = object_fields()
+        self.destination = destination
+        self.n_written = 0
+
+    def write(self, found: SegmentedObject) -> None:
+        """Add one object. Raises `JobError` where the file takes no more (a full disk)."""
+        import shapely
+
+        geometry = QgsGeometry()
+        geometry.fromWkb(shapely.to_wkb(found.geometry))
+        feature = QgsFeature(self._fields)
+        feature.setGeometry(geometry)
+        values = (found.object_id, found.class_name, found.score, found.stability, found.area_m2, found.model)
+        feature.setAttributes(list(values))
+        if not self._sink.addFeature(feature, QgsFeatureSink.FastInsert):
+            raise JobError(f"Cannot write to {self.destination} ({self._sink.lastError()}); check space and rights.")
+        self.n_written += 1
+
+    def close(self) -> None:
+        """Let go of the sink, which completes the file."""
+        del self._sink
+
+
+@contextmanager
+def object_output(
+    algorithm: QgsProcessingAlgorithm,
+    parameters: dict[str, Any],
+    context: QgsProcessingContext,
+    *,
+    name: str,
+    crs: QgsCoordinateReferenceSystem,
+) -> Iterator[ObjectOutput]:
+    """Open the sink `name`; when the work inside fails or is cancelled, what it wrote is removed.
+
+    Opened before the work, so that an output that cannot be written is known at once.
+    """
+    sink, destination = algorithm.parameterAsSink(
+        parameters, name, context, object_fields(), QgsWkbTypes.MultiPolygon, crs
+    )
+    if sink is None:
+        raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
+    output = ObjectOutput(sink, destination)
+    del sink  # the output holds the only reference, so that closing it completes the file
+    try:
+        yield output
+    except BaseException:
+        output.close()
+        _remove(destination, context)
+        raise
+    output.close()
+
+
+def _remove(destination: str, context: QgsProcessingContext) -> None:
+    """Remove what a sink wrote: a layer in memory, a table of a database, or a file with its companions."""
+    if context.takeResultLayer(destination) is not None:
+        return
+    parts = QgsProviderRegistry.instance().decodeUri("ogr", destination)
+    path = Path(parts.get("path") or destination)
+    metadata = QgsProviderRegistry.instance().providerMetadata("ogr")
+    try:
+        connection = metadata.createConnection(str(path), {}) if path.suffix == ".gpkg" else None
+        if connection is not None and len(connection.tables()) > 1:
+            connection.dropVectorTable("", parts.get("layerName") or path.stem)
+            return
+    except QgsProviderConnectionException as error:
+        raise JobError(f"Cannot remove the unfinished table of {path} ({error}); delete it yourself.") from error
+    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))):
+        file.unlink(missing_ok=True)
+    for suffix in (".shx", ".dbf", ".prj", ".cpg", ".qmd") if path.suffix == ".shp" else ():
+        path.with_suffix(suffix).unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""What holds for each algorithm of the provider, whatever it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("qgis.core")
+
+from qgis.core import QgsProcessingAlgorithm, QgsProcessingParameterEnum
+from segadapt.processing.algorithms import ALGORITHMS
+from segadapt.processing.algorithms.raster_algorithm import WINDOWS
+
+pytestmark = pytest.mark.qgis
+
+# Ids and parameter names are public: models, scripts and command lines of users hold them.
+PUBLIC = {
+    "segmentfromprompts": (
+        {"INPUT", "PROMPTS", "PROMPT_FIELD", "OBJECT_FIELD", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE"}
+        | {"WINDOW", "MULTIMASK", "SIMPLIFY", "MIN_AREA", "STRETCH", "OUTPUT"},
+        {"OUTPUT", "COUNT"},
+    ),
+    "segmenteverything": (
+        {
+            "INPUT",
+            "EXTENT",
+            "MODEL",
+            "BANDS",
+            "DEVICE",
+            "POINTS_PER_SIDE",
+            "SCORE_THRESHOLD",
+            "STABILITY_THRESHOLD",
+        }
+        | {"OVERLAP_THRESHOLD", "WINDOW", "SIMPLIFY", "MIN_AREA", "STRETCH", "OUTPUT", "LABELS"},
+        {"OUTPUT", "LABELS", "COUNT"},
+    ),
+    "encoderaster": (
+        {"INPUT", "EXTENT", "MODEL", "BANDS", "DEVICE", "WINDOW", "STRETCH"},
+        {"ENCODED", "FOLDER"},
+    ),
+    "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
+}
+
+
+def test_provider_lists_the_public_algorithms(provider: Any) -> None:
+    """Provider id and algorithm ids are those of the documentation."""
+    assert provider.id() == "segadapt"
+    assert {algorithm.name() for algorithm in provider.algorithms()} == set(PUBLIC)
+    assert not provider.icon().isNull()
+    assert Path(provider.svgIconPath()).is_file()
+
+
+@pytest.mark.parametrize("algorithm_class", ALGORITHMS)
+class TestEveryAlgorithm:
+    """One instance of each class, as QGIS makes it."""
+
+    @pytest.fixture
+    def algorithm(self, algorithm_class: type, provider: Any) -> Any:
+        """The registered algorithm, whose parameters are declared."""
+        return provider.algorithm(algorithm_class().name())
+
+    def test_names_are_public(self, algorithm: Any) -> None:
+        """Parameters and outputs are exactly those that were promised."""
+        parameters, outputs = PUBLIC[algorithm.name()]
+        assert {p.name() for p in algorithm.parameterDefinitions()} == parameters
+        assert {o.name() for o in algorithm.outputDefinitions()} == outputs
+
+    def test_ids_are_lowercase(self, algorithm: Any) -> None:
+        """Ids are never translated and hold letters only."""
+        assert algorithm.name().isalpha()
+        assert algorithm.name().islower()
+        assert algorithm.groupId().islower()
+        assert algorithm.displayName()
+        assert algorithm.group()
+
+    def test_every_parameter_has_label_and_help(self, algorithm: Any) -> None:
+        """The help of a parameter is its tooltip and a paragraph of the help panel."""
+        text = algorithm.shortHelpString()
+        assert text.startswith(algorithm.summary())
+        for parameter in algorithm.parameterDefinitions():
+            assert parameter.description() != parameter.name()
+            assert parameter.help().endswith(".")
+            assert f"{parameter.description()}: {parameter.help()}" in text
+        described = {d.name() for d in (*algorithm.parameterDefinitions(), *algorithm.outputDefinitions())}
+        assert set(algorithm.helps()) == described
+
+    def test_icon_is_its_own(self, algorithm: Any) -> None:
+        """Each has a drawing that renders at the size of the toolbox."""
+        assert Path(algorithm.svgIconPath()).stem == algorithm.name()
+        image = algorithm.icon().pixmap(24, 24).toImage()
+        colours = {image.pixelColor(x, y).name() for x in range(24) for y in range(24)}
+        assert len(colours) > 4
+
+    def test_runs_in_a_thread(self, algorithm: Any) -> None:
+        """Nothing forces the work onto the main thread, and it can be cancelled."""
+        assert not algorithm.flags() & QgsProcessingAlgorithm.FlagNoThreading
+        assert algorithm.flags() & QgsProcessingAlgorithm.FlagCanCancel
+
+    def test_choices_go_by_name(self, algorithm: Any) -> None:
+        """A list that grows must not change what a script means."""
+        for parameter in algorithm.parameterDefinitions():
+            if isinstance(parameter, QgsProcessingParameterEnum):
+                assert parameter.usesStaticStrings()
+                assert parameter.defaultValue() == parameter.options()[0]
+
+    def test_create_gives_a_fresh_instance(self, algorithm: Any) -> None:
+        """State of one job never reaches the next."""
+        copy = algorithm.create()
+        assert copy is not algorithm
+        assert copy.id() == algorithm.id()
+
+
+def test_windows_are_those_of_the_jobs() -> None:
+    """The enum repeats the sizes, because their module needs the environment."""
+    from segadapt.processing.raster.windows import WINDOW_SIZES_PX
+
+    assert list(WINDOWS) == ["auto", *map(str, WINDOW_SIZES_PX)]
