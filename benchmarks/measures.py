@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 SAMPLE = Path(__file__).resolve().parents[1] / "plugin/resources/sample/rotterdam_50cm.tif"
+PROMPTS = SAMPLE.with_name("rotterdam.gpkg")
 Row = tuple[str, ...]
 
 
@@ -107,32 +108,47 @@ def engine_rows(runs: int) -> tuple[list[Row], list[Row], str]:
             *in_turn(lambda: engine.predict(embedding, boxed), reference_boxes, max(1, runs // 3)),
         ),
     ]
-    agreement = mask_agreement(engine, exact, embedding, exact.embed([chip])[0])
+    agreement = mask_agreement(engine, exact)
     how = f"{engine.card.name}. {engine.device_reason} Encoder in {engine.precision}, decoder in fp32."
     return rows, agreement, how
 
 
-def mask_agreement(engine: Any, exact: Any, embedding: Any, exact_embedding: Any) -> list[Row]:
-    """IoU of the masks of the chosen precision with those of fp32: 64 random boxes, and a grid of 64 clicks."""
-    from segadapt.models.prompts import Prompts
+def mask_agreement(engine: Any, exact: Any) -> list[Row]:
+    """IoU of the masks of the chosen precision with those of fp32, for the sample scene's hand-made prompts.
 
-    boxed = [Prompts(box_xyxy=box) for box in random_boxes(64)]
-    clicks = [
-        Prompts(points_xy=np.array([[x, y]]), labels=np.array([1]))
-        for x in range(64, 1024, 128)
-        for y in range(64, 1024, 128)
+    Each object in the 256 px window that `segmentfromprompts` would give it: its box, and its first point with all
+    three masks.
+    """
+    import geopandas
+    from segadapt.models.prompts import Prompts
+    from segadapt.processing.raster.reader import open_raster
+    from segadapt.processing.raster.windows import fitting_size_px, lattice_window
+
+    boxes = geopandas.read_file(PROMPTS, layer="prompt_boxes").set_index("object_id").geometry
+    points = geopandas.read_file(PROMPTS, layer="prompt_points").query("label == 1").groupby("object_id").first()
+    ious: dict[str, list[float]] = {"boxes": [], "first clicks, mask by mask of three": []}
+    with open_raster(str(SAMPLE)) as reader:
+        for object_id, outline in boxes.items():
+            left, bottom, right, top = outline.bounds
+            corners = reader.to_pixels([(left, top), (right, bottom)])
+            size_px = fitting_size_px(float(np.ptp(corners, axis=0).max()))
+            window = lattice_window(*map(float, corners.mean(axis=0)), size_px=size_px, shape=reader.shape)
+            chip = reader.read_chip(window).pixels
+            offset, scale = (window.col_off, window.row_off), 1024 / window.size_px
+            click = reader.to_pixels([(points.geometry[object_id].x, points.geometry[object_id].y)])
+            box = Prompts(box_xyxy=((corners - offset) * scale).ravel().astype(np.float32))
+            point = Prompts(points_xy=((click - offset) * scale).astype(np.float32), labels=np.array([1]))
+            embeddings = [(each, each.embed([chip])[0]) for each in (engine, exact)]
+            for kind, prompt in zip(ious, (box, point), strict=True):
+                ours, truth = (
+                    e.predict(emb, [prompt], multimask=prompt.is_ambiguous).logits > 0 for e, emb in embeddings
+                )
+                common, union = (ours & truth).sum((2, 3)), (ours | truth).sum((2, 3))
+                ious[kind] += list((common / np.maximum(union, 1))[union > 0])
+    return [
+        (kind, f"{np.mean(values):.4f}", f"{np.median(values):.4f}", f"{min(values):.4f}", str(len(values)))
+        for kind, values in ious.items()
     ]
-    rows: list[Row] = []
-    for what, prompts, multimask in (
-        ("boxes", boxed, False),
-        ("clicks, mask by mask of three", clicks, True),
-    ):
-        masks = engine.predict(embedding, prompts, multimask=multimask).logits > 0
-        truth = exact.predict(exact_embedding, prompts, multimask=multimask).logits > 0
-        union = (masks | truth).sum((2, 3))
-        ious = ((masks & truth).sum((2, 3)) / np.maximum(union, 1))[union > 0]
-        rows.append((what, f"{ious.mean():.4f}", f"{np.quantile(ious, 0.05):.4f}", str(ious.size)))
-    return rows
 
 
 def click_rows(n_clicks: int) -> list[Row]:
