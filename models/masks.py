@@ -44,8 +44,7 @@ def mask_from_logits(logits: npt.NDArray[np.float32], *, window_px: int, shape: 
         return empty
     by_row = _weights(first_row, last_row, scale)
     by_col = _weights(first_col, last_col, scale)
-    low = torch.from_numpy(np.ascontiguousarray(logits))
-    pixels = (_interpolate(_interpolate(low, by_row).T, by_col).T > 0).numpy()
+    pixels: npt.NDArray[np.bool_] = _interpolate(_interpolate(logits, by_row).T, by_col).T > 0
     kept_rows, kept_cols = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     if not len(kept_rows):
         return empty
@@ -77,15 +76,19 @@ def _pixel_range(first_cell: int, last_cell: int, scale: float, n_pixels: int) -
     return max(0, int((first_cell - 1) * scale)), min(n_pixels, int(np.ceil((last_cell + 2) * scale)))
 
 
-def _weights(first: int, last: int, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+_Weights = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]
+
+
+def _weights(first: int, last: int, scale: float) -> _Weights:
     """Lower cell, upper cell and weight of the upper one for pixels first..last (align_corners=False)."""
-    position = (torch.arange(first, last, dtype=torch.float32) + 0.5) / scale - 0.5
-    position = position.clamp(0, LOW_RES_PX - 1)
-    lower = position.floor().long()
-    return lower, (lower + 1).clamp(max=LOW_RES_PX - 1), position - lower
+    position = (np.arange(first, last, dtype=np.float32) + np.float32(0.5)) / np.float32(scale) - np.float32(0.5)
+    position = position.clip(0, LOW_RES_PX - 1)
+    lower = np.floor(position).astype(np.intp)
+    return lower, np.minimum(lower + 1, LOW_RES_PX - 1), position - lower.astype(np.float32)
 
 
-def _interpolate(values: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _interpolate(values: npt.NDArray[np.float32], weights: _Weights) -> npt.NDArray[np.float32]:
+    # numpy, not torch: waking torch's threads costs more than interpolating the few pixels of an object.
     lower, upper, share = weights
-    share = share.unsqueeze(-1)
-    return values[lower] * (1 - share) + values[upper] * share
+    upper_share = share.reshape(-1, 1)
+    return np.multiply(values[lower], 1 - upper_share) + np.multiply(values[upper], upper_share)

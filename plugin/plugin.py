@@ -34,8 +34,10 @@ class SegAdaptPlugin:
     def initProcessing(self) -> None:
         """Register the provider; QGIS may call this before `initGui`, which calls it again."""
         if self._provider is None:
-            self._provider = SegAdaptProvider()
-            QgsApplication.processingRegistry().addProvider(self._provider)
+            provider = SegAdaptProvider()
+            # QGIS deletes what it refuses, which it does where another copy of the plugin was faster.
+            if QgsApplication.processingRegistry().addProvider(provider):
+                self._provider = provider
 
     def initGui(self) -> None:
         """Add provider, menu entries and toolbar button; the dock is made when it is first opened."""

@@ -10,9 +10,9 @@ from rasterio.errors import RasterioError
 
 from ..errors import RasterError
 
-_BLOCK_CACHE_BYTES = 32 * 2**20
-"""Enough for a window of 1024 px in 512 px tiles of three 16-bit bands, twice; GDAL's own limit is 5 % of the machine's
-memory, which a large raster fills."""
+_BLOCK_CACHE_BYTES = 16 * 2**20
+"""Enough for a window of 1024 px over 3 x 3 tiles of 512 px with three 16-bit bands; GDAL's own limit is 5 % of the
+machine's memory, which a large raster fills."""
 
 
 @contextmanager

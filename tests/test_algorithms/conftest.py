@@ -114,7 +114,7 @@ def segadapt_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: the plugin's own tests add and remove the provider
 def provider(qgis_app: Any, qgis_processing: None) -> Iterator[Any]:
     """The provider, registered the way QGIS does it without a window."""
     from qgis.core import QgsApplication

@@ -30,7 +30,7 @@ def town():
 
 
 def everything(scene, progress=None, **options):
-    options = {"window_px": 512, "points_per_side": 32, "largest_window_px": 2048} | options
+    options = {"window_px": 512, "points_per_side": 16, "largest_window_px": 2048} | options
     return list(segment_everything(scene, EverythingJob(**options), progress=progress))
 
 
@@ -77,10 +77,36 @@ def test_same_objects_for_any_extent(paint_scene, open_scene, fake_engine):
         return sorted(shapely.to_wkt(each.geometry) for each in found if shared.contains(each.geometry))
 
     whole, left, right = (
-        inside(everything(scene, bounds_px=bounds)) for bounds in (None, (0, 0, 1210, 1300), (130, 205, SIDE, SIDE))
+        inside(everything(scene, bounds_px=bounds, points_per_side=32))
+        for bounds in (None, (0, 0, 1210, 1300), (130, 205, SIDE, SIDE))
     )
     assert len(whole) > 10
     assert whole == left == right
+
+
+def test_points_lie_on_one_lattice_for_any_extent(paint_scene, open_scene, fake_engine):
+    """Every 16 px from the raster's origin, each asked once, whatever the bounds."""
+    scene = open_scene(paint_scene((512, 512), []), fake_engine)
+    everything(scene, bounds_px=(100, 37, 300.5, 411), points_per_side=32)
+    asked = np.concatenate([prompt.points_xy for prompt in fake_engine.prompts]) / 2  # the chip has 1024 px
+    expected = [(x, y) for y in range(40, 411, 16) for x in range(104, 300, 16)]
+    assert sorted(map(tuple, asked.tolist())) == sorted(expected)
+
+
+def test_unstable_masks_are_left_out(paint_scene, open_scene, fake_engine):
+    """A mask whose outline moves with the threshold is no object."""
+    scene = open_scene(paint_scene((512, 512), [box(100, 100, 200, 200)]), fake_engine)
+    predict = fake_engine.predict
+
+    def predict_soft(embedding, prompts, *, multimask):
+        prediction = predict(embedding, prompts, multimask=multimask)
+        prediction.logits[:, :, 90:110][prediction.logits[:, :, 90:110] > 0] = 0.5
+        return prediction
+
+    fake_engine.predict = predict_soft
+    assert everything(scene, stability_threshold=0.9) == []
+    (found,) = everything(scene, stability_threshold=0.7)
+    assert found.stability == pytest.approx(0.8)
 
 
 def test_extent_limits_the_search_but_cuts_nothing(paint_scene, open_scene, fake_engine, iou):
@@ -165,7 +191,7 @@ def test_nodata_is_cut_out_and_its_points_not_asked(raster_factory, open_scene, 
     valid = np.ones((512, 512), bool)
     valid[:, 200:] = False
     scene = open_scene(raster_factory(pixels, mask=valid), fake_engine)
-    (found,) = everything(scene)
+    (found,) = everything(scene, points_per_side=32)
     assert found.geometry.area == pytest.approx(100 * 100 * 0.25, rel=0.03)
     assert len(fake_engine.prompts) == 12 * 32  # of points every 16 px twelve columns lie left of pixel 200
 
@@ -206,7 +232,7 @@ def test_empty_extent(paint_scene, open_scene, fake_engine, bounds):
 def test_real_model_finds_the_objects(paint_scene, open_scene, engine, iou):
     truths = [Point(150, 130).buffer(40), Point(420, 140).buffer(25), box(90, 300, 260, 400), box(400, 330, 450, 370)]
     scene = open_scene(paint_scene((512, 512), truths), engine)
-    found = everything(scene, points_per_side=12)
+    found = everything(scene, points_per_side=8)
     for truth in truths:
         score, segmented = match(scene, found, truth, iou)
         assert score > 0.9

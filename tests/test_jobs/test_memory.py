@@ -119,8 +119,8 @@ def huge(tmp_path):
 
 def test_part_of_a_huge_sparse_raster(huge, open_scene, fake_engine, tmp_path):
     scene = open_scene(huge, fake_engine)
-    bounds = (78_000, 89_000, 83_000, 93_000)
-    job = EverythingJob(bounds_px=bounds, window_px=512, labels_path=tmp_path / "labels.tif")
+    bounds = (79_000, 89_500, 81_500, 91_500)
+    job = EverythingJob(bounds_px=bounds, window_px=512, points_per_side=16, labels_path=tmp_path / "labels.tif")
     found = list(segment_everything(scene, job))
     assert sorted(round(segmented.geometry.area / 0.25, -2) for segmented in found) == [2000, 6000]
     assert fake_engine.n_embedded <= 16

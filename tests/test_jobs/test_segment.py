@@ -67,21 +67,27 @@ def test_cached_and_fresh_results_are_equal(paint_scene, open_scene, engine, tmp
             assert (again.score, again.stability) == (expected.score, expected.stability)
 
 
-def test_background_point_cuts_away(paint_scene, open_scene, engine, iou):
-    """Two touching halves of unlike brightness: a background point in the second leaves the first."""
-    whole, half = box(100, 100, 300, 200), box(100, 100, 200, 200)
-    path = paint_scene((400, 400), [whole])
-    scene = open_scene(path, engine)
+def test_background_point_takes_an_area_away(paint_scene, open_scene, engine):
+    """One box around two sheds holds both; a background point on the second leaves the first."""
+    first, second = box(100, 100, 150, 200), box(158, 100, 208, 200)
+    scene = open_scene(paint_scene((300, 300), [first, second]), engine)
+    around = box(95, 95, 213, 205)
     found = segment(
         scene,
-        (whole.centroid.buffer(1).exterior, "whole", "", True),
-        (Point(130, 150), "half", "", True),
-        (box(200, 100, 300, 200), "half", "", False),
-        (Point(130, 120), "half", "", True),
-        (Point(130, 180), "half", "", True),
+        (around, "both"),
+        (around, "one", "", True),
+        (Point(125, 150), "one", "", True),
+        (Point(183, 150), "one", "", False),
     )
-    assert iou(scene, found["whole"].geometry, whole) > 0.9
-    assert iou(scene, found["half"].geometry, half) > iou(scene, found["half"].geometry, whole) - 0.5
+
+    def share(name, truth_px):
+        truth = shapely.transform(truth_px, scene.reader.to_map)
+        return found[name].geometry.intersection(truth).area / truth.area
+
+    assert share("both", first) > 0.9
+    assert share("both", second) > 0.9
+    assert share("one", first) > 0.9
+    assert share("one", second) < 0.1
 
 
 @pytest.mark.parametrize("side", [8, 100])
@@ -106,6 +112,18 @@ def test_objects_are_whole(paint_scene, open_scene, fake_engine, iou, truth, cli
     scene = open_scene(paint_scene((1500, 1500), [truth]), fake_engine)
     (found,) = segment(scene, (Point(click), "a")).values()
     assert iou(scene, found.geometry, truth.intersection(box(0, 0, 1500, 1500))) > 0.97
+
+
+def test_larger_window_without_an_answer_loses_nothing(paint_scene, open_scene, fake_engine):
+    truth = box(104, 704, 1304, 768)
+    scene = open_scene(paint_scene((1500, 1500), [truth]), fake_engine)
+    embed = fake_engine.embed
+    fake_engine.embed = lambda chips, **options: [
+        embedding * (fake_engine.n_embedded == 1) for embedding in embed(chips, **options)
+    ]
+    (found,) = segment(scene, (Point(110, 730), "a")).values()
+    assert fake_engine.n_embedded == 2
+    assert 0 < found.geometry.area < 0.5 * truth.area * 0.25
 
 
 def test_a_larger_window_is_not_used_without_need(paint_scene, open_scene, fake_engine):

@@ -64,7 +64,7 @@ def test_every_card_is_complete(card):
     assert card.input_px > 0
     assert (card.builder is None) == (card.family == "backbone")
     # Weights of 4 bytes per parameter and little else.
-    assert card.checkpoint.n_bytes == pytest.approx(4e6 * card.parameters_m, rel=0.02)
+    assert card.checkpoint.n_bytes == pytest.approx(4e6 * card.parameters_m, rel=0.05)
 
 
 @pytest.mark.parametrize("card", list_models(), ids=lambda card: card.name)
