@@ -91,4 +91,5 @@ def _interpolate(values: npt.NDArray[np.float32], weights: _Weights) -> npt.NDAr
     # numpy, not torch: waking torch's threads costs more than interpolating the few pixels of an object.
     lower, upper, share = weights
     upper_share = share.reshape(-1, 1)
-    return np.multiply(values[lower], 1 - upper_share) + np.multiply(values[upper], upper_share)
+    mixed: npt.NDArray[np.float32] = np.add(values[lower] * (1 - upper_share), values[upper] * upper_share)
+    return mixed

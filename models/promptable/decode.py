@@ -109,7 +109,9 @@ def _cells_to_tokens(attention: Any, queries: torch.Tensor, keys: torch.Tensor, 
     weights = scores.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)  # over the tokens of each head
     values = _heads(attention.v_proj(values), heads)  # (N, H, T, d)
     out_weight = attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (H, d, C)
-    out: torch.Tensor = weights.transpose(1, 2) @ (values @ out_weight).flatten(1, 2) + attention.out_proj.bias
+    # The weights of a head sum to one, so each head may carry its share of the output's bias.
+    folded_values = (values @ out_weight + attention.out_proj.bias / heads).flatten(1, 2)  # (N, H * T, C)
+    out: torch.Tensor = weights.transpose(1, 2) @ folded_values
     return out
 
 

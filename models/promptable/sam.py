@@ -118,8 +118,8 @@ class SamModel(nn.Module):
         `embedding`: (256, 64, 64). Returns float32 logits (N, M, 256, 256) and predicted IoU (N, M).
         """
         sparse = self._embed_sparse(prompts)
-        cells = embedding.to(sparse.device, torch.float32).unsqueeze(0) + self._embed_dense(prompts)
-        cells = cells.flatten(2).transpose(1, 2).contiguous()  # (N or 1, S, C)
+        # Rows of channels first, in the embedding's own half precision: the copy is the costly part.
+        cells = embedding.to(sparse.device).flatten(1).t().contiguous().float() + self._embed_dense(prompts)
         return decode_masks(self.mask_decoder, cells, self.cells_pe, sparse, multimask=multimask)
 
     def _embed_sparse(self, prompts: Sequence[Prompts]) -> torch.Tensor:
@@ -141,15 +141,15 @@ class SamModel(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _embed_dense(self, prompts: Sequence[Prompts]) -> torch.Tensor:
-        """Previous masks -> (N, C, 64, 64), or the learned 'no mask' (1, C, 1, 1) for all objects at once."""
+        """Previous masks -> (N, S, C), or the learned 'no mask' (1, 1, C) for all objects at once."""
         masks = [p.mask_logits for p in prompts if p.mask_logits is not None]
         encoder = self.prompt_encoder
         if not masks:
-            none: torch.Tensor = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            none: torch.Tensor = encoder.no_mask_embed.weight.view(1, 1, -1)
             return none
         stacked = torch.from_numpy(np.stack(masks)).to(self.cells_pe.device, torch.float32)
         dense: torch.Tensor = encoder._embed_masks(stacked.unsqueeze(1))
-        return dense
+        return dense.flatten(2).transpose(1, 2)
 
 
 def _vit(card: ModelCard, *, dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> SamModel:
