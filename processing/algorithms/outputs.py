@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,10 +86,12 @@ def object_output(
     *,
     name: str,
     crs: QgsCoordinateReferenceSystem,
+    provenance: Mapping[str, str],
 ) -> Iterator[ObjectOutput]:
     """Open the sink `name`; when the work inside fails or is cancelled, what it wrote is removed.
 
-    Opened before the work, so that an output that cannot be written is known at once.
+    `provenance` goes into the metadata of the layer or of the GeoPackage's table. Opened before the work, so that an
+    output that cannot be written is known at once.
     """
     sink, destination = algorithm.parameterAsSink(
         parameters, name, context, object_fields(), QgsWkbTypes.MultiPolygon, crs
@@ -105,6 +107,27 @@ def object_output(
         _remove(destination, context)
         raise
     output.close()
+    _record(destination, context, provenance)
+
+
+def _record(destination: str, context: QgsProcessingContext, provenance: Mapping[str, str]) -> None:
+    """Write how a result was made where it stays with it; formats without metadata do without."""
+    layer = context.temporaryLayerStore().mapLayer(destination)
+    if layer is not None:
+        metadata = layer.metadata()
+        metadata.setHistory([f"{key}={value}" for key, value in provenance.items()])
+        layer.setMetadata(metadata)
+        return
+    parts = QgsProviderRegistry.instance().decodeUri("ogr", destination)
+    path = Path(parts.get("path") or destination)
+    if path.suffix != ".gpkg":
+        return
+    from osgeo import gdal  # QGIS's own
+
+    dataset = gdal.OpenEx(str(path), gdal.OF_VECTOR | gdal.OF_UPDATE)
+    table = dataset.GetLayerByName(parts.get("layerName") or path.stem) if dataset is not None else None
+    if table is None or table.SetMetadata(dict(provenance)) != gdal.CE_None:
+        raise JobError(f"Cannot write the metadata of {destination}; check space and rights.")
 
 
 def _remove(destination: str, context: QgsProcessingContext) -> None:

@@ -105,7 +105,14 @@ class SegmentEverythingAlgorithm(RasterAlgorithm):
         labels = self.parameterAsOutputLayer(parameters, self.LABELS, context)
         with (
             self.open_scene(parameters, context, progress=progress, settings=settings) as scene,
-            object_output(self, parameters, context, name=self.OUTPUT, crs=self.raster_crs) as output,
+            object_output(
+                self,
+                parameters,
+                context,
+                name=self.OUTPUT,
+                crs=self.raster_crs,
+                provenance=scene.provenance(),
+            ) as output,
         ):
             job = self._job(parameters, context, reader=scene.reader, labels=labels)
             for found in segment_everything(scene, job, progress=progress):

@@ -114,7 +114,14 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
         )
         with (
             self.open_scene(parameters, context, progress=progress, settings=settings) as scene,
-            object_output(self, parameters, context, name=self.OUTPUT, crs=self.raster_crs) as output,
+            object_output(
+                self,
+                parameters,
+                context,
+                name=self.OUTPUT,
+                crs=self.raster_crs,
+                provenance=scene.provenance(),
+            ) as output,
         ):
             objects = gather_prompts(geometries, scene.reader, progress=progress)
             for found in segment_objects(scene, objects, options=options, progress=progress):

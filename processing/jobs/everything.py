@@ -118,7 +118,9 @@ def _label_writer(scene: Scene, job: EverythingJob) -> LabelWriter | nullcontext
     if job.labels_path is None:
         return nullcontext()
     reader = scene.reader
-    return LabelWriter(job.labels_path, shape=reader.shape, transform=reader.transform, crs=reader.crs)
+    return LabelWriter(
+        job.labels_path, shape=reader.shape, transform=reader.transform, crs=reader.crs, tags=scene.provenance()
+    )
 
 
 def _paint(labels: LabelWriter, candidate: Candidate, number: int) -> None:

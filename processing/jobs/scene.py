@@ -47,6 +47,19 @@ class Scene:
             precision=self.engine.precision,
         )
 
+    def provenance(self) -> dict[str, str]:
+        """What a result must tell of its making to be repeated: raster, bands, stretch, model and its weights."""
+        stretch = self.reader.stretch
+        return {
+            "SEGADAPT_RASTER": self.reader.path,
+            "SEGADAPT_BANDS": " ".join(map(str, self.reader.bands)),
+            "SEGADAPT_STRETCH_LOW": " ".join(f"{value:.9g}" for value in stretch.low),
+            "SEGADAPT_STRETCH_HIGH": " ".join(f"{value:.9g}" for value in stretch.high),
+            "SEGADAPT_MODEL": self.engine.card.name,
+            "SEGADAPT_WEIGHTS_SHA256": self.engine.checkpoint_sha256,
+            "SEGADAPT_PRECISION": self.engine.precision,
+        }
+
     def is_encoded(self, window: SquareWindow) -> bool:
         """Whether the cache holds the embedding of a window."""
         return self.key(window) in self.cache

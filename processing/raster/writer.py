@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ class LabelWriter:
 
     It grows under a temporary name beside `path`. `commit` puts it in place; leaving the `with` block without
     it, by an error or a cancel, removes it and leaves an older file at `path` as it was. Raises `RasterError`
-    where the file cannot be written.
+    where the file cannot be written. `tags` go into the file's metadata.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class LabelWriter:
         crs: CRS | None,
         dtype: str = "uint32",
         nodata: int = 0,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
         if self.path.suffix.lower() not in (".tif", ".tiff"):
@@ -73,6 +75,7 @@ class LabelWriter:
                 bigtiff="IF_SAFER",
                 sparse_ok=True,
             )
+            self._dataset.update_tags(**(tags or {}))
 
     def __enter__(self) -> LabelWriter:
         """Return the writer itself."""

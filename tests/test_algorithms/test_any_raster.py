@@ -162,3 +162,31 @@ def test_a_raster_of_8_by_8(run: Any, prompts: Any, tmp_path: Path, algorithm: s
     assert result["COUNT"] == layer.featureCount()
     for feature in layer.getFeatures():
         assert feature.geometry().difference(raster.buffer(1e-6, 1)).area() == 0
+
+
+def test_results_tell_how_they_were_made(run: Any, prompts: Any, roofs: Any, scene_pixels: Any, tmp_path: Path) -> None:
+    """Stretch, bands, model and weights: in the table of a GeoPackage, in a layer in memory, in a label raster."""
+    import rasterio
+    from osgeo import gdal
+
+    path = _write(tmp_path / "scene.tif", _as_16_bit(scene_pixels))
+    layer = prompts([(roofs[2].polygon, {"kind": "roof"})], kind="Polygon")
+    objects, labels = tmp_path / "objects.gpkg", tmp_path / "labels.tif"
+    asked = {"INPUT": str(path), "BANDS": [3, 2, 1]}
+
+    run("segmentfromprompts", {**asked, "PROMPTS": layer, "OUTPUT": str(objects)})
+    few = {"WINDOW": "512", "POINTS_PER_SIDE": 4, "OUTPUT": "memory:", "LABELS": str(labels)}
+    everything = run("segmenteverything", {**asked, **few})
+
+    dataset = gdal.OpenEx(str(objects))
+    told = dataset.GetLayer(0).GetMetadata()
+    assert told["SEGADAPT_BANDS"] == "3 2 1"
+    assert told["SEGADAPT_MODEL"] == "mobile_sam"
+    assert len(told["SEGADAPT_WEIGHTS_SHA256"]) == 64
+    low, high = (np.array(told[f"SEGADAPT_STRETCH_{end}"].split(), float) for end in ("LOW", "HIGH"))
+    expected = np.percentile(scene_pixels[::-1].reshape(3, -1).astype(float) * 8, (2, 98), axis=1)
+    assert np.abs(low - expected[0]).max() < 20
+    assert np.abs(high - expected[1]).max() < 20
+    assert set(everything["OUTPUT"].metadata().history()) == {f"{key}={value}" for key, value in told.items()}
+    with rasterio.open(labels) as written:
+        assert told.items() <= written.tags().items()
