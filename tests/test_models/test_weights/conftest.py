@@ -69,7 +69,7 @@ def weights_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightsServer]:
         thread.start()
         # No certificate for the loopback: these tests alone may speak plain http.
         monkeypatch.setattr(downloads, "SCHEMES", ("http",))
-        monkeypatch.setattr(downloads, "PYPI", server.url("/simple"))
+        monkeypatch.setattr(downloads, "pip_index", lambda: server.url("/simple"))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.delenv("PIP_INDEX_URL", raising=False)
         yield server

