@@ -126,7 +126,7 @@ def mask_agreement(engine: Any, exact: Any) -> list[Row]:
 
     boxes = geopandas.read_file(PROMPTS, layer="prompt_boxes").set_index("object_id").geometry
     points = geopandas.read_file(PROMPTS, layer="prompt_points").query("label == 1").groupby("object_id").first()
-    ious: dict[str, list[float]] = {"boxes": [], "first clicks, mask by mask of three": []}
+    ious: dict[str, list[float]] = {"boxes of objects": [], "first clicks, mask by mask of three": []}
     with open_raster(str(SAMPLE)) as reader:
         for object_id, outline in boxes.items():
             left, bottom, right, top = outline.bounds
@@ -139,16 +139,35 @@ def mask_agreement(engine: Any, exact: Any) -> list[Row]:
             box = Prompts(box_xyxy=((corners - offset) * scale).ravel().astype(np.float32))
             point = Prompts(points_xy=((click - offset) * scale).astype(np.float32), labels=np.array([1]))
             embeddings = [(each, each.embed([chip])[0]) for each in (engine, exact)]
-            for kind, prompt in zip(ious, (box, point), strict=True):
+            for kind, prompt in zip(tuple(ious), (box, point), strict=True):
                 ours, truth = (
                     e.predict(emb, [prompt], multimask=prompt.is_ambiguous).logits > 0 for e, emb in embeddings
                 )
                 common, union = (ours & truth).sum((2, 3)), (ours | truth).sum((2, 3))
                 ious[kind] += list((common / np.maximum(union, 1))[union > 0])
+    ious |= _random_agreement(engine, exact)
     return [
         (kind, f"{np.mean(values):.4f}", f"{np.median(values):.4f}", f"{min(values):.4f}", str(len(values)))
         for kind, values in ious.items()
     ]
+
+
+def _random_agreement(engine: Any, exact: Any) -> dict[str, list[float]]:
+    """The same for prompts that mean no object: 64 random boxes, and a grid of 64 clicks, on one chip."""
+    from segadapt.models.prompts import Prompts
+
+    chip, label = sample_chip(), np.array([1])
+    boxes = [Prompts(box_xyxy=box) for box in random_boxes(64)]
+    places = [(x, y) for x in range(64, 1024, 128) for y in range(64, 1024, 128)]
+    clicks = [Prompts(points_xy=np.array([place]), labels=label) for place in places]
+    embeddings = [(each, each.embed([chip])[0]) for each in (engine, exact)]
+    ious: dict[str, list[float]] = {}
+    for kind, prompts in (("random boxes", boxes), ("grid of clicks, mask by mask of three", clicks)):
+        multimask = prompts is clicks
+        ours, truth = (e.predict(emb, prompts, multimask=multimask).logits > 0 for e, emb in embeddings)
+        common, union = (ours & truth).sum((2, 3)), (ours | truth).sum((2, 3))
+        ious[kind] = list((common / np.maximum(union, 1))[union > 0])
+    return ious
 
 
 def click_rows(n_clicks: int) -> list[Row]:
