@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "timm", "segment_anything", "safetensors", "huggingface_hub"}
+SCIENCE = {"scipy", "skimage", "sklearn", "matplotlib"}
 GEODATA = {"rasterio", "geopandas", "shapely", "pyproj"}
 QGIS = {"qgis", "osgeo"}
 # How work reports, stops and fails is said in the lowest layer, for all of them.
@@ -19,13 +20,13 @@ FLOOR = ("models.errors", "models.progress", "models.storage", "processing.error
 # What a layer may import of ours, and must not of others; the longest name that fits a module counts.
 LAYERS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "models": (("models",), QGIS | GEODATA | {"dask"}),
-    "processing": ((*FLOOR, "processing.library_isolation"), QGIS | HEAVY | GEODATA),
+    "processing": ((*FLOOR, "processing.library_isolation"), QGIS | HEAVY | GEODATA | SCIENCE),
     "processing.raster": ((*FLOOR, "processing.raster"), QGIS | HEAVY | {"dask"}),
     "processing.jobs": ((*FLOOR, "models", "processing.raster", "processing.jobs"), QGIS),
     "processing.algorithms": (("models", "processing"), {"qgis.gui", "qgis.PyQt.QtWidgets"}),
     "processing.provider": (("models", "processing"), {"qgis.gui", "qgis.PyQt.QtWidgets"}),
     "plugin": (("models", "processing", "plugin"), set()),
-    "__init__": (("plugin",), QGIS | HEAVY),
+    "__init__": (("plugin",), QGIS | HEAVY | SCIENCE),
 }
 # What is imported before the environment is there: by QGIS, or to describe models.
 DESCRIPTIONS = ("card", "catalogue", "checkpoints", "errors", "progress", "prompts", "registry", "storage")
@@ -104,7 +105,7 @@ def heavy_at_start(texts: dict[str, str], *, packages: set[str]) -> list[str]:
     while chains:
         chain = chains.pop(0)
         for name, at_once in imports(chain[-1], texts[chain[-1]], packages=packages):
-            if at_once and name.split(".")[0] in HEAVY | GEODATA:
+            if at_once and name.split(".")[0] in HEAVY | GEODATA | SCIENCE:
                 found.append(" -> ".join((*chain, name)))
             elif at_once and name.startswith("."):
                 parts = name[1:].split(".")

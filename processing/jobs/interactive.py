@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from shapely.geometry import MultiPolygon
+from shapely.geometry.base import BaseGeometry
 
 from ...models.prompts import FOREGROUND
 from ..errors import JobError
@@ -47,11 +49,26 @@ class PromptRequest:
     points_map: tuple[tuple[float, float], ...] = ()
     labels: tuple[int, ...] = ()
     box_map: Bounds | None = None
+    scribbles_map: tuple[tuple[tuple[float, float], ...], ...] = ()
+    scribble_labels: tuple[int, ...] = ()
+    outline: BaseGeometry | None = None
     window_px: int = 1024
     previous: PreviousAnswer | None = None
     multimask: bool = True
     tolerance: float = 0.0
     min_area_m2: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskOption:
+    """One of the masks that the model offers for an ambiguous prompt; fields as in `PromptResult`."""
+
+    geometry: MultiPolygon
+    score: float
+    stability: float
+    area_m2: float
+    window: SquareWindow
+    logits: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,9 +87,71 @@ class PromptResult:
     area_m2: float
     window: SquareWindow
     logits: npt.NDArray[np.float32]
+    options: tuple[MaskOption, ...] = ()
+    adapter: str = ""
 
 
-def segment_prompts(scene: Scene, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
+@dataclass(frozen=True, kw_only=True)
+class InteractiveOptions:
+    """What may help to answer; each can be left out, which the evaluation does in turn."""
+
+    window_px: int | None = None
+    fixed_window: bool = False
+    adapter: bool = True
+    cascade: int = 2
+    repair: bool = True
+    per_click: bool = True
+    per_object: bool = True
+
+
+@dataclass(frozen=True)
+class LearningReport:
+    """What became of an accepted object: `iou_before` and `iou_after` are of the objects remembered."""
+
+    is_kept: bool
+    n_objects: int
+    iou_before: float
+    iou_after: float
+    sentence: str
+
+
+class InteractiveSegmenter:
+    """Answers prompts on one scene and learns from what the analyst accepts."""
+
+    def __init__(self, scene: Scene, options: InteractiveOptions | None = None) -> None:
+        self.scene, self.options = scene, options or InteractiveOptions()
+        self.n_learned = 0
+        self.adapter_name = ""
+
+    def answer(self, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
+        """Answer a request."""
+        return segment_prompts(self.scene, request, only_if_encoded=only_if_encoded, options=self.options)
+
+    def learn(self, result: PromptResult, geometry: BaseGeometry | None = None) -> LearningReport:
+        """Take an accepted object in."""
+        self.n_learned += 1
+        return LearningReport(False, self.n_learned, 1.0, 1.0, "Nothing was learned.")
+
+    def reset(self) -> None:
+        """Forget what was learned."""
+        self.n_learned = 0
+
+    def save(self, path: Path) -> None:
+        """Write what was learned as an adapter."""
+        raise JobError(f"Nothing was learned yet that could go to {path}; accept some objects first.")
+
+    def load(self, path: Path) -> None:
+        """Use an adapter that was saved."""
+        raise JobError(f"{path} is no adapter of SegAdapt.")
+
+
+def segment_prompts(
+    scene: Scene,
+    request: PromptRequest,
+    *,
+    only_if_encoded: bool = False,
+    options: InteractiveOptions | None = None,
+) -> PromptResult | None:
     """Answer a request.
 
     The window of the previous answer is used again while all prompts lie inside it, and its logits are fed
@@ -84,11 +163,14 @@ def segment_prompts(scene: Scene, request: PromptRequest, *, only_if_encoded: bo
     prompts = _prompts_inside(scene, request, is_preview=only_if_encoded)
     if prompts is None:
         return None
+    options = options or InteractiveOptions()
+    if options.window_px is not None:
+        request = replace(request, window_px=options.window_px)
     window, logits = _window(scene, request, prompts)
     if only_if_encoded and not scene.is_encoded(window):
         return None
     answer = _answer(scene, window, prompts, request, logits)
-    if not only_if_encoded:
+    if not only_if_encoded and not options.fixed_window:
         answer = _whole_answer(scene, answer, prompts, request)
     geometry, area = outline_mask(scene, answer.mask, tolerance=request.tolerance, min_area_m2=request.min_area_m2)
     return PromptResult(
