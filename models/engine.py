@@ -18,6 +18,7 @@ from .checkpoints import fetch_checkpoint, load_state_dict
 from .device import DTYPES, choose_device, choose_precision, cpu_threads
 from .errors import EngineError
 from .progress import NullProgress, Progress, raise_if_cancelled
+from .promptable.decode import DecodedFeatures
 from .prompts import LOW_RES_PX, Prompts
 from .registry import create_promptable, get_card
 
@@ -119,6 +120,19 @@ class InferenceEngine:
             for same_kind in _group_by_kind(prompts):
                 self._in_batches(decode, same_kind, "objects", NullProgress())
         return MaskPrediction(logits, iou)
+
+    def predict_features(self, embedding: torch.Tensor, prompts: Prompts) -> DecodedFeatures:
+        """Decode one object's prompts down to what its four masks are made of (on the CPU, usable in gradients).
+
+        `embedding`: (256, 64, 64). Raises `EngineError` when memory does not suffice.
+        """
+
+        def decode(objects: Sequence[Prompts]) -> list[DecodedFeatures]:
+            decoded = self._running_model().predict_features(embedding.to(self.device), objects[0])
+            return [DecodedFeatures(*(part.cpu() for part in decoded))]
+
+        with self._lock, torch.no_grad():
+            return self._in_batches(decode, [prompts], "objects", NullProgress())[0]
 
     def close(self) -> None:
         """Free the device's memory. Calls after this raise `EngineError`."""

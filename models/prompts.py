@@ -68,6 +68,12 @@ class Prompts:
         """True for a single click without box or mask: the case in which the model offers three masks."""
         return len(self.points_xy) == 1 and self.box_xyxy is None and self.mask_logits is None
 
+    def in_cells(self, input_px: int) -> Prompts:
+        """The same prompts in cells of the logits (0 to 256) instead of pixels of a chip of `input_px`."""
+        scale = LOW_RES_PX / input_px
+        box = None if self.box_xyxy is None else self.box_xyxy * scale
+        return Prompts(self.points_xy * scale, self.labels, box, self.mask_logits)
+
 
 def _array(values: Any, dtype: type) -> npt.NDArray[Any]:
     return np.asarray(values, dtype=dtype)

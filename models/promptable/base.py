@@ -9,6 +9,7 @@ import torch
 
 from ..card import ModelCard
 from ..prompts import Prompts
+from .decode import DecodedFeatures
 
 
 class PromptableModel(Protocol):
@@ -35,3 +36,6 @@ class PromptableModel(Protocol):
 
         Returns logits (N, M, 256, 256) over the padded chip and predicted IoU (N, M); M is 3 with `multimask`, else 1.
         """
+
+    def predict_features(self, embedding: torch.Tensor, prompts: Prompts) -> DecodedFeatures:
+        """Decode one object down to the features of all four masks; index 0 is the mask without ambiguity."""

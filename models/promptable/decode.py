@@ -14,7 +14,8 @@ Letters: N objects, T tokens, S = 64 * 64 image cells, C = 256 channels, H heads
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own custom
@@ -37,14 +38,41 @@ def decode_masks(
     `sparse`: (N, P, C) embedded points and boxes. Returns logits (N, M, 256, 256) and predicted IoU (N, M) with
     M = 3 when `multimask`, else 1.
     """
-    n_masks = decoder.num_mask_tokens
-    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + n_masks, C)
+    wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
+    decoded = decode_features(decoder, cells, cells_pe, sparse, wanted=wanted)
+    return place_cells(decoded.fine @ decoded.hyper), decoded.iou
+
+
+class DecodedFeatures(NamedTuple):
+    """What the masks are made of: `place_cells(fine @ hyper)` are the logits.
+
+    `fine`: (N, S * 16, 32) image features, four times finer than the embedding; `hyper`: (N, 32, M) one direction
+    per mask; `iou`: (N, M) predicted IoU.
+    """
+
+    fine: torch.Tensor
+    hyper: torch.Tensor
+    iou: torch.Tensor
+
+
+def decode_features(
+    decoder: Any, cells: torch.Tensor, cells_pe: torch.Tensor, sparse: torch.Tensor, *, wanted: Sequence[int]
+) -> DecodedFeatures:
+    """Decode N objects for the masks `wanted` (0 the single one, 1 to 3 those of an ambiguous prompt)."""
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + masks, C)
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)  # (N, T, C)
     queries, cells = _two_way(decoder.transformer, tokens, cells, cells_pe)
-    wanted = range(1, n_masks) if multimask else range(1)
     hyper = torch.stack([decoder.output_hypernetworks_mlps[i](queries[:, 1 + i]) for i in wanted], dim=2)
     iou = decoder.iou_prediction_head(queries[:, 0])[:, list(wanted)]
-    return _upscale(decoder.output_upscaling, cells, hyper), iou
+    return DecodedFeatures(_upscale(decoder.output_upscaling, cells), hyper, iou)
+
+
+def place_cells(values: torch.Tensor) -> torch.Tensor:
+    """Bring values of the finest cells, (N, S * 16, c) in the decoder's order, to a picture (N, c, 256, 256)."""
+    n, _, channels = values.shape
+    # Axes: rows, columns of the cell; row, column of the half cell; row, column of the quarter cell.
+    picture = values.view(n, _CELLS, _CELLS, 2, 2, 2, 2, channels).permute(0, 7, 1, 3, 5, 2, 4, 6)
+    return picture.reshape(n, channels, _CELLS * _UP, _CELLS * _UP)
 
 
 def _two_way(
@@ -115,17 +143,13 @@ def _cells_to_tokens(attention: Any, queries: torch.Tensor, keys: torch.Tensor, 
     return out
 
 
-def _upscale(upscaling: Any, cells: torch.Tensor, hyper: torch.Tensor) -> torch.Tensor:
-    """Upsample cells (N, S, C) four times and project on `hyper` (N, c, M): logits (N, M, 256, 256)."""
+def _upscale(upscaling: Any, cells: torch.Tensor) -> torch.Tensor:
+    """Upsample cells (N, S, C) four times: (N, S * 16, 32), the 16 parts of a cell one after another."""
     first, norm, gelu, second, last_gelu = upscaling
-    n, n_masks = len(hyper), hyper.shape[-1]
     fine = _transposed_convolution(first, cells)  # (N, S, 4, 64)
     fine = gelu(F.layer_norm(fine, fine.shape[-1:], norm.weight, norm.bias, norm.eps))
     finest: torch.Tensor = last_gelu(_transposed_convolution(second, fine))  # (N, S, 4, 4, 32)
-    logits = finest.flatten(1, 3) @ hyper  # (N, S * 16, M)
-    # Axes: rows, columns of the cell; row, column of the half cell; row, column of the quarter cell.
-    logits = logits.view(n, _CELLS, _CELLS, 2, 2, 2, 2, n_masks).permute(0, 7, 1, 3, 5, 2, 4, 6)
-    return logits.reshape(n, n_masks, _CELLS * _UP, _CELLS * _UP)
+    return finest.flatten(1, 3)
 
 
 def _transposed_convolution(convolution: Any, x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from ..card import ModelCard
 from ..errors import CheckpointError
 from ..prompts import Prompts
-from .decode import decode_masks
+from .decode import DecodedFeatures, decode_features, decode_masks
 
 EMBEDDING_CHANNELS = 256
 _CELLS = 64
@@ -117,10 +117,20 @@ class SamModel(nn.Module):
 
         `embedding`: (256, 64, 64). Returns float32 logits (N, M, 256, 256) and predicted IoU (N, M).
         """
+        sparse, cells = self._prompted(embedding, prompts)
+        return decode_masks(self.mask_decoder, cells, self.cells_pe, sparse, multimask=multimask)
+
+    def predict_features(self, embedding: torch.Tensor, prompts: Prompts) -> DecodedFeatures:
+        """Decode one object down to the features of all four masks (0 the single one, 1 to 3 the alternatives)."""
+        sparse, cells = self._prompted(embedding, [prompts])
+        every = range(self.mask_decoder.num_mask_tokens)
+        return decode_features(self.mask_decoder, cells, self.cells_pe, sparse, wanted=every)
+
+    def _prompted(self, embedding: torch.Tensor, prompts: Sequence[Prompts]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedded points and boxes (N, P, C), and the cells (N or 1, S, C) with the previous masks on them."""
         sparse = self._embed_sparse(prompts)
         # Rows of channels first, in the embedding's own half precision: the copy is the costly part.
-        cells = embedding.to(sparse.device).flatten(1).t().contiguous().float() + self._embed_dense(prompts)
-        return decode_masks(self.mask_decoder, cells, self.cells_pe, sparse, multimask=multimask)
+        return sparse, embedding.to(sparse.device).flatten(1).t().contiguous().float() + self._embed_dense(prompts)
 
     def _embed_sparse(self, prompts: Sequence[Prompts]) -> torch.Tensor:
         """Points and boxes -> (N, P, C). A padding point stands in where there is no box, as in the reference."""

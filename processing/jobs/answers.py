@@ -76,6 +76,18 @@ def answer_prompts(
     return [answers[i] for i in range(len(prompts))]
 
 
+def answer_options(scene: Scene, window: SquareWindow, prompts: Prompts, *, multimask: bool) -> list[Answer]:
+    """All masks for one object in a window, the one with the highest predicted IoU first.
+
+    Three for an ambiguous prompt with `multimask`, else one.
+    """
+    is_choice = multimask and prompts.is_ambiguous
+    prediction = scene.engine.predict(scene.embedding(window), [prompts], multimask=is_choice)
+    order = np.argsort(-prediction.iou[0], kind="stable")
+    scores = prediction.iou[0]
+    return [make_answer(scene, window, prediction.logits[0, n], score=float(scores[n])) for n in order]
+
+
 def _predict(
     scene: Scene, window: SquareWindow, prompts: Mapping[int, Prompts], *, multimask: bool
 ) -> dict[int, Answer]:

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
+import torch
+from affine import Affine
+from rasterio.features import rasterize
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
-from ...models.prompts import FOREGROUND
+from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
+from ...models.adaptation.clicks import respect_clicks
+from ...models.adaptation.online import Look, OnlineAdapter, look
+from ...models.adaptation.refiner import MaskRefiner, RefinerInput
+from ...models.adaptation.shipped import SHIPPED_NAME, refiner_of, shipped_refiner
+from ...models.prompts import FOREGROUND, LOW_RES_PX
 from ..errors import JobError
 from ..raster.reader import RasterReader
 from ..raster.windows import WINDOW_SIZES_PX, Bounds, SquareWindow, fitting_size_px, lattice_windows
-from .answers import Answer, answer_prompts, chip_prompts, first_window, next_window
-from .objects import ObjectPrompts
+from .answers import Answer, answer_options, chip_prompts, first_window, make_answer, next_window
+from .objects import ObjectPrompts, scribble_points
 from .placed_mask import intersection
 from .scene import Scene
 from .segment import outline_mask
 
 # A view zoomed far out needs more windows than anyone waits for; the ones around its centre come first.
-_MOST_VIEW_WINDOWS = 16
+_MOST_VIEW_WINDOWS = 48
 _MOST_WINDOWS = 6
+# What a roof and its surroundings need, see `click_window_px`.
+_CLICK_WINDOW_M = 77.0
+# Feeding an answer back changes nothing more (CFR, Wang et al. 2023, https://arxiv.org/abs/2308.13174).
+_SETTLED = 0.99
+_CHIPS, _LONGEST_TRAIL = 16, 8
 
 
 @dataclass(frozen=True, eq=False)
 class PreviousAnswer:
-    """The answer that the user is refining: its window and low-resolution logits, float32 (256, 256)."""
+    """The answer that the user is refining: its window and low-resolution logits, float32 (256, 256).
+
+    `trail`: what the refiner saw on the way, which `InteractiveSegmenter.learn` needs; empty elsewhere.
+    """
 
     window: SquareWindow
     logits: npt.NDArray[np.float32]
+    trail: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,8 +60,9 @@ class PromptRequest:
     """What the user has drawn for one object so far.
 
     `points_map`: (x, y) in the raster's CRS; `labels`: 1 foreground, 0 background, one per point. `box_map`:
-    xmin, ymin, xmax, ymax in the raster's CRS, or None. `window_px`: side of the window for a new object,
-    from `window_px_for_view`. `previous`: the answer to the prompts before the last one, None for a new
+    xmin, ymin, xmax, ymax in the raster's CRS, or None. `scribbles_map`: lines along the object or beside it, with
+    `scribble_labels`. `outline`: a polygon in the raster's CRS to start from. `window_px`: side of the window for a new
+    object, None for `click_window_px`. `previous`: the answer to the prompts before the last one, None for a new
     object or after an undo. `multimask`: take the best of three masks for a single click. `tolerance` in map
     units and `min_area_m2` as in `SegmentOptions`.
     """
@@ -52,7 +74,7 @@ class PromptRequest:
     scribbles_map: tuple[tuple[tuple[float, float], ...], ...] = ()
     scribble_labels: tuple[int, ...] = ()
     outline: BaseGeometry | None = None
-    window_px: int = 1024
+    window_px: int | None = None
     previous: PreviousAnswer | None = None
     multimask: bool = True
     tolerance: float = 0.0
@@ -69,44 +91,56 @@ class MaskOption:
     area_m2: float
     window: SquareWindow
     logits: npt.NDArray[np.float32]
+    trail: tuple[Seen, ...] = ()
+
+    def as_previous(self) -> PreviousAnswer:
+        """What the next request about the same object takes along."""
+        return PreviousAnswer(self.window, self.logits, self.trail)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PromptResult:
+class PromptResult(MaskOption):
     """The answer to the request of the same id.
 
     `geometry` is in the raster's CRS and empty where the model found nothing. `score`: predicted IoU;
     `stability`: IoU of the mask between thresholds one above and one below; `area_m2`: on the ellipsoid, NaN
-    without a CRS. `window` and `logits` make the `PreviousAnswer` of the next request.
+    without a CRS. `window` and `logits` make the `PreviousAnswer` of the next request. `options`: all masks that the
+    model offers, the answer first, for an ambiguous prompt; else empty. `adapter`: name of what was laid over the
+    model, "" for nothing.
     """
 
     request_id: int
-    geometry: MultiPolygon
-    score: float
-    stability: float
-    area_m2: float
-    window: SquareWindow
-    logits: npt.NDArray[np.float32]
     options: tuple[MaskOption, ...] = ()
     adapter: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InteractiveOptions:
-    """What may help to answer; each can be left out, which the evaluation does in turn."""
+    """What may help to answer; each can be left out, which the evaluation does in turn.
+
+    `window_px`: side of the first window of an object, None to choose it (`click_window_px`, or what the request says);
+    `fixed_window`: stay in it. `adapter`: use the adapter that ships with SegAdapt for this model, if there is one.
+    `cascade`: how often an answer is fed back with the same prompts. `repair`: turn over what contradicts a click.
+    `per_click`: a few gradient steps where clicks are contradicted. `per_object`: learn from accepted objects.
+    """
 
     window_px: int | None = None
     fixed_window: bool = False
     adapter: bool = True
-    cascade: int = 2
+    cascade: int = 0
     repair: bool = True
     per_click: bool = True
     per_object: bool = True
 
+    @property
+    def is_plain(self) -> bool:
+        """The model alone, as published: the reference that the evaluation compares with."""
+        return not (self.adapter or self.cascade or self.repair or self.per_click or self.per_object)
+
 
 @dataclass(frozen=True)
 class LearningReport:
-    """What became of an accepted object: `iou_before` and `iou_after` are of the objects remembered."""
+    """What became of an accepted object: `iou_before` and `iou_after` are means over what is remembered."""
 
     is_kept: bool
     n_objects: int
@@ -115,80 +149,251 @@ class LearningReport:
     sentence: str
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the refiner saw of an answer, and in which window."""
+
+    window: SquareWindow
+    seen: RefinerInput
+
+
 class InteractiveSegmenter:
-    """Answers prompts on one scene and learns from what the analyst accepts."""
+    """Answers prompts on one scene and learns from what the analyst accepts. One thread at a time."""
 
     def __init__(self, scene: Scene, options: InteractiveOptions | None = None) -> None:
         self.scene, self.options = scene, options or InteractiveOptions()
         self.n_learned = 0
-        self.adapter_name = ""
+        self._loaded_name = ""
+        self._online = OnlineAdapter(self._shipped(), half=self._half)
+        self._chips: OrderedDict[SquareWindow, npt.NDArray[np.uint8]] = OrderedDict()
+
+    @property
+    def adapter_name(self) -> str:
+        """What is laid over the model: shipped, loaded, learned here; "" for nothing."""
+        shipped = SHIPPED_NAME if self.options.adapter and self._shipped() is not None else ""
+        learned = f"{self.n_learned} objects learned" if self.n_learned else ""
+        return " + ".join(name for name in (self._loaded_name or shipped, learned) if name)
 
     def answer(self, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
-        """Answer a request."""
-        return segment_prompts(self.scene, request, only_if_encoded=only_if_encoded, options=self.options)
+        """Answer a request.
+
+        The window of the previous answer is used again while all prompts lie inside it, and its logits are fed
+        back. An object that its window cuts is looked at again in a larger one. With `only_if_encoded`, for the
+        preview under the mouse, the answer comes from one window that is in the cache already, or is None where
+        it is not or where the prompts lie outside the raster. Raises `JobError` for prompts outside the raster or
+        without a foreground.
+        """
+        prompts = _prompts_inside(self.scene, request, is_preview=only_if_encoded)
+        if prompts is None:
+            return None
+        window, previous = self._window(request, prompts)
+        if only_if_encoded and not self.scene.is_encoded(window):
+            return None
+        found = self._ask(window, prompts, request, previous)
+        if not only_if_encoded and not self.options.fixed_window:
+            found = self._whole(found, prompts, request)
+        trail = previous.trail if previous is not None and previous.window == found[0].answer.window else ()
+        options = [self._option(one, request, trail) for one in (found[:1] if only_if_encoded else found)]
+        return PromptResult(
+            request_id=request.request_id,
+            **{name: getattr(options[0], name) for name in MaskOption.__dataclass_fields__},
+            options=tuple(options) if len(options) > 1 else (),
+            adapter=self.adapter_name,
+        )
 
     def learn(self, result: PromptResult, geometry: BaseGeometry | None = None) -> LearningReport:
-        """Take an accepted object in."""
+        """Take in an accepted object; `geometry` is its final outline in the raster's CRS, None for the answer's."""
+        accepted = result.geometry if geometry is None else geometry
+        if not self.options.per_object or not result.trail or accepted.is_empty:
+            return LearningReport(False, self.n_learned, math.nan, math.nan, "Nothing was learned from this object.")
+        # First and last answers teach most: where clicks can be saved, and what the analyst wanted.
+        trail = [*result.trail[:2], result.trail[-1]] if len(result.trail) > 3 else list(result.trail)
+        truths = [self._truth(one, accepted) for one in trail]
+        learned = self._online.learn([one.seen for one in trail], truths)
         self.n_learned += 1
-        return LearningReport(False, self.n_learned, 1.0, 1.0, "Nothing was learned.")
+        verb = "Learned from" if learned.is_kept else "Looked at, but did no good to keep:"
+        sentence = (
+            f"{verb} object {self.n_learned}: agreement with the accepted objects "
+            f"{learned.iou_before:.3f} before, {learned.iou_after:.3f} after."
+        )
+        return LearningReport(learned.is_kept, self.n_learned, learned.iou_before, learned.iou_after, sentence)
 
     def reset(self) -> None:
-        """Forget what was learned."""
-        self.n_learned = 0
+        """Forget what was learned and loaded; the shipped adapter stays."""
+        self.n_learned, self._loaded_name = 0, ""
+        self._online.reset()
 
     def save(self, path: Path) -> None:
-        """Write what was learned as an adapter."""
-        raise JobError(f"Nothing was learned yet that could go to {path}; accept some objects first.")
+        """Write what was learned as an adapter. Raises `JobError` where nothing was, `CheckpointError` on failure."""
+        refiner = self._online.refiner
+        if refiner is None or not self.n_learned:
+            raise JobError(f"Nothing was learned yet that could go to {path}; accept some objects first.")
+        engine = self.scene.engine
+        card = AdapterCard(
+            name=path.stem,
+            base_model=engine.card.name,
+            base_sha256=engine.checkpoint_sha256,
+            method="mask refiner, learned from accepted objects",
+            trained_on=tuple(name for name in (self._loaded_name or SHIPPED_NAME, Path(self.scene.reader.path).name)),
+            n_objects=self.n_learned,
+            licence="of its maker",
+            made_on=datetime.now(timezone.utc).date().isoformat(),
+        )
+        save_adapter(Adapter(card, refiner.state_dict()), path)
 
     def load(self, path: Path) -> None:
-        """Use an adapter that was saved."""
-        raise JobError(f"{path} is no adapter of SegAdapt.")
+        """Use an adapter that was saved, here or elsewhere. Raises `CheckpointError` where it does not fit."""
+        engine = self.scene.engine
+        adapter = load_adapter(path, base_model=engine.card.name, base_sha256=engine.checkpoint_sha256)
+        self._online.load(refiner_of(adapter))
+        self._loaded_name = adapter.card.name
+
+    @property
+    def _half(self) -> bool:
+        return self.scene.engine.precision == "bf16"
+
+    def _shipped(self) -> MaskRefiner | None:
+        engine = self.scene.engine
+        return shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
+
+    def _window(self, request: PromptRequest, prompts: ObjectPrompts) -> tuple[SquareWindow, PreviousAnswer | None]:
+        previous = request.previous
+        if previous is not None and previous.window.contains_bounds(prompts.bounds_px):
+            return previous.window, previous
+        left, top, right, bottom = prompts.bounds_px
+        extent_px = max(right - left, bottom - top)
+        size_px = self.options.window_px or request.window_px or click_window_px(self.scene.reader)
+        if extent_px > size_px / 2:
+            size_px = fitting_size_px(extent_px)
+        elif prompts.box_xyxy is not None:
+            size_px = min(size_px, fitting_size_px(extent_px))
+        window = first_window(prompts, self.scene.reader.shape, window_px=size_px)
+        if window is None:
+            raise JobError(f"The prompts lie {extent_px:.0f} px apart, too far for one window; start a new object.")
+        return window, None
+
+    def _ask(
+        self, window: SquareWindow, prompts: ObjectPrompts, request: PromptRequest, previous: PreviousAnswer | None
+    ) -> list[_Found]:
+        """All masks that are offered, the best first."""
+        logits = None if previous is None else previous.logits
+        asked = chip_prompts(prompts, window, scene=self.scene, logits=logits)
+        if self.options.is_plain:
+            return [_Found(one, None) for one in answer_options(self.scene, window, asked, multimask=request.multimask)]
+        cells = asked.in_cells(self.scene.input_px)
+        embedding, chip = self.scene.embedding(window), self._chip(window)
+        chosen = None if request.multimask else 0
+        view = look(self.scene.engine, embedding, chip, cells, chosen=chosen)
+        views = view.alternatives() if request.multimask and asked.is_ambiguous else [view]
+        return [self._settled(view, window, embedding, chip) for view in views]
+
+    def _settled(
+        self, view: Look, window: SquareWindow, embedding: torch.Tensor, chip: npt.NDArray[np.uint8]
+    ) -> _Found:
+        """The answer from one mask: refined, fed back, and brought to agree with the clicks."""
+        cells = view.cells
+        refined = self._online.refined(view)
+        for _ in range(self.options.cascade):
+            before = refined
+            view = look(self.scene.engine, embedding, chip, replace(cells, mask_logits=before.numpy()), chosen=0)
+            refined = self._online.refined(view)
+            if _agreement(before, refined) > _SETTLED:
+                break
+        if self.options.per_click:
+            refined = self._online.adjusted(view, refined, points=cells.points_xy, labels=cells.labels)
+        logits = refined.numpy()
+        if self.options.repair:
+            logits = respect_clicks(logits, cells.points_xy, cells.labels)
+        answer = make_answer(self.scene, window, logits, score=float(view.iou[view.chosen]))
+        return _Found(answer, view.seen)
+
+    def _whole(self, found: list[_Found], prompts: ObjectPrompts, request: PromptRequest) -> list[_Found]:
+        """Follow an object that its window cuts into larger windows."""
+        for _ in range(_MOST_WINDOWS):
+            window = next_window(found[0].answer, prompts, self.scene.reader.shape)
+            if window is None:
+                break
+            larger = self._ask(window, prompts, request, None)
+            if not larger[0].answer.mask.n_pixels:
+                break
+            found = larger
+        return found
+
+    def _option(self, found: _Found, request: PromptRequest, trail: tuple[Seen, ...]) -> MaskOption:
+        answer = found.answer
+        geometry, area = outline_mask(
+            self.scene, answer.mask, tolerance=request.tolerance, min_area_m2=request.min_area_m2
+        )
+        seen = () if found.seen is None else (Seen(answer.window, found.seen),)
+        return MaskOption(
+            geometry=geometry,
+            score=answer.score,
+            stability=answer.stability,
+            area_m2=area,
+            window=answer.window,
+            logits=answer.logits,
+            trail=(*trail[-_LONGEST_TRAIL:], *seen),
+        )
+
+    def _chip(self, window: SquareWindow) -> npt.NDArray[np.uint8]:
+        """The window's pixels at the resolution of the logits, (3, 256, 256), padded right and below."""
+        if window not in self._chips:
+            read = self.scene.reader.read_chip(window, out_px=LOW_RES_PX).pixels
+            chip = np.zeros((read.shape[0], LOW_RES_PX, LOW_RES_PX), np.uint8)
+            chip[:, : read.shape[1], : read.shape[2]] = read
+            self._chips[window] = chip
+            if len(self._chips) > _CHIPS:
+                self._chips.popitem(last=False)
+        self._chips.move_to_end(window)
+        return self._chips[window]
+
+    def _truth(self, one: Seen, geometry: BaseGeometry) -> torch.Tensor:
+        """The accepted object (1, 128, 128) in the crop of an answer, 0 or 1."""
+        scale = one.window.size_px / LOW_RES_PX
+        outline = shapely.transform(geometry, self.scene.reader.to_pixels)
+        to_window = Affine.translation(one.window.col_off, one.window.row_off) @ Affine.scale(scale)
+        burned = rasterize([outline], out_shape=(LOW_RES_PX, LOW_RES_PX), transform=to_window)
+        return one.seen.crop.cut(torch.from_numpy(burned.astype(np.float32))[None]).round()
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    answer: Answer
+    seen: RefinerInput | None
 
 
 def segment_prompts(
-    scene: Scene,
-    request: PromptRequest,
-    *,
-    only_if_encoded: bool = False,
-    options: InteractiveOptions | None = None,
+    scene: Scene, request: PromptRequest, *, only_if_encoded: bool = False, options: InteractiveOptions | None = None
 ) -> PromptResult | None:
-    """Answer a request.
+    """Answer one request without learning; see `InteractiveSegmenter.answer`."""
+    return InteractiveSegmenter(scene, options).answer(request, only_if_encoded=only_if_encoded)
 
-    The window of the previous answer is used again while all prompts lie inside it, and its logits are fed
-    back. An object that its window cuts is looked at again in a larger one. With `only_if_encoded`, for the
-    preview under the mouse, the answer comes from one window that is in the cache already, or is None where
-    it is not or where the prompts lie outside the raster. Raises `JobError` for prompts outside the raster or
-    without a foreground.
+
+def click_window_px(reader: RasterReader) -> int:
+    """Side of the window in which a new object is looked at first: about 77 m, the power of two nearest to it.
+
+    Measured on roofs at 30 cm: windows of 256 px need two thirds of the clicks of windows of 1024 px
+    (docs/interactive.md). Without a known scale it is 512 px.
     """
-    prompts = _prompts_inside(scene, request, is_preview=only_if_encoded)
-    if prompts is None:
-        return None
-    options = options or InteractiveOptions()
-    if options.window_px is not None:
-        request = replace(request, window_px=options.window_px)
-    window, logits = _window(scene, request, prompts)
-    if only_if_encoded and not scene.is_encoded(window):
-        return None
-    answer = _answer(scene, window, prompts, request, logits)
-    if not only_if_encoded and not options.fixed_window:
-        answer = _whole_answer(scene, answer, prompts, request)
-    geometry, area = outline_mask(scene, answer.mask, tolerance=request.tolerance, min_area_m2=request.min_area_m2)
-    return PromptResult(
-        request_id=request.request_id,
-        geometry=geometry,
-        score=answer.score,
-        stability=answer.stability,
-        area_m2=area,
-        window=answer.window,
-        logits=answer.logits,
-    )
+    if reader.gsd_m is None or not math.isfinite(reader.gsd_m):
+        return 2 * WINDOW_SIZES_PX[0]
+    steps = round(math.log2(_CLICK_WINDOW_M / reader.gsd_m / WINDOW_SIZES_PX[0]))
+    return WINDOW_SIZES_PX[min(max(steps, 0), len(WINDOW_SIZES_PX) - 1)]
+
+
+def _agreement(first: torch.Tensor, second: torch.Tensor) -> float:
+    union = ((first > 0) | (second > 0)).sum()
+    return float(((first > 0) & (second > 0)).sum() / union) if union else 1.0
 
 
 def window_px_for_view(reader: RasterReader, view_bounds_map: Bounds) -> int:
-    """Side of the windows for a view (as in `view_windows`): about half of the view's longer side."""
+    """Side of the windows for a view (as in `view_windows`).
+
+    `click_window_px`, unless the view is so wide that what is clicked must be large: then an eighth of it.
+    """
     left, top, right, bottom = _pixel_bounds(reader, view_bounds_map)
-    half_px = max(right - left, bottom - top) / 2
-    return next((size_px for size_px in WINDOW_SIZES_PX if size_px >= half_px), WINDOW_SIZES_PX[-1])
+    least_px = max(click_window_px(reader), max(right - left, bottom - top) / 8)
+    return next((size_px for size_px in WINDOW_SIZES_PX if size_px >= least_px), WINDOW_SIZES_PX[-1])
 
 
 def view_windows(reader: RasterReader, view_bounds_map: Bounds) -> list[SquareWindow]:
@@ -218,20 +423,34 @@ def view_windows(reader: RasterReader, view_bounds_map: Bounds) -> list[SquareWi
 def _prompts_inside(scene: Scene, request: PromptRequest, *, is_preview: bool) -> ObjectPrompts | None:
     """The prompts in raster pixels; None for a preview that cannot be given."""
     rows, cols = scene.reader.shape
-    points_xy = scene.reader.to_pixels(np.reshape(request.points_map, (-1, 2)))
-    labels = np.array(request.labels, np.int64)
+    points_xy, labels = _points(scene.reader, request)
     inside = ((points_xy >= 0) & (points_xy < (cols, rows))).all(axis=1)
+    outline: Any = None
+    if request.outline is not None and not request.outline.is_empty:
+        outline = shapely.transform(request.outline, scene.reader.to_pixels)
     box = None
-    if request.box_map is not None:
-        clipped = intersection(_pixel_bounds(scene.reader, request.box_map), (0, 0, cols, rows))
+    if request.box_map is not None or outline is not None:
+        drawn = _pixel_bounds(scene.reader, request.box_map) if request.box_map is not None else outline.bounds
+        clipped = intersection(drawn, (0, 0, cols, rows))
         box = clipped if clipped[2] > clipped[0] and clipped[3] > clipped[1] else None
     if box is not None or FOREGROUND in labels[inside]:
-        return ObjectPrompts("", "", points_xy[inside], labels[inside], box)
+        return ObjectPrompts("", "", points_xy[inside], labels[inside], box, outline if box is not None else None)
     if is_preview:
         return None
-    if FOREGROUND in labels or request.box_map is not None:
+    if FOREGROUND in labels or request.box_map is not None or outline is not None:
         raise JobError("The prompt lies outside the raster; click on its image.")
-    raise JobError("Background points alone do not say what the object is; add a foreground point or a box.")
+    raise JobError("Background prompts alone do not say what the object is; add a foreground point or a box.")
+
+
+def _points(reader: RasterReader, request: PromptRequest) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Clicks and points along scribbles in raster pixels (N, 2), and their labels (N,)."""
+    parts = [reader.to_pixels(np.reshape(request.points_map, (-1, 2)))]
+    labels = list(request.labels)
+    for line_map, label in zip(request.scribbles_map, request.scribble_labels, strict=True):
+        places = scribble_points(shapely.LineString(reader.to_pixels(line_map)))
+        parts.append(places)
+        labels += [label] * len(places)
+    return np.concatenate(parts), np.array(labels, np.int64)
 
 
 def _pixel_bounds(reader: RasterReader, bounds_map: Bounds) -> Bounds:
@@ -240,42 +459,3 @@ def _pixel_bounds(reader: RasterReader, bounds_map: Bounds) -> Bounds:
     corners = reader.to_pixels([(xmin, ymin), (xmin, ymax), (xmax, ymin), (xmax, ymax)])
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     return float(left), float(top), float(right), float(bottom)
-
-
-def _window(
-    scene: Scene, request: PromptRequest, prompts: ObjectPrompts
-) -> tuple[SquareWindow, npt.NDArray[np.float32] | None]:
-    previous = request.previous
-    if previous is not None and previous.window.contains_bounds(prompts.bounds_px):
-        return previous.window, previous.logits
-    left, top, right, bottom = prompts.bounds_px
-    extent_px = max(right - left, bottom - top)
-    size_px = request.window_px if extent_px <= request.window_px / 2 else fitting_size_px(extent_px)
-    window = first_window(prompts, scene.reader.shape, window_px=size_px)
-    if window is None:
-        raise JobError(f"The prompts lie {extent_px:.0f} px apart, too far for one window; start a new object.")
-    return window, None
-
-
-def _answer(
-    scene: Scene,
-    window: SquareWindow,
-    prompts: ObjectPrompts,
-    request: PromptRequest,
-    logits: npt.NDArray[np.float32] | None = None,
-) -> Answer:
-    asked = chip_prompts(prompts, window, scene=scene, logits=logits)
-    return answer_prompts(scene, window, [asked], multimask=request.multimask)[0]
-
-
-def _whole_answer(scene: Scene, answer: Answer, prompts: ObjectPrompts, request: PromptRequest) -> Answer:
-    """Follow an object that its window cuts into larger windows."""
-    for _ in range(_MOST_WINDOWS):
-        window = next_window(answer, prompts, scene.reader.shape)
-        if window is None:
-            break
-        larger = _answer(scene, window, prompts, request)
-        if not larger.mask.n_pixels:
-            break
-        answer = larger
-    return answer

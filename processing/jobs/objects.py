@@ -176,9 +176,12 @@ def _simple_parts(geometry: BaseGeometry) -> Iterator[BaseGeometry]:
 
 
 def _places(geometry: BaseGeometry) -> npt.NDArray[np.float64]:
-    """Points (N, 2) of a point, or along a scribble: each in the middle of its share of the line."""
-    if geometry.geom_type == "Point":
-        return _coordinates(geometry)
+    """Points (N, 2) of a point, or along a scribble."""
+    return _coordinates(geometry) if geometry.geom_type == "Point" else scribble_points(geometry)
+
+
+def scribble_points(geometry: BaseGeometry) -> npt.NDArray[np.float64]:
+    """Points (N, 2) along a line in raster pixels: about every eight pixels, ten at most."""
     step_px = max(_SCRIBBLE_STEP_PX, geometry.length / _SCRIBBLE_POINTS)
     n_points = min(_SCRIBBLE_POINTS, max(1, round(geometry.length / step_px)))
     distances = (np.arange(n_points) + 0.5) / n_points

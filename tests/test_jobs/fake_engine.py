@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rasterio.features import rasterize, shapes
 from segadapt.models.engine import MaskPrediction
+from segadapt.models.promptable.decode import DecodedFeatures
 
 BRIGHT = 128
 CELLS = 256
@@ -61,6 +62,16 @@ class FakeEngine:
                 logits[i, -1][labels == label] = 8
                 iou[i, -1] = 0.95
         return MaskPrediction(logits, iou)
+
+    def predict_features(self, embedding, prompts):
+        """The masks as features: as many channels as masks carry their logits, in the decoder's order of cells."""
+        one, three = self.predict(embedding, [prompts]), self.predict(embedding, [prompts], multimask=True)
+        self.prompts.pop()
+        logits = torch.from_numpy(np.concatenate([one.logits[0], three.logits[0]]))
+        cells = logits.view(4, 64, 2, 2, 64, 2, 2).permute(1, 4, 2, 5, 3, 6, 0).reshape(1, CELLS * CELLS, 4)
+        fine = torch.cat([cells, torch.zeros(1, CELLS * CELLS, 28)], dim=2)
+        iou = torch.from_numpy(np.concatenate([one.iou[0], three.iou[0]]))[None]
+        return DecodedFeatures(fine, torch.eye(32, 4)[None], iou)
 
     def _cell(self, prompt):
         if len(prompt.points_xy):

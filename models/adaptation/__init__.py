@@ -1,0 +1,1 @@
+"""Adaptation: what is learned on top of frozen weights, on the user's own image or on openly licensed ones."""

@@ -1,0 +1,242 @@
+"""Learning while the analyst works: from every click for the object in hand, from every accepted object for the image.
+
+The encoder is frozen and embeddings are cached, so that a step costs milliseconds. In the manner of IA+SA (Kontogianni
+et al. 2020, https://arxiv.org/abs/1911.12709) and "You Point, I Learn" (https://arxiv.org/abs/2503.06717).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F  # noqa: N812 - torch's own custom
+
+from ..engine import InferenceEngine
+from ..losses import click_loss
+from ..promptable.decode import place_cells
+from ..prompts import LOW_RES_PX, Prompts
+from .clicks import contradicted
+from .refiner import MaskRefiner, RefinerInput, changes, refiner_input
+
+Points = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+# Per accepted object: steps, their rate, remembered answers that go along, that are judged by, and that are kept.
+_OBJECT_STEPS, _OBJECT_RATE = 2, 3e-4
+_REPLAY, _JUDGED, _MOST_REMEMBERED = 6, 12, 96
+# Per click: steps and rate of Adam, weights of drift and of the size of the change, logits that count as confident.
+_CLICK_STEPS, _CLICK_RATE = 5, 0.05
+_DRIFT, _SIZE, _CONFIDENT = 0.5, 0.01, 2.0
+# The refiner's slope around a click falls to a third in 12 cells; to this power in 4. Beyond, the answer is held.
+_SHARPER, _ELSEWHERE = 3, 0.05
+# More than this part of the mask must not turn over away from the clicks.
+_MOST_TURNED = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One decoded object: `logits` (4, 256, 256) of all masks, predicted `iou` (4,), the one that is `chosen`."""
+
+    cells: Prompts
+    chip: npt.NDArray[np.uint8]
+    fine: torch.Tensor
+    logits: torch.Tensor
+    iou: torch.Tensor
+    chosen: int
+
+    @cached_property
+    def seen(self) -> RefinerInput:
+        """What the refiner sees of the chosen mask."""
+        return refiner_input(self.fine, self.logits, self.iou, chosen=self.chosen, chip=self.chip, cells=self.cells)
+
+    def alternatives(self) -> list[Look]:
+        """The three masks for an ambiguous prompt, the highest predicted IoU first."""
+        order = 1 + np.argsort(-self.iou[1:].numpy(), kind="stable")
+        return [replace(self, chosen=int(n)) for n in order]
+
+    def refined(self, refiner: MaskRefiner | None, *, half: bool) -> torch.Tensor:
+        """Logits (256, 256) of the chosen mask, as the refiner sees it; SAM's own without one."""
+        base = self.logits[self.chosen]
+        if refiner is None:
+            return base
+        with torch.no_grad():
+            return self.seen.crop.paste(changes(refiner, [self.seen], half=half)[0, 0], base)
+
+
+def look(
+    engine: InferenceEngine,
+    embedding: torch.Tensor,
+    chip: npt.NDArray[np.uint8],
+    cells: Prompts,
+    *,
+    chosen: int | None = None,
+) -> Look:
+    """Decode one object's prompts, given in cells of the window (`Prompts.in_cells`).
+
+    `chip` (3, 256, 256) uint8: the window's pixels at the resolution of the logits. `chosen`: one of the four masks;
+    None takes the single one, and for a single click the alternative with the highest predicted IoU (the rule of
+    segment-anything).
+    """
+    scale = engine.card.input_px / LOW_RES_PX
+    box = None if cells.box_xyxy is None else cells.box_xyxy * scale
+    prompts = Prompts(cells.points_xy * scale, cells.labels, box, cells.mask_logits)
+    decoded = engine.predict_features(embedding, prompts)
+    picture = place_cells(torch.cat([decoded.fine @ decoded.hyper, decoded.fine], dim=2))[0]
+    iou = decoded.iou[0]
+    if chosen is None:
+        chosen = 1 + int(iou[1:].argmax()) if prompts.is_ambiguous else 0
+    n_masks = decoded.hyper.shape[-1]
+    return Look(cells, chip, picture[n_masks:], picture[:n_masks], iou, chosen)
+
+
+def example_loss(
+    refiner: MaskRefiner, seen: Sequence[RefinerInput], truth: torch.Tensor, *, half: bool
+) -> torch.Tensor:
+    """Mean loss of refined answers against `truth` (B, 1, 128, 128), 0 or 1, in the crops."""
+    logits = torch.stack([one.base for one in seen]).float() + changes(refiner, seen, half=half)
+    return click_loss(logits, truth, torch.stack([one.click_discs for one in seen])).mean()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one accepted object did: `iou_before`, `iou_after` are means over the remembered answers."""
+
+    is_kept: bool
+    iou_before: float
+    iou_after: float
+
+
+class OnlineAdapter:
+    """The refiner as it learns on one image.
+
+    `shipped` is where it starts, None for a network that adds nothing. `half` computes in bfloat16. One thread at a
+    time.
+    """
+
+    def __init__(self, shipped: MaskRefiner | None, *, half: bool, seed: int = 0) -> None:
+        self._shipped = shipped
+        self._half = half
+        self._seed = seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was learned."""
+        self._rng = np.random.default_rng(self._seed)
+        self.refiner = deepcopy(self._shipped) if self._shipped is not None else None
+        self._remembered: list[tuple[RefinerInput, torch.Tensor]] = []
+        self._n_seen = 0
+
+    def load(self, refiner: MaskRefiner) -> None:
+        """Go on from another refiner; what is remembered stays."""
+        self.refiner = deepcopy(refiner)
+
+    def refined(self, view: Look) -> torch.Tensor:
+        """Logits (256, 256) of the chosen mask."""
+        return view.refined(self.refiner, half=self._half)
+
+    def adjusted(self, view: Look, logits: torch.Tensor, *, points: Points, labels: Labels) -> torch.Tensor:
+        """Take a few gradient steps for one object, so that the answer agrees with its clicks; (256, 256).
+
+        Tuned are the 32 weights with which the decoder's finest features make the mask, and a bias: what SAM's
+        mask token decides. The loss is cross-entropy in Gaussian discs around the clicks, against drift elsewhere
+        cross-entropy with the confident part of the answer before, and the size of the change. The change is kept
+        only if it breaks no click that held and lets more of them hold.
+        """
+        wrong = contradicted(logits.numpy(), points, labels)
+        if not wrong.any():
+            return logits
+        crop = view.seen.crop
+        change = _click_change(view.seen, crop.cut(logits[None])[0])
+        adjusted = crop.paste(change, logits)
+        wrong_after = contradicted(adjusted.numpy(), points, labels)
+        is_better = wrong_after.sum() < wrong.sum() and not (wrong_after & ~wrong).any()
+        # What is linear in the features can turn over places that look like the click anywhere in the crop.
+        far = crop.paste(1 - _near_clicks(view.seen), torch.zeros_like(logits)) > 1 - _ELSEWHERE
+        turned = ((adjusted > 0) != (logits > 0)) & far
+        return adjusted if is_better and turned.sum() <= _MOST_TURNED * (logits > 0).sum() else logits
+
+    def learn(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Learned:
+        """Take in the answers on the way to an accepted object, and the object (1, 128, 128) in the crop of each.
+
+        A step on these answers and on remembered ones; it is kept only if the mean IoU of what is remembered does
+        not fall (no harm). Reservoir sampling keeps at most `_MOST_REMEMBERED`.
+        """
+        new = list(zip(seen, truth, strict=True))
+        replay = self._sample(_REPLAY)
+        self._remember(new)
+        if self.refiner is None:
+            self.refiner = MaskRefiner().eval()
+        judged = [*new, *self._sample(_JUDGED)]
+        before = self._mean_iou(self.refiner, judged)
+        candidate = deepcopy(self.refiner)
+        optimizer = torch.optim.AdamW(candidate.parameters(), lr=_OBJECT_RATE, weight_decay=0.0)
+        batch = [*new, *replay]
+        for _ in range(_OBJECT_STEPS):
+            optimizer.zero_grad()
+            targets = torch.stack([one for _, one in batch])
+            loss = example_loss(candidate, [one for one, _ in batch], targets, half=self._half)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)
+            optimizer.step()
+        after = self._mean_iou(candidate, judged)
+        is_kept = after >= before
+        if is_kept:
+            self.refiner = candidate
+        return Learned(is_kept, before, after)
+
+    def _sample(self, n: int) -> list[tuple[RefinerInput, torch.Tensor]]:
+        chosen = self._rng.permutation(len(self._remembered))[:n]
+        return [self._remembered[index] for index in chosen]
+
+    def _remember(self, new: list[tuple[RefinerInput, torch.Tensor]]) -> None:
+        for one in new:
+            self._n_seen += 1
+            if len(self._remembered) < _MOST_REMEMBERED:
+                self._remembered.append(one)
+            elif (place := int(self._rng.integers(self._n_seen))) < _MOST_REMEMBERED:
+                self._remembered[place] = one
+
+    def _mean_iou(self, refiner: MaskRefiner, judged: Sequence[tuple[RefinerInput, torch.Tensor]]) -> float:
+        with torch.no_grad():
+            change = changes(refiner, [one for one, _ in judged], half=self._half)
+        masks = torch.stack([one.base.float() for one, _ in judged]) + change > 0
+        truths = torch.stack([one for _, one in judged]) > 0.5
+        overlap = (masks & truths).sum((1, 2, 3)).float()
+        union = (masks | truths).sum((1, 2, 3)).clamp(min=1)
+        return float((overlap / union).mean())
+
+
+def _near_clicks(seen: RefinerInput) -> torch.Tensor:
+    """1 at a click, falling to a third in 4 cells: (128, 128)."""
+    return sum(_slopes(seen), start=torch.zeros(seen.inputs.shape[-2:])).clamp(max=1)
+
+
+def _slopes(seen: RefinerInput) -> tuple[torch.Tensor, torch.Tensor]:
+    foreground, background = (seen.inputs[index].float() ** _SHARPER for index in (13, 15))
+    return foreground, background
+
+
+def _click_change(seen: RefinerInput, logits: torch.Tensor) -> torch.Tensor:
+    """What to add to `logits` (128, 128) of the crop, after a few steps on 33 numbers."""
+    fine = seen.fine.float().flatten(1)  # (32, cells)
+    before = logits.flatten()
+    foreground, background = (slope.flatten() for slope in _slopes(seen))
+    weight, target = foreground + background, (foreground > background).float()
+    held = ((before.abs() > _CONFIDENT) & (weight < _ELSEWHERE)).float()
+    belief = before.sigmoid()
+    theta = torch.zeros(len(fine) + 1, requires_grad=True)
+    optimizer = torch.optim.Adam([theta], lr=_CLICK_RATE)
+    for _ in range(_CLICK_STEPS):
+        optimizer.zero_grad()
+        now = before + theta[:-1] @ fine + theta[-1]
+        at_clicks = F.binary_cross_entropy_with_logits(now, target, weight, reduction="sum") / weight.sum()
+        drift = F.binary_cross_entropy_with_logits(now, belief, held, reduction="sum") / held.sum().clamp(min=1)
+        (at_clicks + _DRIFT * drift + _SIZE * theta.square().sum()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        return (theta[:-1] @ fine + theta[-1]).view(logits.shape)

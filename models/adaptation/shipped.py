@@ -1,0 +1,34 @@
+"""The adapters that come with SegAdapt."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .adapter import SUFFIX, Adapter, load_adapter
+from .refiner import MaskRefiner
+
+SHIPPED_NAME = "eo"
+"""Name of the adapter for Earth observation; its file is `eo_<model>.safetensors` beside this module."""
+
+
+@lru_cache(maxsize=4)
+def shipped_refiner(model: str, checkpoint_sha256: str) -> MaskRefiner | None:
+    """The refiner that ships for a model with these weights; None where there is none. Not to be changed: copy it."""
+    path = Path(__file__).with_name(f"{SHIPPED_NAME}_{model}{SUFFIX}")
+    if not path.is_file():
+        return None
+    return refiner_of(load_adapter(path, base_model=model, base_sha256=checkpoint_sha256))
+
+
+def refiner_of(adapter: Adapter) -> MaskRefiner:
+    """The refiner of an adapter. Raises `CheckpointError` for an adapter of another kind."""
+    refiner = MaskRefiner()
+    try:
+        refiner.load_state_dict(adapter.tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The adapter '{adapter.card.name}' is not a mask refiner; choose another one."
+        ) from error
+    return refiner.eval()

@@ -1,0 +1,151 @@
+"""Fine-tunes the mask refiner on labelled places by simulated clicks: the adapter for Earth observation.
+
+The analyst is simulated (`clicker`); encoder and decoder stay as they are, so that a place is encoded once. Examples
+are the states that such an analyst meets: an answer, the clicks so far, and the truth. Later rounds are simulated with
+the refiner of the round before (DAgger, https://arxiv.org/abs/1011.0686), since its answers attract other clicks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...models.adaptation.online import example_loss, look
+from ...models.adaptation.refiner import MaskRefiner, RefinerInput
+from ...models.engine import InferenceEngine
+from ...models.masks import logits_from_mask
+from ...models.progress import NullProgress, Progress, raise_if_cancelled
+from ...models.prompts import BACKGROUND, FOREGROUND, LOW_RES_PX, Prompts
+from ..raster.windows import SquareWindow
+from .clicker import NoErrorLeftError, iou, next_click
+
+_BATCH = 16
+_RATE, _DECAY = 2e-3, 1e-3
+# Analysts do not hit the middle: the first click moves by this part of the object's size (standard deviation).
+_JITTER = 0.1
+# One object in this many starts with a box, and one in as many with a rough outline.
+_BOX_EVERY, _OUTLINE_EVERY = 6, 9
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledObject:
+    """An object in the window of its first click.
+
+    `embedding` (256, 64, 64) of the window, `chip` (3, 256, 256) uint8 its pixels at the resolution of the logits,
+    `truth` (256, 256) bool on the same cells; `place` names the scene.
+    """
+
+    place: str
+    window: SquareWindow
+    embedding: torch.Tensor
+    chip: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One answer on the way: what the refiner saw, the truth (1, 128, 128) in its crop, and where."""
+
+    place: str
+    seen: RefinerInput
+    truth: torch.Tensor
+
+
+def simulate(
+    engine: InferenceEngine,
+    found: LabelledObject,
+    *,
+    refiner: MaskRefiner | None,
+    n_clicks: int,
+    rng: np.random.Generator | None = None,
+    half: bool = False,
+) -> tuple[list[Example], list[float]]:
+    """Click an object `n_clicks` times; returns the states and the IoU after each click.
+
+    With `rng` as in training: the first click is not exact, and some objects start with a box or an outline.
+    """
+    examples: list[Example] = []
+    ious: list[float] = []
+    mask, clicked = np.zeros_like(found.truth), np.zeros_like(found.truth)
+    points, labels = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+    box = _rough_box(found.truth, rng) if rng is not None and rng.integers(_BOX_EVERY) == 0 else None
+    previous: npt.NDArray[np.float32] | None = None
+    if rng is not None and box is None and rng.integers(_OUTLINE_EVERY) == 0:
+        previous = logits_from_mask(np.roll(found.truth, rng.integers(-4, 5, 2), (0, 1)), window_px=LOW_RES_PX)
+        mask = previous > 0
+    for n in range(n_clicks):
+        # A box says where the object is without a click.
+        if box is None or n:
+            try:
+                click = next_click(found.truth, mask, clicked=clicked)
+            except NoErrorLeftError:
+                ious += [ious[-1]] * (n_clicks - n) if ious else []
+                break
+            x, y = (click.x, click.y) if n or rng is None else _moved(click.x, click.y, found.truth, rng)
+            clicked[y, x] = True
+            points = np.vstack([points, np.array([[x + 0.5, y + 0.5]], np.float32)])
+            labels = np.append(labels, FOREGROUND if click.is_foreground else BACKGROUND)
+        view = look(engine, found.embedding, found.chip, Prompts(points, labels, box, previous))
+        truth = view.seen.crop.cut(torch.from_numpy(found.truth).float()[None]).round()
+        examples.append(Example(found.place, view.seen, truth))
+        previous = view.refined(refiner, half=half).numpy()
+        mask = previous > 0
+        ious.append(iou(found.truth, mask))
+    return examples, ious
+
+
+def fit(
+    examples: Sequence[Example],
+    *,
+    n_steps: int,
+    seed: int = 0,
+    refiner: MaskRefiner | None = None,
+    half: bool = False,
+    progress: Progress | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> MaskRefiner:
+    """Train a refiner, places equally often. Raises `Cancelled`.
+
+    `report` gets the step and the mean loss of the last 50 steps.
+    """
+    progress = progress or NullProgress()
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    refiner = refiner or MaskRefiner()
+    by_place = [[e for e in examples if e.place == place] for place in sorted({e.place for e in examples})]
+    optimizer = torch.optim.AdamW(refiner.parameters(), lr=_RATE, weight_decay=_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=n_steps)
+    losses: list[float] = []
+    refiner.train()
+    for step in range(n_steps):
+        raise_if_cancelled(progress)
+        places = rng.integers(len(by_place), size=_BATCH)
+        batch = [by_place[place][rng.integers(len(by_place[place]))] for place in places]
+        optimizer.zero_grad()
+        loss = example_loss(refiner, [e.seen for e in batch], torch.stack([e.truth for e in batch]), half=half)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(refiner.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        progress.set_fraction((step + 1) / n_steps)
+        if report is not None and (step + 1) % 50 == 0:
+            report(step + 1, float(np.mean(losses[-50:])))
+    return refiner.eval()
+
+
+def _moved(x: int, y: int, truth: npt.NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int]:
+    spread = max(1.0, _JITTER * float(np.sqrt(truth.sum())))
+    moved_x, moved_y = (np.array([x, y]) + rng.normal(0, spread, 2)).round().astype(int).clip(0, LOW_RES_PX - 1)
+    return (int(moved_x), int(moved_y)) if truth[moved_y, moved_x] else (x, y)
+
+
+def _rough_box(truth: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    rows, cols = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
+    box = np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], np.float32) + rng.normal(0, 1.5, 4)
+    box = box.astype(np.float32).clip(0, LOW_RES_PX)
+    return np.maximum(box, np.array([0, 0, box[0] + 2, box[1] + 2], np.float32))
