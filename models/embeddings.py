@@ -18,7 +18,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +36,8 @@ _SUFFIX = ".safetensors"
 _TEMPORARY_SUFFIX = ".tmp"
 # A temporary file this old was left by a process that died; younger ones may be being written.
 _STALE_S = 3600.0
-# Room made at once when the folder is full, so that it is not listed again for every file.
+# Room made at once when the folder is full, so that it is not listed again for every file; and what a process writes
+# until it looks again at what others have written, so that N of them stay within 1 + N * this of the limit.
 _SPARE_FRACTION = 0.05
 
 
@@ -59,7 +60,8 @@ class EmbeddingKey:
     @cached_property
     def text(self) -> str:
         """The whole key as JSON; equal keys and no others have equal texts."""
-        return json.dumps(asdict(self), sort_keys=True)
+        # Not by `asdict`, which copies every number: keys of a whole view are asked for at every click.
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}, sort_keys=True)
 
     @cached_property
     def digest(self) -> str:
@@ -67,12 +69,20 @@ class EmbeddingKey:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class CacheUsage:
+    """What a cache folder holds: files and their bytes."""
+
+    n_files: int
+    n_bytes: int
+
+
 class EmbeddingCache:
     """Embeddings by key: the latest in memory, more of them on disk, the least recently used dropped first.
 
-    Safe to use from several threads, and from several processes on one folder (each counts what it
-    wrote itself, until it reaches the limit and lists the folder). A folder that cannot be
-    written leaves the cache in memory only, with one warning in the log.
+    Safe to use from several threads, and from several processes on one folder (each counts what it wrote
+    itself, and lists the folder whenever that is a twentieth of the limit). A folder that cannot be written
+    leaves the cache in memory only, with one warning in the log.
     """
 
     def __init__(
@@ -85,6 +95,8 @@ class EmbeddingCache:
         self._memory: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._memory_used = 0
         self._disk_used: int | None = None  # not known before the folder was listed
+        self._n_files = 0  # as of then, and what was written since
+        self._written_bytes = 0  # since then
         self._is_writable = disk_bytes > 0
         self._lock = threading.Lock()
 
@@ -134,6 +146,13 @@ class EmbeddingCache:
             _logger.debug("No embedding in %s: %s", self._path(key), error)
             return False
 
+    def usage(self) -> CacheUsage:
+        """Say what the folder holds; other processes' latest files may be missing. Lists it the first time."""
+        with self._lock:
+            if self._disk_used is None:
+                self._list()
+            return CacheUsage(self._n_files, self._disk_used or 0)
+
     def clear_memory(self) -> None:
         """Free the memory; the disk keeps its files."""
         with self._lock:
@@ -182,8 +201,9 @@ class EmbeddingCache:
         _logger.debug("Embedding %s is dropped: %s", path, reason)
         with self._lock:
             freed = _remove(path)
-            if self._disk_used is not None:
+            if self._disk_used is not None and freed:
                 self._disk_used -= freed
+                self._n_files -= 1
 
     def _write(self, key: EmbeddingKey, embedding: torch.Tensor) -> None:
         data = save({"embedding": embedding}, metadata={"key": key.text, "crc32": _crc32(embedding)})
@@ -200,6 +220,13 @@ class EmbeddingCache:
                 os.replace(temporary, path)
                 if self._disk_used is not None:
                     self._disk_used += len(data) - replaced
+                    self._n_files += not replaced
+                    self._written_bytes += len(data)
+        except PermissionError:
+            _remove(Path(temporary))
+            # On Windows a file that another process reads cannot be replaced; it holds the same embedding.
+            if not path.exists():
+                raise
         except OSError:
             _remove(Path(temporary))
             raise
@@ -208,19 +235,28 @@ class EmbeddingCache:
     def _limit_disk(self, *, newest: Path) -> None:
         """Remove what was not used for longest where there is more than the limit, never `newest`."""
         with self._lock:
-            if self._disk_used is not None and self._disk_used <= self._disk_bytes:
+            is_known = self._disk_used is not None and self._written_bytes <= self._disk_bytes * _SPARE_FRACTION
+            if is_known and (self._disk_used or 0) <= self._disk_bytes:
                 return
             # Listed anew, because other processes write to and remove from the folder as well.
-            entries = sorted(_list_entries(self.folder))
-            used = sum(n_bytes for _, n_bytes, _ in entries)
-            if used > self._disk_bytes:
-                for _, n_bytes, path in entries:
-                    if used <= self._disk_bytes * (1 - _SPARE_FRACTION):
-                        break
-                    if path != newest:
-                        _remove(path)
-                        used -= n_bytes
+            entries, used = self._list()
+            if used <= self._disk_bytes:
+                return
+            for _, n_bytes, path in entries:
+                if used <= self._disk_bytes * (1 - _SPARE_FRACTION):
+                    break
+                if path != newest:
+                    _remove(path)
+                    used -= n_bytes
+                    self._n_files -= 1
             self._disk_used = used
+
+    def _list(self) -> tuple[list[tuple[int, int, Path]], int]:
+        """Entries of the folder, the least recently used first, and their bytes; both are noted."""
+        entries = sorted(_list_entries(self.folder))
+        used = sum(n_bytes for _, n_bytes, _ in entries)
+        self._disk_used, self._n_files, self._written_bytes = used, len(entries), 0
+        return entries, used
 
 
 def _list_entries(folder: Path) -> Iterator[tuple[int, int, Path]]:

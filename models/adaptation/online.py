@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.ndimage import label
 from torch.nn import functional as F  # noqa: N812 - torch's own custom
 
 from ..engine import InferenceEngine
@@ -21,6 +22,7 @@ from ..losses import click_loss
 from ..promptable.decode import place_cells
 from ..prompts import LOW_RES_PX, Prompts
 from .clicks import contradicted
+from .mask_choice import Choice, MaskChoice
 from .refiner import MaskRefiner, RefinerInput, changes, refiner_input
 
 Points = npt.NDArray[np.float32]
@@ -34,16 +36,17 @@ _CLICK_STEPS, _CLICK_RATE = 5, 0.05
 _DRIFT, _SIZE, _CONFIDENT = 0.5, 0.01, 2.0
 # The refiner's slope around a click falls to a third in 12 cells; to this power in 4. Beyond, the answer is held.
 _SHARPER, _ELSEWHERE = 3, 0.05
-# More than this part of the mask must not turn over away from the clicks.
-_MOST_TURNED = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One decoded object: `logits` (4, 256, 256) of all masks, predicted `iou` (4,), the one that is `chosen`."""
+    """One decoded object, its prompts in `cells` of the window.
+
+    `fine` (32, 256, 256): the decoder's finest features; `logits` (4, 256, 256) and predicted `iou` (4,) of all masks;
+    `chosen`: the mask that is the answer.
+    """
 
     cells: Prompts
-    chip: npt.NDArray[np.uint8]
     fine: torch.Tensor
     logits: torch.Tensor
     iou: torch.Tensor
@@ -52,12 +55,12 @@ class Look:
     @cached_property
     def seen(self) -> RefinerInput:
         """What the refiner sees of the chosen mask."""
-        return refiner_input(self.fine, self.logits, self.iou, chosen=self.chosen, chip=self.chip, cells=self.cells)
+        return refiner_input(self.logits, self.iou, chosen=self.chosen, cells=self.cells)
 
-    def alternatives(self) -> list[Look]:
-        """The three masks for an ambiguous prompt, the highest predicted IoU first."""
-        order = 1 + np.argsort(-self.iou[1:].numpy(), kind="stable")
-        return [replace(self, chosen=int(n)) for n in order]
+    def alternatives(self, choice: MaskChoice, *, cell_px: float) -> list[Look]:
+        """The three masks for an ambiguous prompt, the likeliest first; a cell has a side of `cell_px` pixels."""
+        sizes = (self.logits[1:] > 0).sum((1, 2)) * cell_px**2
+        return [replace(self, chosen=1 + n) for n in choice.order(self.iou[1:].tolist(), sizes.tolist())]
 
     def refined(self, refiner: MaskRefiner | None, *, half: bool) -> torch.Tensor:
         """Logits (256, 256) of the chosen mask, as the refiner sees it; SAM's own without one."""
@@ -71,16 +74,14 @@ class Look:
 def look(
     engine: InferenceEngine,
     embedding: torch.Tensor,
-    chip: npt.NDArray[np.uint8],
     cells: Prompts,
     *,
     chosen: int | None = None,
 ) -> Look:
     """Decode one object's prompts, given in cells of the window (`Prompts.in_cells`).
 
-    `chip` (3, 256, 256) uint8: the window's pixels at the resolution of the logits. `chosen`: one of the four masks;
-    None takes the single one, and for a single click the alternative with the highest predicted IoU (the rule of
-    segment-anything).
+    `chosen`: one of the four masks; None takes the single one, and for a single click the alternative with the highest
+    predicted IoU (the rule of segment-anything).
     """
     scale = engine.card.input_px / LOW_RES_PX
     box = None if cells.box_xyxy is None else cells.box_xyxy * scale
@@ -91,7 +92,7 @@ def look(
     if chosen is None:
         chosen = 1 + int(iou[1:].argmax()) if prompts.is_ambiguous else 0
     n_masks = decoded.hyper.shape[-1]
-    return Look(cells, chip, picture[n_masks:], picture[:n_masks], iou, chosen)
+    return Look(cells, picture[n_masks:], picture[:n_masks], iou, chosen)
 
 
 def example_loss(
@@ -130,6 +131,7 @@ class OnlineAdapter:
         self.refiner = deepcopy(self._shipped) if self._shipped is not None else None
         self._remembered: list[tuple[RefinerInput, torch.Tensor]] = []
         self._n_seen = 0
+        self.choice = MaskChoice()
 
     def load(self, refiner: MaskRefiner) -> None:
         """Go on from another refiner; what is remembered stays."""
@@ -151,14 +153,17 @@ class OnlineAdapter:
         if not wrong.any():
             return logits
         crop = view.seen.crop
-        change = _click_change(view.seen, crop.cut(logits[None])[0])
+        change = _click_change(view.seen, crop.cut(view.fine), crop.cut(logits[None])[0])
         adjusted = crop.paste(change, logits)
+        # What is linear in the features turns over every place that looks like the click: only where it hangs
+        # together with the click is it meant.
+        parts, _ = label(((adjusted > 0) != (logits > 0)).numpy())
+        cells = np.floor(points[wrong]).astype(int).clip(0, LOW_RES_PX - 1)
+        meant = np.isin(parts, np.setdiff1d(parts[cells[:, 1], cells[:, 0]], [0]))
+        adjusted = torch.where(torch.from_numpy(meant), adjusted, logits)
         wrong_after = contradicted(adjusted.numpy(), points, labels)
         is_better = wrong_after.sum() < wrong.sum() and not (wrong_after & ~wrong).any()
-        # What is linear in the features can turn over places that look like the click anywhere in the crop.
-        far = crop.paste(1 - _near_clicks(view.seen), torch.zeros_like(logits)) > 1 - _ELSEWHERE
-        turned = ((adjusted > 0) != (logits > 0)) & far
-        return adjusted if is_better and turned.sum() <= _MOST_TURNED * (logits > 0).sum() else logits
+        return adjusted if is_better else logits
 
     def learn(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Learned:
         """Take in the answers on the way to an accepted object, and the object (1, 128, 128) in the crop of each.
@@ -189,6 +194,20 @@ class OnlineAdapter:
             self.refiner = candidate
         return Learned(is_kept, before, after)
 
+    def learn_choice(self, seen: RefinerInput, truth: torch.Tensor, *, cell_px: float) -> None:
+        """Take in which of the three masks of a single click an accepted object (1, 128, 128) shows to be right."""
+        masks, found = seen.masks[1:], truth > 0.5
+        overlap, union = (masks & found).sum((1, 2)), (masks | found).sum((1, 2)).clamp(min=1)
+        pixel_px = (cell_px * seen.crop.scale) ** 2
+        self.choice.learn(
+            Choice(
+                scores=seen.scores[1:].double().numpy(),
+                sizes=(masks.sum((1, 2)) * pixel_px).double().numpy(),
+                ious=(overlap / union).double().numpy(),
+                accepted_size=float(found.sum()) * pixel_px,
+            )
+        )
+
     def _sample(self, n: int) -> list[tuple[RefinerInput, torch.Tensor]]:
         chosen = self._rng.permutation(len(self._remembered))[:n]
         return [self._remembered[index] for index in chosen]
@@ -211,19 +230,14 @@ class OnlineAdapter:
         return float((overlap / union).mean())
 
 
-def _near_clicks(seen: RefinerInput) -> torch.Tensor:
-    """1 at a click, falling to a third in 4 cells: (128, 128)."""
-    return sum(_slopes(seen), start=torch.zeros(seen.inputs.shape[-2:])).clamp(max=1)
-
-
 def _slopes(seen: RefinerInput) -> tuple[torch.Tensor, torch.Tensor]:
-    foreground, background = (seen.inputs[index].float() ** _SHARPER for index in (13, 15))
-    return foreground, background
+    foreground, background = seen.click_slopes
+    return foreground**_SHARPER, background**_SHARPER
 
 
-def _click_change(seen: RefinerInput, logits: torch.Tensor) -> torch.Tensor:
-    """What to add to `logits` (128, 128) of the crop, after a few steps on 33 numbers."""
-    fine = seen.fine.float().flatten(1)  # (32, cells)
+def _click_change(seen: RefinerInput, fine: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """What to add to `logits` (128, 128) of the crop, after a few steps on 33 numbers; `fine` (32, 128, 128)."""
+    fine = fine.flatten(1)  # (32, cells)
     before = logits.flatten()
     foreground, background = (slope.flatten() for slope in _slopes(seen))
     weight, target = foreground + background, (foreground > background).float()

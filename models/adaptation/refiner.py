@@ -1,10 +1,12 @@
-"""A small network behind SAM's decoder that reads clicks and pixels where the object's edge is.
+"""A small network behind SAM's decoder that moves the mask's edge to where clicks say it is.
 
 SAM embeds a click as one token among 4096 cells of 4 x 4 logits, and later clicks move its masks little. The refiner
-sees what SAM does not combine: the pixels at full resolution, all four masks, the decoder's finest features (as HQ-SAM,
-https://arxiv.org/abs/2306.01567, uses them) and the clicks beside the mask that they correct (as FocalClick,
-https://arxiv.org/abs/2204.02574, does it in a crop around the object). It adds its answer to SAM's logits, so that a
-network of zeros is SAM.
+sees what SAM does not combine: all four masks, the previous answer, and the clicks beside the mask that they correct
+(as FocalClick, https://arxiv.org/abs/2204.02574, does it in a crop around the object). It adds its answer to SAM's
+logits, so that a network of zeros is SAM.
+
+It sees neither pixels nor features: with them it learned the look of the few places that it was trained on and lost on
+others what it had won there (docs/interactive.md).
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from ..prompts import FOREGROUND, LOW_RES_PX, Prompts
 CROP = 128
 """Side of the crop that the refiner sees, in its own pixels: one or two low-resolution cells each."""
 
-FINE_CHANNELS = 32
-# Three colours, four masks and their predicted IoU, the previous answer, two maps per kind of click, the box.
-_CHANNELS = 3 + 4 + 4 + 1 + 4 + 1
+# Four masks and their predicted IoU, the previous answer, two maps per kind of click, the box.
+_CHANNELS = 4 + 4 + 1 + 4 + 1
+_CLICKS = 9
+"""Channel of the discs of foreground clicks; their slopes follow, then discs and slopes of background clicks."""
 _WIDTHS = (16, 32, 48, 64)
-_FINE_WIDTH = 12
 # An object and its surroundings fit the crop at full resolution up to this extent, in cells.
 _LARGEST_FULL = 112
 # Clicks as discs and as a slope around them, in cells; the sizes of RITM's discs and a building's edge.
 _DISC, _SLOPE = 3.0, 12.0
-# Brings colours and logits to about -1..1.
-_GREY, _GREY_RANGE, _LOGIT_RANGE = 110.0, 60.0, 6.0
+# Brings logits to about -1..1.
+_LOGIT_RANGE = 6.0
 
 
 @dataclass(frozen=True)
@@ -76,49 +78,51 @@ class Crop:
 class RefinerInput:
     """What the refiner sees of one answer, on the CPU, in half precision so that many can be remembered.
 
-    `inputs` (17, 128, 128), `fine` (32, 128, 128), `base` (1, 128, 128) SAM's logits that are refined.
+    `inputs` (14, 128, 128), `base` (1, 128, 128) SAM's logits that are refined.
     """
 
     crop: Crop
     inputs: torch.Tensor
-    fine: torch.Tensor
     base: torch.Tensor
+
+    @property
+    def masks(self) -> torch.Tensor:
+        """All four masks in the crop, (4, 128, 128) bool."""
+        return self.inputs[:4] > 0
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Predicted IoU of the four masks, (4,) float."""
+        return self.inputs[4:8, 0, 0].float()
 
     @property
     def click_discs(self) -> torch.Tensor:
         """Where the clicks are: (1, 128, 128) float, 1 inside their discs."""
-        return self.inputs[12:15:2].amax(0, keepdim=True).float()
+        return self.inputs[_CLICKS : _CLICKS + 3 : 2].amax(0, keepdim=True).float()
+
+    @property
+    def click_slopes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Foreground and background: 1 at a click, a third of it 12 cells away; (128, 128) float each."""
+        return self.inputs[_CLICKS + 1].float(), self.inputs[_CLICKS + 3].float()
 
 
-def refiner_input(
-    fine: torch.Tensor,
-    logits: torch.Tensor,
-    iou: torch.Tensor,
-    *,
-    chosen: int,
-    chip: npt.NDArray[np.uint8],
-    cells: Prompts,
-) -> RefinerInput:
+def refiner_input(logits: torch.Tensor, iou: torch.Tensor, *, chosen: int, cells: Prompts) -> RefinerInput:
     """Bring one decoded object to what the refiner takes.
 
-    `fine` (32, 256, 256) the decoder's features; `logits` (4, 256, 256) and predicted `iou` (4,) of all masks, of which
-    `chosen` is refined; `chip` (3, 256, 256) uint8, the window's pixels at the resolution of the logits; `cells`: the
-    prompts in cells (0 to 256).
+    `logits` (4, 256, 256) and predicted `iou` (4,) of all masks, of which `chosen` is refined; `cells`: the prompts in
+    cells (0 to 256).
     """
     points, previous = cells.points_xy, cells.mask_logits
     crop = Crop.around((logits[chosen] > 0).numpy(), points)
-    colours = (crop.cut(torch.from_numpy(chip).float()) - _GREY) / _GREY_RANGE
     before = torch.full((1, LOW_RES_PX, LOW_RES_PX), -8.0) if previous is None else torch.from_numpy(previous)[None]
     parts = [
-        colours,
         crop.cut(logits).clamp(-12, 12) / _LOGIT_RANGE,
         iou.view(-1, 1, 1).expand(-1, CROP, CROP),
         crop.cut(before.float()).clamp(-8, 8) / _LOGIT_RANGE,
         _click_maps(crop, points, cells.labels),
         _box_map(crop, cells.box_xyxy),
     ]
-    base = crop.cut(logits[chosen][None])
-    return RefinerInput(crop, torch.cat(parts).half(), crop.cut(fine).half(), base.half())
+    return RefinerInput(crop, torch.cat(parts).half(), crop.cut(logits[chosen][None]).half())
 
 
 def _click_maps(crop: Crop, points: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -148,8 +152,7 @@ class MaskRefiner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second, third, fourth = _WIDTHS
-        self.fine = nn.Conv2d(FINE_CHANNELS, _FINE_WIDTH, 1)
-        self.stem = nn.Conv2d(_CHANNELS + _FINE_WIDTH, first, 3, padding=1)
+        self.stem = nn.Conv2d(_CHANNELS, first, 3, padding=1)
         self.down1, self.down2, self.down3 = _Block(first, second), _Block(second, third), _Block(third, fourth)
         self.up2, self.up1 = _Block(fourth + third, third), _Block(third + second, second)
         self.out = nn.Sequential(
@@ -160,9 +163,9 @@ class MaskRefiner(nn.Module):
         nn.init.zeros_(self.out[-1].bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, inputs: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
-        """`inputs` (B, 17, 128, 128), `fine` (B, 32, 128, 128)."""
-        full = F.relu(self.stem(torch.cat([inputs, self.fine(fine)], dim=1)))
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` (B, 14, 128, 128)."""
+        full = F.relu(self.stem(inputs))
         half = self.down1(F.avg_pool2d(full, 2))
         quarter = self.down2(F.avg_pool2d(half, 2))
         eighth = self.down3(F.avg_pool2d(quarter, 2))
@@ -175,10 +178,9 @@ class MaskRefiner(nn.Module):
 def changes(refiner: MaskRefiner, seen: Sequence[RefinerInput], *, half: bool) -> torch.Tensor:
     """What the refiner adds to each base, (B, 1, 128, 128) float32; in bfloat16 inside with `half`."""
     inputs = torch.stack([one.inputs for one in seen]).float().contiguous(memory_format=torch.channels_last)
-    fine = torch.stack([one.fine for one in seen]).float().contiguous(memory_format=torch.channels_last)
     device = next(refiner.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        change: torch.Tensor = refiner(inputs.to(device), fine.to(device))
+        change: torch.Tensor = refiner(inputs.to(device))
     return change.float().cpu()
 
 

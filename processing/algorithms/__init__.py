@@ -1,13 +1,19 @@
 """The algorithms of the provider, one thin file each. Importing them needs QGIS, but no torch or rasterio."""
 
 from .checkpoint import CheckpointAlgorithm
+from .class_map import ClassMapAlgorithm
 from .encode_raster import EncodeRasterAlgorithm
+from .evaluate_interactive import EvaluateInteractiveAlgorithm
+from .find_similar import FindSimilarAlgorithm
 from .segment_everything import SegmentEverythingAlgorithm
 from .segment_from_prompts import SegmentFromPromptsAlgorithm
 
 ALGORITHMS = [
     SegmentFromPromptsAlgorithm,
     SegmentEverythingAlgorithm,
+    FindSimilarAlgorithm,
+    ClassMapAlgorithm,
     EncodeRasterAlgorithm,
     CheckpointAlgorithm,
+    EvaluateInteractiveAlgorithm,
 ]

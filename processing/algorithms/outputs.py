@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
+    QgsCoordinateTransformContext,
+    QgsDistanceArea,
     QgsFeature,
     QgsFeatureSink,
     QgsField,
@@ -20,6 +23,7 @@ from qgis.core import (
     QgsProcessingException,
     QgsProviderConnectionException,
     QgsProviderRegistry,
+    QgsUnitTypes,
     QgsWkbTypes,
 )
 from qgis.PyQt.QtCore import QMetaType, QVariant
@@ -33,28 +37,74 @@ if TYPE_CHECKING:
 _NEW_TYPES = Qgis.versionInt() >= 33800
 _TEXT = QMetaType.Type.QString if _NEW_TYPES else QVariant.String
 _DOUBLE = QMetaType.Type.Double if _NEW_TYPES else QVariant.Double
+_INTEGER = QMetaType.Type.Int if _NEW_TYPES else QVariant.Int
+
+_KINDS = {
+    "object_id": _TEXT,
+    "class": _TEXT,
+    "score": _DOUBLE,
+    "stability": _DOUBLE,
+    "area_m2": _DOUBLE,
+    "perimeter_m": _DOUBLE,
+    "clicks": _INTEGER,
+    "seconds": _DOUBLE,
+    "model": _TEXT,
+    "adapter": _TEXT,
+    "date": _TEXT,
+}
+# The first six have been there since 0.1.0, in this order.
+_OBJECT_FIELDS = ("object_id", "class", "score", "stability", "area_m2", "model", "perimeter_m", "adapter", "date")
 
 
 def object_fields() -> QgsFields:
     """Return the fields of every polygon output; their names are public."""
+    return _fields(_OBJECT_FIELDS)
+
+
+def accepted_fields() -> QgsFields:
+    """Return the fields of objects that a person accepted: those of the outputs, the clicks and the seconds."""
+    return _fields(_KINDS)
+
+
+def _fields(names: Iterable[str]) -> QgsFields:
     fields = QgsFields()
-    for name, kind in (
-        ("object_id", _TEXT),
-        ("class", _TEXT),
-        ("score", _DOUBLE),
-        ("stability", _DOUBLE),
-        ("area_m2", _DOUBLE),
-        ("model", _TEXT),
-    ):
-        fields.append(QgsField(name, kind))
+    for name in names:
+        fields.append(QgsField(name, _KINDS[name]))
     return fields
+
+
+def now() -> str:
+    """Return the date for the field `date`: ISO 8601 to the second, local time with its offset from UTC."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+class Ellipsoid:
+    """Measures polygons of one CRS on its ellipsoid, in any unit of that CRS."""
+
+    def __init__(self, crs: QgsCoordinateReferenceSystem, context: QgsCoordinateTransformContext) -> None:
+        self._is_known = crs.isValid()
+        self._measure = QgsDistanceArea()
+        self._measure.setSourceCrs(crs, context)
+        self._measure.setEllipsoid(crs.ellipsoidAcronym())
+        # An engineering CRS has no ellipsoid: plane, in its own unit.
+        self._unit_m = 1.0
+        if self._is_known and not self._measure.willUseEllipsoid():
+            self._unit_m = QgsUnitTypes.fromUnitToUnitFactor(crs.mapUnits(), QgsUnitTypes.DistanceMeters)
+
+    def area_m2(self, geometry: QgsGeometry) -> float | None:
+        """Return the area in m2, None without a CRS."""
+        return self._measure.measureArea(geometry) * self._unit_m**2 if self._is_known else None
+
+    def perimeter_m(self, geometry: QgsGeometry) -> float | None:
+        """Return the length of all rings in metres, None without a CRS."""
+        return self._measure.measurePerimeter(geometry) * self._unit_m if self._is_known else None
 
 
 class ObjectOutput:
     """An open sink for segmented objects: where it writes to, and how many it got."""
 
-    def __init__(self, sink: QgsFeatureSink, destination: str) -> None:
-        self._sink = sink
+    def __init__(self, sink: QgsFeatureSink, destination: str, *, ellipsoid: Ellipsoid, adapter: str) -> None:
+        self._sink, self._ellipsoid, self._adapter = sink, ellipsoid, adapter
         self._fields = object_fields()
         self.destination = destination
         self.n_written = 0
@@ -68,7 +118,7 @@ class ObjectOutput:
         feature = QgsFeature(self._fields)
         feature.setGeometry(geometry)
         values = (found.object_id, found.class_name, found.score, found.stability, found.area_m2, found.model)
-        feature.setAttributes(list(values))
+        feature.setAttributes([*values, self._ellipsoid.perimeter_m(geometry), self._adapter, now()])
         if not self._sink.addFeature(feature, QgsFeatureSink.FastInsert):
             raise JobError(f"Cannot write to {self.destination} ({self._sink.lastError()}); check space and rights.")
         self.n_written += 1
@@ -87,18 +137,20 @@ def object_output(
     name: str,
     crs: QgsCoordinateReferenceSystem,
     provenance: Mapping[str, str],
+    adapter: str = "",
 ) -> Iterator[ObjectOutput]:
     """Open the sink `name`; when the work inside fails or is cancelled, what it wrote is removed.
 
-    `provenance` goes into the metadata of the layer or of the GeoPackage's table. Opened before the work, so that an
-    output that cannot be written is known at once.
+    `provenance` goes into the metadata of the layer or of the GeoPackage's table, `adapter` into the field of that
+    name. Opened before the work, so that an output that cannot be written is known at once.
     """
     sink, destination = algorithm.parameterAsSink(
         parameters, name, context, object_fields(), QgsWkbTypes.MultiPolygon, crs
     )
     if sink is None:
         raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
-    output = ObjectOutput(sink, destination)
+    ellipsoid = Ellipsoid(crs, context.transformContext())
+    output = ObjectOutput(sink, destination, ellipsoid=ellipsoid, adapter=adapter)
     del sink  # the output holds the only reference, so that closing it completes the file
     try:
         yield output

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from qgis.core import (
     QgsContrastEnhancement,
@@ -15,13 +18,63 @@ from qgis.core import (
 
 from ..errors import RasterError
 
+Block = tuple[int, int]
+"""Column and row of a block in the grid that has its corner at the origin of the CRS; rows go down."""
+
+BLOCK_PX = 512
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """A part of a picture that is drawn block by block, on demand, at one scale; one file per block.
+
+    `folder` holds the blocks of everything that looks the same, whichever part of it was wanted; `key` names
+    that look. The part has `n_cols` x `n_rows` blocks from (`first_col`, `first_row`) on. A pixel is
+    `units_per_px` map units wide and high.
+    """
+
+    folder: Path
+    key: str
+    units_per_px: float
+    first_col: int
+    first_row: int
+    n_cols: int
+    n_rows: int
+
+    @property
+    def bounds_map(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top of the part in map units."""
+        side = BLOCK_PX * self.units_per_px
+        return (
+            self.first_col * side,
+            -(self.first_row + self.n_rows) * side,
+            (self.first_col + self.n_cols) * side,
+            -self.first_row * side,
+        )
+
+    def block_bounds_map(self, block: Block) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top of a block in map units."""
+        side = BLOCK_PX * self.units_per_px
+        return block[0] * side, -(block[1] + 1) * side, (block[0] + 1) * side, -block[1] * side
+
+    def path(self, block: Block) -> Path:
+        """Where a block lies once it is drawn."""
+        return self.folder / f"{block[0]}_{block[1]}.tif"
+
+    def blocks(self, left_px: float, top_px: float, right_px: float, bottom_px: float) -> Iterator[Block]:
+        """Yield the blocks that meet a rectangle in pixels of the part, row by row."""
+        for row in range(max(0, int(top_px // BLOCK_PX)), min(self.n_rows, math.ceil(bottom_px / BLOCK_PX))):
+            for col in range(max(0, int(left_px // BLOCK_PX)), min(self.n_cols, math.ceil(right_px / BLOCK_PX))):
+                yield self.first_col + col, self.first_row + row
+
 
 @dataclass(frozen=True)
 class RasterSource:
     """A raster file as the user sees it: its CRS (WKT) even if only set in QGIS, bands and stretch.
 
     `bands` are 1-based; None leaves the choice to the reader. `ranges` is the (low, high) that the layer's
-    style maps to black and white, one per band, or None where the stretch is to be estimated.
+    style maps to black and white, one per band, or None where the stretch is to be estimated. With `blocks` it
+    is no file but a picture that is drawn on demand, and `path` only names it.
     """
 
     name: str
@@ -29,6 +82,7 @@ class RasterSource:
     crs_wkt: str
     bands: tuple[int, ...] | None
     ranges: tuple[tuple[float, float], ...] | None
+    blocks: BlockGrid | None = None
 
 
 def read_source(layer: QgsRasterLayer, bands: list[int], *, use_layer_stretch: bool) -> RasterSource:
@@ -59,6 +113,29 @@ def read_source(layer: QgsRasterLayer, bands: list[int], *, use_layer_stretch: b
     return RasterSource(
         layer.name(), path, layer.crs().toWkt(QgsCoordinateReferenceSystem.WKT_PREFERRED), chosen, ranges
     )
+
+
+def read_shown_source(layer: QgsRasterLayer) -> RasterSource:
+    """Describe the bands that the layer's style shows, stretched as it stretches them, where it says so.
+
+    Raises `RasterError` for a layer that is no file, that has no CRS, or whose style shows no bands (one with
+    a palette or a colour ramp has colours of its own: draw it as rendered).
+    """
+    renderer = layer.renderer()
+    bands: list[int] = []
+    if isinstance(renderer, QgsMultiBandColorRenderer):
+        bands = [renderer.redBand(), renderer.greenBand(), renderer.blueBand()]
+    elif isinstance(renderer, QgsSingleBandGrayRenderer):
+        bands = [renderer.grayBand()]
+    if not bands or min(bands) < 1:
+        raise RasterError(
+            f"The style of '{layer.name()}' does not show three bands or one in gray; choose 'as rendered' for it."
+        )
+    try:
+        shown = _shown_ranges(layer)
+    except RasterError:
+        shown = {}
+    return read_source(layer, bands, use_layer_stretch=all(band in shown for band in bands))
 
 
 def _file_path(layer: QgsRasterLayer) -> str:

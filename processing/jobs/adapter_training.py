@@ -7,12 +7,16 @@ the refiner of the round before (DAgger, https://arxiv.org/abs/1011.0686), since
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 import torch
+from affine import Affine
+from rasterio.features import rasterize
+from shapely.geometry.base import BaseGeometry
 
 from ...models.adaptation.online import example_loss, look
 from ...models.adaptation.refiner import MaskRefiner, RefinerInput
@@ -20,8 +24,9 @@ from ...models.engine import InferenceEngine
 from ...models.masks import logits_from_mask
 from ...models.progress import NullProgress, Progress, raise_if_cancelled
 from ...models.prompts import BACKGROUND, FOREGROUND, LOW_RES_PX, Prompts
-from ..raster.windows import SquareWindow
+from ..raster.windows import SquareWindow, lattice_window
 from .clicker import NoErrorLeftError, iou, next_click
+from .scene import Scene
 
 _BATCH = 16
 _RATE, _DECAY = 2e-3, 1e-3
@@ -35,15 +40,37 @@ _BOX_EVERY, _OUTLINE_EVERY = 6, 9
 class LabelledObject:
     """An object in the window of its first click.
 
-    `embedding` (256, 64, 64) of the window, `chip` (3, 256, 256) uint8 its pixels at the resolution of the logits,
-    `truth` (256, 256) bool on the same cells; `place` names the scene.
+    `embedding` (256, 64, 64) of the window, `truth` (256, 256) bool on the cells of its logits; `place` names where.
     """
 
     place: str
     window: SquareWindow
     embedding: torch.Tensor
-    chip: npt.NDArray[np.uint8]
     truth: npt.NDArray[np.bool_]
+
+
+def labelled_objects(
+    scene: Scene, outlines: Iterable[BaseGeometry], *, place: str, window_px: int, min_px: int = 30
+) -> Iterator[LabelledObject]:
+    """The objects of a scene (`outlines` in the raster's CRS), each in the window that a click into its middle gets.
+
+    Left out are objects below `min_px` pixels and those that the window or the raster cuts.
+    """
+    rows, cols = scene.reader.shape
+    scale = window_px / LOW_RES_PX
+    for outline in outlines:
+        shape_px = shapely.transform(outline, scene.reader.to_pixels)
+        left, top, right, bottom = shape_px.bounds
+        if shape_px.is_empty or shape_px.area < min_px or min(left, top) < 1 or right > cols - 1 or bottom > rows - 1:
+            continue
+        middle = shapely.maximum_inscribed_circle(shape_px).coords[0]
+        window = lattice_window(*middle, size_px=window_px, shape=scene.reader.shape)
+        if not window.contains_bounds(shape_px.bounds):
+            continue
+        to_window = Affine.translation(window.col_off, window.row_off) @ Affine.scale(scale)
+        truth = rasterize([shape_px], out_shape=(LOW_RES_PX, LOW_RES_PX), transform=to_window).astype(np.bool_)
+        if truth.any():
+            yield LabelledObject(place, window, scene.embedding(window), truth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +116,7 @@ def simulate(
             clicked[y, x] = True
             points = np.vstack([points, np.array([[x + 0.5, y + 0.5]], np.float32)])
             labels = np.append(labels, FOREGROUND if click.is_foreground else BACKGROUND)
-        view = look(engine, found.embedding, found.chip, Prompts(points, labels, box, previous))
+        view = look(engine, found.embedding, Prompts(points, labels, box, previous))
         truth = view.seen.crop.cut(torch.from_numpy(found.truth).float()[None]).round()
         examples.append(Example(found.place, view.seen, truth))
         previous = view.refined(refiner, half=half).numpy()
@@ -125,6 +152,7 @@ def fit(
         raise_if_cancelled(progress)
         places = rng.integers(len(by_place), size=_BATCH)
         batch = [by_place[place][rng.integers(len(by_place[place]))] for place in places]
+        batch = [_varied(example, rng) for example in batch]
         optimizer.zero_grad()
         loss = example_loss(refiner, [e.seen for e in batch], torch.stack([e.truth for e in batch]), half=half)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -136,6 +164,18 @@ def fit(
         if report is not None and (step + 1) % 50 == 0:
             report(step + 1, float(np.mean(losses[-50:])))
     return refiner.eval()
+
+
+def _varied(example: Example, rng: np.random.Generator) -> Example:
+    """The example turned and mirrored: there are few places, and none has an up."""
+    n_turns, is_mirrored = int(rng.integers(4)), bool(rng.integers(2))
+
+    def turned(picture: torch.Tensor) -> torch.Tensor:
+        picture = torch.rot90(picture, n_turns, (1, 2))
+        return picture.flip(2) if is_mirrored else picture
+
+    seen = RefinerInput(example.seen.crop, turned(example.seen.inputs), turned(example.seen.base))
+    return Example(example.place, seen, turned(example.truth))
 
 
 def _moved(x: int, y: int, truth: npt.NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int]:

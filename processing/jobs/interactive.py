@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,7 +39,7 @@ _MOST_WINDOWS = 6
 _CLICK_WINDOW_M = 77.0
 # Feeding an answer back changes nothing more (CFR, Wang et al. 2023, https://arxiv.org/abs/2308.13174).
 _SETTLED = 0.99
-_CHIPS, _LONGEST_TRAIL = 16, 8
+_LONGEST_TRAIL = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +150,11 @@ class LearningReport:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the refiner saw of an answer, and in which window."""
+    """What the refiner saw of an answer, in which window, and whether it was one of three for a single click."""
 
     window: SquareWindow
     seen: RefinerInput
+    is_choice: bool
 
 
 class InteractiveSegmenter:
@@ -165,7 +165,6 @@ class InteractiveSegmenter:
         self.n_learned = 0
         self._loaded_name = ""
         self._online = OnlineAdapter(self._shipped(), half=self._half)
-        self._chips: OrderedDict[SquareWindow, npt.NDArray[np.uint8]] = OrderedDict()
 
     @property
     def adapter_name(self) -> str:
@@ -210,6 +209,8 @@ class InteractiveSegmenter:
         trail = [*result.trail[:2], result.trail[-1]] if len(result.trail) > 3 else list(result.trail)
         truths = [self._truth(one, accepted) for one in trail]
         learned = self._online.learn([one.seen for one in trail], truths)
+        if trail[0].is_choice:
+            self._online.learn_choice(trail[0].seen, truths[0], cell_px=trail[0].window.size_px / LOW_RES_PX)
         self.n_learned += 1
         verb = "Learned from" if learned.is_kept else "Looked at, but did no good to keep:"
         sentence = (
@@ -281,21 +282,21 @@ class InteractiveSegmenter:
         if self.options.is_plain:
             return [_Found(one, None) for one in answer_options(self.scene, window, asked, multimask=request.multimask)]
         cells = asked.in_cells(self.scene.input_px)
-        embedding, chip = self.scene.embedding(window), self._chip(window)
+        embedding = self.scene.embedding(window)
         chosen = None if request.multimask else 0
-        view = look(self.scene.engine, embedding, chip, cells, chosen=chosen)
-        views = view.alternatives() if request.multimask and asked.is_ambiguous else [view]
-        return [self._settled(view, window, embedding, chip) for view in views]
+        view = look(self.scene.engine, embedding, cells, chosen=chosen)
+        is_choice = request.multimask and asked.is_ambiguous
+        cell_px = window.size_px / LOW_RES_PX
+        views = view.alternatives(self._online.choice, cell_px=cell_px) if is_choice else [view]
+        return [self._settled(view, window, embedding) for view in views]
 
-    def _settled(
-        self, view: Look, window: SquareWindow, embedding: torch.Tensor, chip: npt.NDArray[np.uint8]
-    ) -> _Found:
+    def _settled(self, view: Look, window: SquareWindow, embedding: torch.Tensor) -> _Found:
         """The answer from one mask: refined, fed back, and brought to agree with the clicks."""
-        cells = view.cells
+        cells, is_choice = view.cells, view.chosen > 0
         refined = self._online.refined(view)
         for _ in range(self.options.cascade):
             before = refined
-            view = look(self.scene.engine, embedding, chip, replace(cells, mask_logits=before.numpy()), chosen=0)
+            view = look(self.scene.engine, embedding, replace(cells, mask_logits=before.numpy()), chosen=0)
             refined = self._online.refined(view)
             if _agreement(before, refined) > _SETTLED:
                 break
@@ -305,7 +306,7 @@ class InteractiveSegmenter:
         if self.options.repair:
             logits = respect_clicks(logits, cells.points_xy, cells.labels)
         answer = make_answer(self.scene, window, logits, score=float(view.iou[view.chosen]))
-        return _Found(answer, view.seen)
+        return _Found(answer, view.seen, is_choice)
 
     def _whole(self, found: list[_Found], prompts: ObjectPrompts, request: PromptRequest) -> list[_Found]:
         """Follow an object that its window cuts into larger windows."""
@@ -324,7 +325,7 @@ class InteractiveSegmenter:
         geometry, area = outline_mask(
             self.scene, answer.mask, tolerance=request.tolerance, min_area_m2=request.min_area_m2
         )
-        seen = () if found.seen is None else (Seen(answer.window, found.seen),)
+        seen = () if found.seen is None else (Seen(answer.window, found.seen, found.is_choice),)
         return MaskOption(
             geometry=geometry,
             score=answer.score,
@@ -334,18 +335,6 @@ class InteractiveSegmenter:
             logits=answer.logits,
             trail=(*trail[-_LONGEST_TRAIL:], *seen),
         )
-
-    def _chip(self, window: SquareWindow) -> npt.NDArray[np.uint8]:
-        """The window's pixels at the resolution of the logits, (3, 256, 256), padded right and below."""
-        if window not in self._chips:
-            read = self.scene.reader.read_chip(window, out_px=LOW_RES_PX).pixels
-            chip = np.zeros((read.shape[0], LOW_RES_PX, LOW_RES_PX), np.uint8)
-            chip[:, : read.shape[1], : read.shape[2]] = read
-            self._chips[window] = chip
-            if len(self._chips) > _CHIPS:
-                self._chips.popitem(last=False)
-        self._chips.move_to_end(window)
-        return self._chips[window]
 
     def _truth(self, one: Seen, geometry: BaseGeometry) -> torch.Tensor:
         """The accepted object (1, 128, 128) in the crop of an answer, 0 or 1."""
@@ -360,6 +349,7 @@ class InteractiveSegmenter:
 class _Found:
     answer: Answer
     seen: RefinerInput | None
+    is_choice: bool = False
 
 
 def segment_prompts(

@@ -23,7 +23,7 @@ from ..errors import RasterError
 from .access import gdal_access
 from .bands import choose_bands, read_palette
 from .geodesy import apply_affine, pixel_side_m
-from .identity import raster_identity
+from .identity import file_states, files_of, raster_identity
 from .resample import enlarge
 from .sampling import valid_bands
 from .stretch import Stretch, estimate_stretch
@@ -68,6 +68,8 @@ class RasterReader:
         self._palette = read_palette(dataset, bands)
         self.path = path
         self.identity = raster_identity(dataset, path)
+        self._files = files_of(dataset, path)
+        self._states = file_states(self._files)
         self.bands = bands
         self.stretch = stretch
         self.crs = crs
@@ -89,6 +91,13 @@ class RasterReader:
         """Close the file; waits for a read that is going on."""
         with self._lock:
             self._dataset.close()
+
+    def is_changed(self) -> bool:
+        """Whether a file of the raster was written or removed since it was opened; False where there is no file."""
+        try:
+            return file_states(self._files) != self._states
+        except OSError:
+            return True
 
     def to_pixels(self, map_xy: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """(N, 2) map coordinates in the raster's CRS to (N, 2) raster pixels."""

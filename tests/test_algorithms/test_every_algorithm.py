@@ -36,11 +36,22 @@ PUBLIC = {
         | {"OVERLAP_THRESHOLD", "WINDOW", "SIMPLIFY", "MIN_AREA", "STRETCH", "OUTPUT", "LABELS"},
         {"OUTPUT", "LABELS", "COUNT"},
     ),
+    "findsimilar": (
+        {"INPUT", "EXEMPLARS", "REJECTED", "EXTENT", "METHOD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW"}
+        | {"THRESHOLD", "SIMPLIFY", "MIN_AREA", "OUTPUT"},
+        {"OUTPUT", "COUNT"},
+    ),
     "encoderaster": (
         {"INPUT", "EXTENT", "MODEL", "BANDS", "DEVICE", "WINDOW", "STRETCH"},
         {"ENCODED", "FOLDER"},
     ),
     "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
+    "evaluateinteractive": (
+        {"INPUT", "REFERENCE", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW", "ADAPTATION"}
+        | {"ADAPTER", "CASCADE", "REPAIR", "PER_CLICK", "PER_OBJECT", "ACCEPT", "BASELINE", "CLICKS", "OBJECTS"}
+        | {"MIN_PIXELS", "SEED", "TABLE", "REPORT"},
+        {"TABLE", "REPORT", "COUNT", "NOC80", "NOC85", "NOC90", "MIOU1", "MIOU3", "MIOU5", "MIOU10"},
+    ),
 }
 
 

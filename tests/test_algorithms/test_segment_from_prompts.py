@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from qgis.core import (
 
 pytestmark = pytest.mark.qgis
 
-FIELDS = ["object_id", "class", "score", "stability", "area_m2", "model"]
+FIELDS = ["object_id", "class", "score", "stability", "area_m2", "model", "perimeter_m", "adapter", "date"]
 
 
 def features_of(output: Any) -> list[QgsFeature]:
@@ -62,6 +63,9 @@ def test_boxes_give_the_roofs(run: Any, scene_file: Path, prompts: Any, roofs: A
         assert 0.7 < feature["stability"] <= 1
         # UTM's scale at 6 degrees east of the meridian's zone centre is within 0.1 % of 1.
         assert feature["area_m2"] == pytest.approx(feature.geometry().area(), rel=2e-3)
+        assert feature["perimeter_m"] == pytest.approx(feature.geometry().length(), rel=2e-3)
+        assert feature["adapter"] == ""
+        assert datetime.fromisoformat(feature["date"]).utcoffset() is not None
     assert [f["object_id"] for f in found] == [str(f.id()) for f in layer.getFeatures()]
 
 

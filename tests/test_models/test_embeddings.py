@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -277,3 +278,111 @@ def test_many_threads_on_a_small_cache_get_right_numbers_or_none(tmp_path):
     assert wrong == []
     assert cache._memory_used == N_BYTES * len(cache._memory) <= 3 * N_BYTES
     assert sum(path.stat().st_size for path in _files(cache)) == cache._disk_used <= 6 * size
+
+
+_HAMMER = """
+import importlib.util as u, random, sys, time
+spec = u.spec_from_file_location('segadapt', sys.argv[1] + '/__init__.py', submodule_search_locations=[sys.argv[1]])
+sys.modules['segadapt'] = u.module_from_spec(spec)
+import logging
+from pathlib import Path
+import torch
+from segadapt.models.embeddings import EmbeddingCache, EmbeddingKey
+logging.basicConfig(level=logging.WARNING)
+torch.set_num_threads(1)
+seed, limit = int(sys.argv[3]), int(sys.argv[4])
+cache = EmbeddingCache(Path(sys.argv[2]), memory_bytes=0, disk_bytes=limit)
+chance, most, hits = random.Random(seed), 0, 0
+until = time.monotonic() + 1.0
+while time.monotonic() < until:
+    index = chance.randrange(60)
+    key = EmbeddingKey('raster', (1, 2, 3), (index, 0, 256), (0.0, 255.0), 'sha', 'fp32')
+    found = cache.get(key)
+    if found is None:
+        cache.put(key, torch.full((16, 16, 16), float(index)))
+    else:
+        hits += 1
+        assert found.shape == (16, 16, 16) and (found == index).all(), index
+    if chance.random() < 0.02:
+        for path in Path(sys.argv[2]).glob('*/*.safetensors'):
+            if chance.random() < 0.1:
+                path.unlink(missing_ok=True)
+    usage = cache.usage()
+    most = max(most, usage.n_bytes)
+print(hits, most)
+"""
+
+
+def test_two_processes_share_one_folder(tmp_path):
+    """Each writes, reads, evicts and removes what the other has: right numbers or none, and little over the limit."""
+    root = str(embeddings.Path(embeddings.__file__).parents[1])
+    limit = 30 * 8400
+    done = [
+        subprocess.Popen(
+            [sys.executable, "-c", _HAMMER, root, str(tmp_path), str(seed), str(limit)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    used = []
+    while any(process.poll() is None for process in done):
+        used.append(sum(_size(path) for path in tmp_path.glob("*/*.safetensors")))
+        time.sleep(0.02)
+    for process in done:
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert errors == ""
+        hits, _ = (int(value) for value in out.split())
+        assert hits > 20
+    # Two processes that look at the folder again after a twentieth of the limit each.
+    assert 0 < max(used) <= 1.2 * limit
+    assert list(tmp_path.glob("*/*.tmp")) == []
+
+
+def _size(path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def test_what_others_write_counts_before_the_own_share_is_full(tmp_path):
+    size = _file_bytes(tmp_path / "one")
+    first, second = (EmbeddingCache(tmp_path / "many", memory_bytes=0, disk_bytes=40 * size) for _ in range(2))
+    first.put(KEY, _embedding())
+    second.put(KEY, _embedding())  # both know the folder by now
+    for index, key in enumerate(_keys(39)):
+        (first, second)[index % 2].put(key, _embedding(index))
+    for index in range(40, 60):
+        (first, second)[index % 2].put(replace(KEY, window=(0, index, 256)), _embedding(index))
+        assert len(_files(first)) <= 40 + 3
+
+
+def test_usage_follows_what_is_written_and_removed(cache):
+    assert (cache.usage().n_files, cache.usage().n_bytes) == (0, 0)
+    keys = _keys(3)
+    for key in keys:
+        cache.put(key, _embedding())
+    cache.put(keys[0], _embedding(1))
+    assert cache.usage().n_files == 3
+    assert cache.usage().n_bytes == sum(path.stat().st_size for path in _files(cache))
+    _files(cache)[0].write_bytes(b"")
+    cache.clear_memory()
+    for key in keys:
+        cache.get(key)
+    assert EmbeddingCache(cache.folder).usage().n_files == 2
+
+
+def test_a_file_that_another_process_holds_open_is_no_reason_to_give_up_the_disk(cache, monkeypatch, caplog):
+    cache.put(KEY, _embedding())
+
+    def refuse(*_args):
+        raise PermissionError(13, "The process cannot access the file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings.os, "replace", refuse)
+        cache.put(KEY, _embedding())
+    assert caplog.records == []
+    other = replace(KEY, window=(1, 1, 256))
+    cache.put(other, _embedding(1))
+    assert len(_files(cache)) == 2

@@ -1,0 +1,112 @@
+"""Where the analyst should look next: places where the class map is uncertain, mixed and large.
+
+In the manner of DIAL (Lenczner et al. 2022, https://arxiv.org/abs/2201.01047) and RIPU (Xie et al. 2022,
+https://arxiv.org/abs/2111.12940): entropy of the prediction times impurity of the neighbourhood, here per segment,
+times the square root of the size, since a large mistake costs more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..raster.windows import Bounds
+from .class_map import ClassMapper, SegmentView
+
+# Of several uncertain segments side by side one is enough: its neighbours change with the next click.
+_APART_SEGMENTS = 6.0
+# A place that is uncertain but has neighbours of one class only still counts.
+_LEAST_IMPURITY = 0.2
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place worth a look: `centre` (x, y) and `bounds` (left, top, right, bottom) in raster pixels, and its value."""
+
+    centre: tuple[float, float]
+    bounds: Bounds
+    value: float
+
+
+def uncertain_regions(
+    mapper: ClassMapper,
+    bounds_px: Bounds | None = None,
+    *,
+    visited_px: npt.ArrayLike = (),
+    most: int = 20,
+    only_encoded: bool = False,
+) -> list[Region]:
+    """The most valuable regions of an extent, best first.
+
+    Regions near a click, near one of `visited_px` (N, 2) x, y, or near a better region are left out. Raises
+    `ClassHeadError` before the first click.
+    """
+    values, centres, sizes = [], [], []
+    places: list[tuple[SegmentView, int]] = []
+    for view in mapper.segment_views(bounds_px, only_encoded=only_encoded):
+        block = view.block
+        value = view.entropy * (_LEAST_IMPURITY + impurity(view)) * np.sqrt(block.sizes_px)
+        if block.valid is not None:
+            # A segment without data has nothing to say.
+            share = np.bincount(block.segments.ravel(), block.valid.ravel()) / block.sizes_px
+            value = np.where(share > 0.5, value, 0)
+        best = np.argsort(-value, kind="stable")[: 50 * most]
+        values.append(value[best])
+        centres.append(block.centres_px[best])
+        sizes.append(block.sizes_px[best])
+        places += [(view, int(index)) for index in best]
+    if not values:
+        return []
+    value, centre, size = np.concatenate(values), np.concatenate(centres), np.concatenate(sizes)
+    known = np.concatenate([np.asarray(visited_px, np.float64).reshape(-1, 2), mapper.clicked_pixels() + 0.5])
+    found: list[Region] = []
+    for index in np.argsort(-value, kind="stable"):
+        if len(found) == most or value[index] <= 0:
+            break
+        apart = _APART_SEGMENTS * np.sqrt(size[index])
+        if len(known) and np.abs(known - centre[index]).max(axis=1).min() < apart:
+            continue
+        region = _region(*places[index], value=float(value[index]))
+        if bounds_px is not None and not _is_inside(region.centre, bounds_px):
+            continue
+        found.append(region)
+        known = np.concatenate([known, centre[index][None]])
+    return found
+
+
+def impurity(view: SegmentView) -> npt.NDArray[np.float32]:
+    """How mixed the neighbourhood of each segment is, (S,), 0 to 1: entropy of the classes of it and around it."""
+    labels, pairs = view.labels, view.block.neighbours
+    classes, of_segments = np.unique(labels, return_inverse=True)
+    n_classes = view.probabilities.shape[1]
+    if n_classes < 2:
+        return np.zeros(len(labels), np.float32)
+    counts = np.zeros((len(labels), len(classes)), np.float32)
+    counts[np.arange(len(labels)), of_segments] = 1
+    for one, other in ((pairs[:, 0], pairs[:, 1]), (pairs[:, 1], pairs[:, 0])):
+        np.add.at(counts, (one, of_segments[other]), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    found = -(shares * np.log(np.maximum(shares, 1e-9))).sum(axis=1) / np.log(n_classes)
+    limited: npt.NDArray[np.float32] = np.clip(found, 0, 1).astype(np.float32)
+    return limited
+
+
+def _region(view: SegmentView, index: int, *, value: float) -> Region:
+    block = view.block
+    rows, cols = np.nonzero(block.segments == index)
+    left, top = block.core_px[:2]
+    # The pixel of the segment nearest to its centre, which may lie outside a bent one.
+    x, y = block.centres_px[index] - (left, top)
+    nearest = int(np.argmin((cols + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2))
+    bounds = (cols.min() + left, rows.min() + top, cols.max() + 1 + left, rows.max() + 1 + top)
+    return Region(
+        (float(cols[nearest] + left + 0.5), float(rows[nearest] + top + 0.5)),
+        (float(bounds[0]), float(bounds[1]), float(bounds[2]), float(bounds[3])),
+        value,
+    )
+
+
+def _is_inside(place: tuple[float, float], bounds: Bounds) -> bool:
+    return bounds[0] <= place[0] < bounds[2] and bounds[1] <= place[1] < bounds[3]

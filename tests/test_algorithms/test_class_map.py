@@ -1,0 +1,102 @@
+"""`segadapt:classmap` with the real networks: a map from four clicks, its model on another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("qgis.core")
+
+from qgis.core import QgsFeature, QgsGeometry, QgsProcessingException, QgsVectorLayer
+from segadapt.processing.algorithms.class_map import HEADS
+
+pytestmark = pytest.mark.qgis
+
+
+@pytest.fixture(scope="module")
+def backbone_weights() -> Path:
+    """The published weights, fetched before a test forbids the network."""
+    import os
+    from unittest import mock
+
+    from segadapt.models.checkpoints import fetch_checkpoint
+    from segadapt.models.registry import get_card
+
+    kept = {name: value for name, value in os.environ.items() if name not in ("SEGADAPT_HOME", "SEGADAPT_OFFLINE")}
+    with mock.patch.dict(os.environ, kept, clear=True):
+        return fetch_checkpoint(get_card("efficientnet_lite0"))
+
+
+@pytest.fixture
+def with_backbone(provider: Any, backbone_weights: Path) -> None:
+    """The weights are where the algorithms look for them."""
+    from segadapt.models.checkpoints import checkpoint_folder
+
+    place = checkpoint_folder() / backbone_weights.name
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(backbone_weights)
+
+
+def clicks(layer_path: str, places: list[tuple[float, float, str]]) -> QgsVectorLayer:
+    """A layer of points at pixels of the raster."""
+    import rasterio
+
+    with rasterio.open(layer_path) as dataset:
+        transform, crs = dataset.transform, dataset.crs.to_authority()
+    layer = QgsVectorLayer(f"Point?crs={':'.join(crs)}&field=class:string", "clicks", "memory")
+    features = []
+    for x, y, name in places:
+        feature = QgsFeature(layer.fields())
+        east, north = transform @ (x, y)
+        feature.setGeometry(QgsGeometry.fromWkt(f"Point({east} {north})"))
+        feature.setAttributes([name])
+        features.append(feature)
+    layer.dataProvider().addFeatures(features)
+    return layer
+
+
+def test_heads_are_those_of_the_models() -> None:
+    from segadapt.models import class_head
+
+    assert class_head.HEADS == HEADS
+
+
+def test_map_polygons_model_and_entropy(run: Any, with_backbone: None, raster_factory: Any, tmp_path: Path) -> None:
+    import rasterio
+
+    pixels = np.full((3, 96, 128), 40, np.uint8) + np.random.RandomState(0).randint(0, 9, (3, 96, 128)).astype(np.uint8)
+    pixels[1, :, 64:] += 120
+    scene = raster_factory(pixels)
+    places = [(20, 20, "dark"), (30, 80, "dark"), (100, 20, "green"), (90, 80, "green")]
+    files = {
+        name: str(tmp_path / file)
+        for name, file in (
+            ("OUTPUT", "map.tif"),
+            ("POLYGONS", "map.gpkg"),
+            ("SAVED_MODEL", "map.safetensors"),
+            ("ENTROPY", "doubt.tif"),
+        )
+    }
+    results = run("classmap", {"INPUT": scene, "CLICKS": clicks(scene, places), "DEVICE": "cpu", **files})
+    assert results["COUNT"] == 2
+    with rasterio.open(files["OUTPUT"]) as dataset:
+        labels = dataset.read(1)
+        assert dataset.tags()["CLASS_2"] == "green"
+    truth = np.where(np.arange(128) < 64, 1, 2)[None].repeat(96, axis=0)
+    assert (labels == truth).mean() > 0.95
+    polygons = QgsVectorLayer(f"{files['POLYGONS']}", "polygons")
+    assert {feature["class"] for feature in polygons.getFeatures()} == {"dark", "green"}
+    again = str(tmp_path / "again.tif")
+    run("classmap", {"INPUT": scene, "CLASS_MODEL": files["SAVED_MODEL"], "DEVICE": "cpu", "OUTPUT": again})
+    with rasterio.open(again) as dataset:
+        assert (dataset.read(1) == labels).mean() > 0.99
+
+
+def test_neither_clicks_nor_model(run: Any, raster_factory: Any, tmp_path: Path) -> None:
+    scene = raster_factory(np.full((3, 32, 32), 9, np.uint8))
+    with pytest.raises(QgsProcessingException, match="one of the two"):
+        run("classmap", {"INPUT": scene, "DEVICE": "cpu", "OUTPUT": str(tmp_path / "map.tif")})

@@ -1,0 +1,280 @@
+"""A class map from clicks: learned, exact where something was said, seamless, saved, written, guided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from segadapt.models.backbone import CHANNELS
+from segadapt.models.class_head import HEADS, ClassHeadError, load_class_model
+from segadapt.models.errors import Cancelled
+from segadapt.processing.errors import JobError
+from segadapt.processing.jobs.class_map import (
+    ENTROPY_NODATA,
+    ClassMapOptions,
+    ClassMapper,
+    MapClass,
+    _enlarged,
+    class_polygons,
+    load_mapper,
+    write_class_map,
+)
+from segadapt.processing.jobs.guidance import uncertain_regions
+from segadapt.processing.raster.windows import SquareWindow
+
+ROWS, COLS = 200, 240
+
+
+class FakeBackbone:
+    """Features are colours, repeated: what is alike looks alike."""
+
+    checkpoint_sha256 = "b" * 64
+
+    def features(self, chip):
+        cells = torch.from_numpy(chip[:, ::4, ::4].astype(np.float32) / 255)
+        return cells.repeat(CHANNELS // 3, 1, 1).to(torch.float16)
+
+
+class FakeEngine:
+    card = SimpleNamespace(name="fake", input_px=1024)
+    checkpoint_sha256 = "0" * 64
+    precision = "fp32"
+
+    def embed(self, chips, *, progress=None):
+        return [torch.zeros(256, 64, 64, dtype=torch.float16) for _ in chips]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def truth():
+    """Water (1) on the left, wood (2) on the right, a field (3) in a corner."""
+    classes = np.full((ROWS, COLS), 2, np.uint8)
+    classes[:, : COLS // 2] = 1
+    classes[140:, 170:] = 3
+    return classes
+
+
+@pytest.fixture
+def scene(truth, raster_factory, open_scene):
+    colours = np.array([[0, 0, 0], [30, 40, 120], [40, 110, 40], [200, 190, 120]], float)
+    pixels = colours[truth] + np.random.RandomState(0).normal(0, 6, (ROWS, COLS, 3))
+    path = raster_factory(np.clip(pixels, 1, 255).astype(np.uint8).transpose(2, 0, 1))
+    return open_scene(path, FakeEngine())
+
+
+def mapped(scene, **options):
+    mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(**options))
+    for x, y, class_id in ((60, 100, 1), (150, 60, 2), (210, 180, 3), (20, 20, 1), (200, 30, 2)):
+        mapper.click(x, y, class_id)
+    return mapper
+
+
+@pytest.mark.parametrize("is_snapped", [True, False])
+@pytest.mark.parametrize("head", HEADS)
+def test_five_clicks_map_three_classes(scene, truth, head, is_snapped):
+    labels = mapped(scene, head=head, is_snapped=is_snapped).labels()
+    assert labels.dtype == np.uint8
+    assert (labels == truth).mean() > 0.95
+
+
+@pytest.mark.parametrize("is_snapped", [True, False])
+def test_what_was_said_always_holds(scene, truth, is_snapped):
+    mapper = mapped(scene, is_snapped=is_snapped)
+    # Contradictions side by side, in one segment too, and a scribble across the border.
+    said = {(60, 101): 2, (61, 101): 3, (62, 100): 1, (150, 61): 3}
+    for (x, y), class_id in said.items():
+        mapper.click(x, y, class_id)
+    mapper.scribble([(100, 50), (140, 50)], 3)
+    labels, probabilities = mapper.labels(), mapper.probabilities((0, 0, COLS, ROWS))
+    assert {place: labels[place[1], place[0]] for place in said} == said
+    assert (labels[50, 100:141] == 3).all()
+    assert probabilities[mapper.fitted_ids.index(3), 50, 120] == 1
+    assert mapper.undo()
+    assert not (mapper.labels()[50, 100:141] == 3).any()
+
+
+def test_parts_equal_the_whole(scene):
+    for is_snapped in (True, False):
+        mapper = mapped(scene, is_snapped=is_snapped)
+        whole = mapper.labels()
+        assert np.array_equal(mapper.labels((33, 41, 107, 95)), whole[41:95, 33:107])
+        probabilities = mapper.probabilities((33, 41, 107, 95))
+        assert np.allclose(probabilities.astype(float).sum(axis=0), 1, atol=0.01)
+
+
+def test_fast_labels_are_those_of_the_bilinear_scores(scene):
+    mapper = mapped(scene, is_snapped=False)
+    labels = mapper.labels()
+    head, block = mapper._fitted(), next(iter(mapper._blocks.values()))
+    whole = (slice(0, ROWS), slice(0, COLS))
+    slow = head.classes[_enlarged(mapper._scores(block, "cells"), block, whole).argmax(axis=2)]
+    said = mapper._said(block) > 0
+    assert (slow == labels)[~said].mean() > 0.9999
+
+
+def test_windows_leave_no_seam(scene, truth):
+    """Cores of small windows meet inside one colour: nothing changes there."""
+    mapper = mapped(scene, is_snapped=False, window_px=64)
+    assert len(mapper._reader.grid(None)) > 12
+    labels = mapper.labels()
+    assert (labels == truth).mean() > 0.95
+    assert len(np.unique(labels[10:130, 10:100])) == 1
+
+
+def test_memory_is_bounded(scene):
+    mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64), memory_bytes=600_000)
+    for x, y, class_id in ((60, 100, 1), (150, 60, 2)):
+        mapper.click(x, y, class_id)
+    before = mapper.labels()
+    assert sum(block.n_bytes for block in mapper._blocks.values()) < 700_000
+    assert len(mapper._blocks) < len(mapper._reader.grid(None))
+    assert np.array_equal(before, mapper.labels())
+
+
+def test_only_encoded_windows_are_asked(scene):
+    mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64))
+    mapper.click(10, 10, 1)
+    missing = mapper.missing()
+    labels = mapper.labels(only_encoded=True)
+    assert missing
+    assert 0 < (labels > 0).mean() < 1
+    for cell in missing:
+        mapper.encode(cell)
+    assert (mapper.labels(only_encoded=True) == 1).all()
+
+
+def test_nodata_stays_nodata(truth, raster_factory, open_scene):
+    pixels = np.random.RandomState(0).randint(40, 200, (3, ROWS, COLS)).astype(np.uint8)
+    mask = np.ones((ROWS, COLS), bool)
+    mask[:, :50] = False
+    scene = open_scene(raster_factory(pixels, mask=mask), FakeEngine())
+    mapper = ClassMapper(scene, FakeBackbone())
+    mapper.click(100, 100, 1)
+    mapper.click(200, 20, 2)
+    labels = mapper.labels()
+    assert (labels[:, :50] == 0).all()
+    assert (labels[:, 50:] > 0).all()
+    assert all(region.centre[0] >= 50 for region in uncertain_regions(mapper))
+
+
+def test_classes_can_be_added_at_any_time(scene):
+    mapper = ClassMapper(scene, FakeBackbone(), classes=[MapClass(4, "water", (0, 0, 255))])
+    wood = mapper.add_class("wood", (0, 99, 0))
+    assert wood.class_id == 5
+    assert mapper.add_class("wood", (0, 50, 0)).class_id == 5
+    mapper.click(60, 100, 4)
+    assert set(np.unique(mapper.labels())) == {4}
+    mapper.click(150, 60, wood.class_id)
+    assert set(np.unique(mapper.labels())) == {4, 5}
+
+
+def test_bad_input_gets_a_sentence(scene):
+    mapper = ClassMapper(scene, FakeBackbone())
+    with pytest.raises(JobError, match="outside the raster"):
+        mapper.click(-1, 5, 1)
+    with pytest.raises(JobError, match="Class 255"):
+        mapper.click(1, 5, 255)
+    with pytest.raises(JobError, match="ridge"):
+        ClassMapOptions(head="forest")
+    with pytest.raises(ClassHeadError, match="click"):
+        mapper.probabilities()
+    assert not mapper.undo()
+    assert not mapper.labels().any()
+
+
+def test_saved_map_is_the_same_elsewhere(scene, tmp_path):
+    mapper = mapped(scene)
+    mapper.add_class("water")
+    path = tmp_path / "map.safetensors"
+    mapper.save(path)
+    again = load_mapper(path, scene, FakeBackbone())
+    assert (again.labels() == mapper.labels()).mean() > 0.999
+    card = load_class_model(path).card
+    assert card["backbone_sha256"] == FakeBackbone.checkpoint_sha256
+    assert card["gsd_m"] == pytest.approx(0.5, rel=0.01)
+    assert card["history"][-1]["strokes"] == {"1": 2, "2": 2, "3": 1}
+    other = FakeBackbone()
+    other.checkpoint_sha256 = "c" * 64
+    with pytest.raises(JobError, match="another backbone"):
+        load_mapper(path, scene, other)
+
+
+def test_written_raster_has_grid_colours_and_names(scene, tmp_path):
+    mapper = mapped(scene, window_px=64)
+    path, entropy = tmp_path / "map.tif", tmp_path / "entropy.tif"
+    fractions = list(write_class_map(mapper, path, entropy_path=entropy, bounds_px=(20, 30, 200, 180)))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    with rasterio.open(path) as dataset, rasterio.open(entropy) as doubt:
+        assert np.array_equal(dataset.read(1), mapper.labels((20, 30, 200, 180)))
+        assert dataset.transform @ (0, 0) == pytest.approx(tuple(scene.reader.to_map([(20, 30)])[0]))
+        assert dataset.colormap(1)[1][:3] == mapper.classes[0].colour
+        assert dataset.tags()["CLASS_1"] == "1"
+        assert doubt.nodata == ENTROPY_NODATA
+        assert doubt.read(1).max() <= 100
+
+
+def test_cancelled_raster_leaves_nothing(scene, tmp_path, recorder):
+    mapper = mapped(scene, window_px=64)
+    with pytest.raises(Cancelled):
+        list(write_class_map(mapper, tmp_path / "map.tif", entropy_path=tmp_path / "e.tif", progress=recorder(3)))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tif" and path.name != "scene.tif"] == []
+
+
+def test_polygons_cover_each_class(scene, truth):
+    mapper = mapped(scene)
+    labels = mapper.labels()
+    area = {}
+    for polygon, one in class_polygons(labels, scene.reader.transform, mapper.classes):
+        area[one.class_id] = area.get(one.class_id, 0) + polygon.area
+    assert area == {class_id: pytest.approx((labels == class_id).sum() * 0.25) for class_id in (1, 2, 3)}
+
+
+def test_guidance_points_at_what_is_in_doubt(truth, raster_factory, open_scene):
+    """A colour between two classes, never clicked, is where to look."""
+    classes = truth.copy()
+    classes[classes == 3] = 2
+    colours = np.array([[0, 0, 0], [30, 40, 120], [40, 110, 40]], float)[classes]
+    colours[80:120, 100:140] = (35, 75, 80)
+    pixels = np.clip(colours + np.random.RandomState(0).normal(0, 4, colours.shape), 1, 255).astype(np.uint8)
+    mapper = ClassMapper(open_scene(raster_factory(pixels.transpose(2, 0, 1)), FakeEngine()), FakeBackbone())
+    mapper.click(30, 30, 1)
+    mapper.click(200, 30, 2)
+    regions = uncertain_regions(mapper, most=5)
+    x, y = regions[0].centre
+    assert 90 <= x <= 150
+    assert 70 <= y <= 130 or 115 <= x <= 125
+    assert [region.value for region in regions] == sorted((r.value for r in regions), reverse=True)
+    left, top, right, bottom = regions[0].bounds
+    assert left <= x < right
+    assert top <= y < bottom
+    seen = uncertain_regions(mapper, visited_px=[regions[0].centre], most=1)[0]
+    assert seen.centre != regions[0].centre
+    assert uncertain_regions(mapper, (0, 0, 60, 60), most=3) == [] or all(
+        region.centre[0] < 60 for region in uncertain_regions(mapper, (0, 0, 60, 60), most=3)
+    )
+
+
+def test_features_do_not_depend_on_the_extent(scene):
+    """The same core from its whole window, whichever extent asked for it."""
+    small = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64))
+    cells = small._reader.grid((100, 100, 110, 110))
+    assert {cell.core_px for cell in cells} <= {cell.core_px for cell in small._reader.grid(None)}
+    assert all(isinstance(cell.window, SquareWindow) for cell in cells)
+
+
+def test_path_is_a_path(scene, tmp_path):
+    mapper = mapped(scene)
+    with pytest.raises(ClassHeadError, match="cannot be written"):
+        mapper.save(Path(tmp_path / "none" / "x.safetensors"))
