@@ -5,20 +5,46 @@ Everything here runs in the worker thread. torch and rasterio are imported when 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..models.errors import ModelError
 from ..models.progress import Progress
 from ..processing.environment import activate
-from .exchange import Answer, Bounds, PromptInput, SceneInfo, SceneSpec
+from ..processing.errors import JobError, RasterError
+from .exchange import (
+    Answer,
+    Bounds,
+    Coverage,
+    Demand,
+    MaskOptionAnswer,
+    Point,
+    PromptInput,
+    SceneInfo,
+    SceneSpec,
+    Task,
+    ViewWindow,
+)
 
 if TYPE_CHECKING:
     from ..models.engine import InferenceEngine
-    from ..processing.algorithms.raster_source import RasterSource
-    from ..processing.jobs.interactive import PromptRequest
+    from ..processing.algorithms.raster_source import Block, RasterSource
+    from ..processing.jobs.interactive import InteractiveSegmenter, MaskOption, PromptRequest, PromptResult
     from ..processing.jobs.scene import Scene
     from ..processing.raster.reader import RasterReader
     from ..processing.raster.windows import SquareWindow
+
+# Windows encoded ahead of a pan: what two cores encode while the user looks at the view.
+_MOST_AHEAD = 6
+# What libraries say of a device that is used up or gone; they have no type of error in common.
+_DEVICE_SIGNS = ("CUDA", "cuDNN", "CUBLAS", "MPS", "HIP", "out of memory", "not enough memory", "can't allocate memory")
+
+
+class RasterChangedError(RasterError):
+    """The raster's file is not the one that was opened; open it again."""
 
 
 class Backend(Protocol):
@@ -30,14 +56,26 @@ class Backend(Protocol):
     def view_windows(self, view_map: Bounds) -> Sequence[Any]:
         """Windows that clicks in the view will need and that are not encoded, the view's centre first."""
 
-    def encode(self, window: Any) -> None:
-        """Compute the embedding of one window, or find it in the cache."""
+    def ahead_windows(self, view_map: Bounds, ahead_map: Point) -> Sequence[Any]:
+        """Windows that are not encoded of the view moved by (dx, dy) map units, few and the nearest first."""
+
+    def encode(self, window: Any) -> bool | None:
+        """Compute the embedding of one window, or find it in the cache. False: its pixels are still to come."""
+
+    def coverage(self, view_map: Bounds) -> Coverage:
+        """Say which windows of the view are encoded."""
 
     def answer(self, prompt: PromptInput) -> Answer:
         """Segment what the prompts mean."""
 
     def preview(self, prompt: PromptInput) -> Answer | None:
         """Answer at once from an encoded window, or not at all."""
+
+    def run_task(self, task: Task, progress: Progress) -> Iterator[Any]:
+        """Start a task on the open scene."""
+
+    def fall_back(self, error: Exception, progress: Progress) -> SceneInfo | None:
+        """Let the CPU go on after a failure of the device; None where the error is another one."""
 
     def close_scene(self) -> None:
         """Let go of the raster; the engine stays."""
@@ -50,46 +88,87 @@ class SceneBackend:
     """The real engine on a real raster."""
 
     def __init__(self) -> None:
+        self._spec: SceneSpec | None = None
         self._reader: RasterReader | None = None
         self._engine: InferenceEngine | None = None
         self._engine_key: tuple[Any, ...] | None = None
-        self._scene: Scene | None = None
+        self._segmenter: InteractiveSegmenter | None = None
+        self._is_overtaken: Callable[[], bool] = lambda: False
 
     def open(self, spec: SceneSpec, progress: Progress) -> SceneInfo:
         """Open a scene in place of the present one; the engine stays where model and device do."""
         self.close_scene()
         activate(spec.settings.environment)
         from ..models.embeddings import EmbeddingCache
-        from ..models.registry import get_card
-        from ..processing.jobs import interactive  # noqa: F401 - all at once: an import stops every thread
+        from ..processing.jobs.interactive import InteractiveSegmenter  # all at once: an import stops every thread
         from ..processing.jobs.scene import Scene
 
+        self._is_overtaken = progress.is_cancelled
         # The raster first: it takes milliseconds, and a wrong file should not cost the loading of a model.
-        self._reader = _open_reader(spec.source)
+        self._reader = self._open_reader(spec)
+        self._spec = spec
         engine = self._open_engine(spec, progress)
         settings = spec.settings
         cache = EmbeddingCache(settings.cache_folder, disk_bytes=int(settings.cache_gb * 2**30))
-        self._scene = Scene(self._reader, engine, cache)
-        title = get_card(spec.model).title.partition(" (")[0]
-        return SceneInfo(spec.source.name, title, engine.device, engine.device_reason)
+        self._segmenter = InteractiveSegmenter(Scene(self._reader, engine, cache))
+        return _info(spec, engine, engine.device_reason)
 
     def view_windows(self, view_map: Bounds) -> Sequence[SquareWindow]:
         """Windows that clicks in the view will need and that are not encoded, the view's centre first."""
         from ..processing.jobs.interactive import view_windows
 
-        scene = self._opened()
+        scene = self._opened().scene
+        if self._demand is not None:
+            self._demand.forget()
         return [window for window in view_windows(scene.reader, view_map) if not scene.is_encoded(window)]
 
-    def encode(self, window: SquareWindow) -> None:
+    def ahead_windows(self, view_map: Bounds, ahead_map: Point) -> Sequence[SquareWindow]:
+        """Windows that are not encoded of the view moved by (dx, dy) map units, few and the nearest first."""
+        from ..processing.jobs.interactive import view_windows
+
+        scene = self._opened().scene
+        moved = _moved(view_map, ahead_map)
+        seen = set(view_windows(scene.reader, view_map))
+        # Cheap before dear: whether a window is encoded is asked of a file.
+        new = [window for window in view_windows(scene.reader, moved) if window not in seen]
+        middle = (view_map[0] + view_map[2]) / 2, (view_map[1] + view_map[3]) / 2
+        x, y = scene.reader.to_pixels([middle])[0]
+
+        def distance(window: SquareWindow) -> float:
+            half = window.size_px / 2
+            return float(max(abs(window.col_off + half - x), abs(window.row_off + half - y)))
+
+        return [window for window in sorted(new, key=distance) if not scene.is_encoded(window)][:_MOST_AHEAD]
+
+    def encode(self, window: SquareWindow) -> bool:
         """Compute the embedding of one window, or find it in the cache."""
-        self._opened().embedding(window)
+        scene = self._opened().scene
+        self._check_unchanged()
+        if self._demand is not None and not scene.is_encoded(window):
+            missing = self._missing_blocks(window)
+            if missing:
+                self._demand.order(missing)
+                return False
+        scene.embedding(window)
+        return True
+
+    def coverage(self, view_map: Bounds) -> Coverage:
+        """Say which windows of the view are encoded."""
+        from ..processing.jobs.interactive import view_windows
+
+        scene = self._opened().scene
+        windows = [
+            ViewWindow(_outline(scene.reader, window), scene.is_encoded(window))
+            for window in view_windows(scene.reader, view_map)
+        ]
+        usage = scene.cache.usage()
+        return Coverage(tuple(windows), usage.n_files, usage.n_bytes)
 
     def answer(self, prompt: PromptInput) -> Answer:
         """Segment what the prompts mean."""
+        self._check_unchanged()
         answer = self._segment(prompt, only_if_encoded=False)
         if answer is None:
-            from ..processing.errors import JobError
-
             raise JobError("The prompts got no answer; drop them and click again.")
         return answer
 
@@ -97,9 +176,36 @@ class SceneBackend:
         """Answer at once from an encoded window, or not at all."""
         return self._segment(prompt, only_if_encoded=True)
 
+    def run_task(self, task: Task, progress: Progress) -> Iterator[Any]:
+        """Start a task on the open scene."""
+        segmenter = self._opened()
+        self._check_unchanged()
+        return iter(task.run(segmenter, progress))
+
+    def fall_back(self, error: Exception, progress: Progress) -> SceneInfo | None:
+        """Open the engine again on the CPU after a failure of the device; None where the error is another one.
+
+        What was learned is taken along where the device still hands it out.
+        """
+        if self._engine is None or self._segmenter is None or self._spec is None or self._engine.device == "cpu":
+            return None
+        if not is_device_failure(error):
+            return None
+        spec, failed, device = self._spec, self._segmenter, self._engine.device
+        learned = _learned(failed)
+        self._close_engine()
+        from ..processing.jobs.interactive import InteractiveSegmenter
+        from ..processing.jobs.scene import Scene
+
+        engine = self._load_engine(spec, "cpu", progress)
+        self._segmenter = InteractiveSegmenter(Scene(failed.scene.reader, engine, failed.scene.cache), failed.options)
+        if learned is not None:
+            _restore(self._segmenter, learned)
+        return _info(spec, engine, f"CPU, because {device} failed.")
+
     def close_scene(self) -> None:
         """Let go of the raster; the engine stays."""
-        self._scene = None
+        self._segmenter = self._spec = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -107,57 +213,153 @@ class SceneBackend:
     def close(self) -> None:
         """Let go of raster, engine and device memory."""
         self.close_scene()
-        if self._engine is not None:
-            self._engine.close()
-            self._engine, self._engine_key = None, None
+        self._close_engine()
 
     def _open_engine(self, spec: SceneSpec, progress: Progress) -> InferenceEngine:
+        key = (spec.model, spec.settings.device, spec.settings.checkpoint_folder)
+        if self._engine is not None and key == self._engine_key:
+            return self._engine
+        self._close_engine()
+        try:
+            engine = self._load_engine(spec, spec.settings.device, progress)
+        except RuntimeError as error:
+            # Without a name for the device that was tried: a message of the CPU's would lead here as well.
+            if spec.settings.device == "cpu" or not is_device_failure(error):
+                raise
+            progress.info("The graphics device failed; the CPU takes over.")
+            engine = self._load_engine(spec, "cpu", progress)
+        self._engine_key = key
+        return engine
+
+    def _load_engine(self, spec: SceneSpec, device: str, progress: Progress) -> InferenceEngine:
         from ..models.engine import open_engine
 
         settings = spec.settings
-        key = (spec.model, settings.device, settings.checkpoint_folder)
-        if self._engine is None or key != self._engine_key:
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
-            self._engine = open_engine(
-                spec.model,
-                device=settings.device,
-                checkpoint_folder=settings.checkpoint_folder,
-                offline=settings.offline,
-                progress=progress,
-            )
-            self._engine_key = key
+        self._engine = open_engine(
+            spec.model,
+            device=device,
+            checkpoint_folder=settings.checkpoint_folder,
+            offline=settings.offline,
+            progress=progress,
+        )
         return self._engine
 
-    def _opened(self) -> Scene:
-        if self._scene is None:
-            from ..processing.errors import JobError
+    def _close_engine(self) -> None:
+        engine, self._engine, self._engine_key = self._engine, None, None
+        if engine is not None:
+            # A device that is lost cannot even be tidied up.
+            with suppress(RuntimeError):
+                engine.close()
 
+    def _open_reader(self, spec: SceneSpec) -> RasterReader:
+        blocks, demand = spec.source.blocks, spec.demand
+        if blocks is None or demand is None:
+            return _open_file(spec.source)
+        from ..processing.raster.rendered import open_rendered, prune_rendered
+
+        prune_rendered(blocks.folder.parent, keep=blocks.folder)
+        return open_rendered(
+            blocks, crs_wkt=spec.source.crs_wkt, fetch=lambda missing: demand.wait(missing, self._is_overtaken)
+        )
+
+    @property
+    def _demand(self) -> Demand | None:
+        return None if self._spec is None else self._spec.demand
+
+    def _missing_blocks(self, window: SquareWindow) -> list[Block]:
+        from ..processing.raster.rendered import RenderedReader
+
+        return self._reader.missing_blocks(window) if isinstance(self._reader, RenderedReader) else []
+
+    def _opened(self) -> InteractiveSegmenter:
+        if self._segmenter is None:
             raise JobError("No raster is open; choose a raster layer.")
-        return self._scene
+        return self._segmenter
+
+    def _check_unchanged(self) -> None:
+        if self._reader is not None and self._spec is not None and self._reader.is_changed():
+            raise RasterChangedError(
+                f"{self._spec.source.name} changed on disk; it is opened again, and the prompts are dropped."
+            )
 
     def _segment(self, prompt: PromptInput, *, only_if_encoded: bool) -> Answer | None:
-        import shapely
+        segmenter = self._opened()
+        request = _request(segmenter.scene, prompt)
+        result = segmenter.answer(request, only_if_encoded=only_if_encoded)
+        return None if result is None else _answer(result, segmenter.scene.engine.card.name)
 
-        from ..processing.jobs.interactive import PreviousAnswer, segment_prompts
 
-        scene = self._opened()
-        result = segment_prompts(scene, _request(scene, prompt), only_if_encoded=only_if_encoded)
-        if result is None:
-            return None
-        return Answer(
-            request_id=result.request_id,
-            wkb=b"" if result.geometry.is_empty else shapely.to_wkb(result.geometry),
-            score=result.score,
-            stability=result.stability,
-            area_m2=result.area_m2,
-            model=scene.engine.card.name,
-            previous=PreviousAnswer(result.window, result.logits),
-        )
+def _info(spec: SceneSpec, engine: InferenceEngine, reason: str) -> SceneInfo:
+    from ..models.registry import get_card
+
+    title = get_card(spec.model).title.partition(" (")[0]
+    return SceneInfo(spec.source.name, title, engine.device, reason)
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Say whether an error tells of a device without memory, or of one that is lost, rather than of bad input."""
+    if isinstance(error, (JobError, RasterError)) or not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    if isinstance(error, ModelError):
+        return "not enough memory" in text or "out of memory" in text
+    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") or any(
+        sign in text for sign in _DEVICE_SIGNS
+    )
+
+
+def _learned(segmenter: InteractiveSegmenter) -> bytes | None:
+    """What a segmenter has learned as an adapter file, None for nothing or where the device keeps it."""
+    if not segmenter.n_learned:
+        return None
+    with tempfile.TemporaryDirectory() as folder, suppress(RuntimeError, OSError):
+        path = Path(folder) / "learned.safetensors"
+        segmenter.save(path)
+        return path.read_bytes()
+    return None
+
+
+def _restore(segmenter: InteractiveSegmenter, learned: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, suppress(RuntimeError, OSError):
+        path = Path(folder) / "learned.safetensors"
+        path.write_bytes(learned)
+        segmenter.load(path)
+
+
+def _answer(result: PromptResult, model: str) -> Answer:
+    return Answer(
+        request_id=result.request_id,
+        wkb=_wkb(result.geometry),
+        score=result.score,
+        stability=result.stability,
+        area_m2=result.area_m2,
+        model=model,
+        previous=result.as_previous(),
+        options=tuple(_option(option) for option in result.options),
+        adapter=result.adapter,
+        result=result,
+    )
+
+
+def _option(option: MaskOption) -> MaskOptionAnswer:
+    return MaskOptionAnswer(
+        wkb=_wkb(option.geometry),
+        score=option.score,
+        stability=option.stability,
+        area_m2=option.area_m2,
+        previous=option.as_previous(),
+    )
+
+
+def _wkb(geometry: Any) -> bytes:
+    import shapely
+
+    return b"" if geometry.is_empty else bytes(shapely.to_wkb(geometry))
 
 
 def _request(scene: Scene, prompt: PromptInput) -> PromptRequest:
+    import shapely
+
     from ..processing.jobs.interactive import PromptRequest, window_px_for_view
 
     return PromptRequest(
@@ -165,12 +367,28 @@ def _request(scene: Scene, prompt: PromptInput) -> PromptRequest:
         points_map=prompt.points_map,
         labels=prompt.labels,
         box_map=prompt.box_map,
+        scribbles_map=prompt.scribbles_map,
+        scribble_labels=prompt.scribble_labels,
+        outline=shapely.from_wkb(prompt.outline_wkb) if prompt.outline_wkb else None,
         window_px=window_px_for_view(scene.reader, prompt.view_map),
         previous=prompt.previous,
     )
 
 
-def _open_reader(source: RasterSource) -> RasterReader:
+def _moved(view_map: Bounds, by: Point) -> Bounds:
+    left, bottom, right, top = view_map
+    return left + by[0], bottom + by[1], right + by[0], top + by[1]
+
+
+def _outline(reader: RasterReader, window: SquareWindow) -> tuple[Point, ...]:
+    """Corners of the part of a window inside the raster, in map units of the raster's CRS."""
+    rows, cols = window.inside(reader.shape)
+    left, top = window.col_off, window.row_off
+    corners = [(left, top), (left + cols, top), (left + cols, top + rows), (left, top + rows)]
+    return tuple((float(x), float(y)) for x, y in reader.to_map(corners))
+
+
+def _open_file(source: RasterSource) -> RasterReader:
     from ..processing.raster.reader import open_raster
     from ..processing.raster.stretch import Stretch
 

@@ -3,146 +3,404 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from qgis.core import QgsRasterLayer
+from qgis.core import QgsMapLayer, QgsRasterLayer, QgsSettings
 from qgis.gui import QgsMapCanvas, QgsMessageBar
 from qgis.PyQt.QtCore import QCoreApplication, QObject, Qt
-from qgis.PyQt.QtGui import QColor, QIcon
 from qgis.PyQt.QtWidgets import QFileDialog
 
 from ..models.registry import list_models
-from ..processing.algorithms.resources import icon_path
 from ..processing.algorithms.settings import read_settings
+from .actions import Actions
 from .backend import Backend
-from .class_style import ClassColours
-from .dock import SegAdaptDock
+from .cache_overlay import CacheOverlay
+from .cheat_sheet import CheatSheet
+from .class_map_control import HINT as CLASS_MAP_HINT
+from .class_map_control import ClassMapControl
+from .class_panel import ClassPanel
+from .classes import Classes
+from .dock import MAP_AS_SHOWN, SegAdaptDock
+from .edit_control import EditControl
 from .engine_worker import EngineWorker
+from .learning_control import LearningControl
+from .modes import Mode
 from .prompt_control import PromptControl
-from .qt_compat import QAction
+from .prompt_tool import Command
+from .qt_compat import QActionGroup
+from .rendered_source import Look, offered_looks
 from .scene_control import SceneControl
-from .settings import write_setting
+from .settings import COVERAGE, MODE, write_setting
+from .shape_panel import ShapePanel
+from .shaping import ShapeOptions
+from .similar_control import SimilarControl
 from .status import CANCEL_LINK, RETRY_LINK, SETTINGS_LINK, TOOL_LINK, ZOOM_LINK
 from .target import TargetChoice
 
 # The same sentence again within this time tells nothing new.
 _QUIET_S = 5.0
+_ADAPTER_FILES = "Adapter (*.safetensors)"
+# Modes that one goes on with tomorrow; the others are for one occasion.
+_REMEMBERED = (Mode.POINT, Mode.BOX, Mode.SCRIBBLE, Mode.POLYGON, Mode.REFINE)
+_REVIEW_HINT = (
+    "Click accepts the candidate there, right click rejects it; A and R answer for the white one, Esc leaves."
+)
+_EDIT_MODES = (Mode.CUT, Mode.MERGE)
+
+
+class StatusBar(Protocol):
+    """What is needed of QGIS's status bar."""
+
+    def showMessage(self, text: str, timeout: int = 0) -> None:
+        """Show a text."""
+
+    def clearMessage(self) -> None:
+        """Show none."""
 
 
 class Controller(QObject):
     """Owns everything but the dock. `backend` computes; without `message_bar` sentences stay unsaid."""
 
     def __init__(
-        self, canvas: QgsMapCanvas, dock: SegAdaptDock, *, backend: Backend, message_bar: QgsMessageBar | None
+        self,
+        canvas: QgsMapCanvas,
+        dock: SegAdaptDock,
+        *,
+        backend: Backend,
+        message_bar: QgsMessageBar | None,
+        status_bar: StatusBar | None = None,
     ) -> None:
         super().__init__()
-        self._canvas, self._dock, self._message_bar = canvas, dock, message_bar
+        self._canvas, self._dock = canvas, dock
+        self._message_bar, self._status_bar = message_bar, status_bar
         self._last_notice = ("", 0.0)
-        self._colours = ClassColours()
+        self._cheat_sheet: CheatSheet | None = None
+        self.actions = Actions(self)
+        self.classes = Classes(self)
+        self.class_panel, self.shape_panel = ClassPanel(self.classes), ShapePanel()
         self.worker = EngineWorker(backend)
         self.scene = SceneControl(canvas, self.worker, self)
-        self.target = TargetChoice(dock.target_combo, ask_path=self._ask_geopackage, parent=self)
+        self.target = TargetChoice(dock.target_combo, ask_path=self._ask_geopackage, parent=self, classes=self.classes)
         self.prompts = PromptControl(
             canvas,
             self.worker,
             scene=self.scene,
             target=self.target,
-            class_choice=self._class_choice,
+            classes=self.classes,
+            shape_options=lambda: self.shape_panel.options,
+            actions=self.actions,
             parent=self,
         )
-        self.tool_action = QAction(QIcon(icon_path("segmentfromprompts")), "Segment by clicks", self)
-        self.tool_action.setCheckable(True)
-        self.prompts.tool.setAction(self.tool_action)
-        dock.tool_button.setDefaultAction(self.tool_action)
-        for card in list_models("promptable"):
-            dock.model_combo.addItem(card.title, card.name)
-            dock.model_combo.setItemData(dock.model_combo.count() - 1, card.title, Qt.ItemDataRole.ToolTipRole)
-        dock.settings_panel.show_settings(read_settings())
+        self._add_actions()
+        self.prompts.tool.setAction(self.actions["tool"])
+        self.edits = EditControl(
+            canvas,
+            prompts=self.prompts,
+            target=self.target,
+            classes=self.classes,
+            actions=self.actions,
+            parent=self,
+        )
+        self.learning = LearningControl(
+            self.worker, scene=self.scene, ask_open=self._ask_adapter, ask_save=self._ask_new_adapter, parent=self
+        )
+        self.similar = SimilarControl(
+            canvas,
+            self.worker,
+            scene=self.scene,
+            target=self.target,
+            actions=self.actions,
+            parent=self,
+            classes=self.classes,
+        )
+        self.class_map = ClassMapControl(
+            canvas,
+            self.worker,
+            scene=self.scene,
+            actions=self.actions,
+            class_choice=lambda: (self.classes.current, self.classes.colour(self.classes.current)),
+            parent=self,
+        )
+        self.coverage = CacheOverlay(canvas, self.scene, self)
+        self._add_help()
+        self._fill_dock()
         self._connect()
         self._on_model_chosen()
-        self._on_class_named()
+        self.prompts.redraw()
+        self._restore_mode()
 
     def start(self, layer: QgsRasterLayer | None) -> None:
         """Begin with a raster layer, None to let the user choose."""
-        if layer is not None and self._dock.raster_combo.currentLayer() is None:
+        if layer is not None and self.scene.source is None:
             self._dock.raster_combo.setLayer(layer)
-        if self.scene.layer is not None:
+        if self.scene.source is not None:
             self.activate_tool(True)
 
     def activate_tool(self, is_wanted: bool) -> None:
         """Give the canvas our tool, or take it away."""
-        if is_wanted:
-            self._canvas.setMapTool(self.prompts.tool)
-        else:
-            self._canvas.unsetMapTool(self.prompts.tool)
+        tool = self.prompts.tool
+        if not is_wanted:
+            self._canvas.unsetMapTool(tool)
+        elif self._canvas.mapTool() is not tool:
+            # The same tool again would be deactivated in between, and stop encoding.
+            self._canvas.setMapTool(tool)
 
     def dispose(self) -> None:
         """Stop the worker, which frees the engine, and leave canvas, project and dock."""
+        self.coverage.dispose()
+        self.class_map.dispose()
+        self.similar.dispose()
         self.prompts.dispose()
         self.scene.dispose()
         self.target.dispose()
-        for signal in (self.worker.opened, self.worker.answered, self.worker.previewed, self.worker.encoded):
+        self.classes.dispose()
+        if self._cheat_sheet is not None:
+            self._cheat_sheet.destroyed.disconnect(self._on_cheat_sheet_gone)
+            self._cheat_sheet.dismiss()
+        self._show_hint()
+        worker = self.worker
+        for signal in (worker.opened, worker.answered, worker.previewed, worker.encoded, worker.covered, worker.worked):
             signal.disconnect()
-        for signal in (self.worker.progressed, self.worker.informed, self.worker.failed):
+        for signal in (worker.progressed, worker.informed, worker.failed, worker.fell_back, worker.outdated):
+            signal.disconnect()
+        for signal in (worker.done, worker.task_progressed):
             signal.disconnect()
         if not self.worker.stop():
             # A thread object must outlive its thread, or Qt ends the program.
             self.worker.setParent(QCoreApplication.instance())
             self.worker.finished.connect(self.worker.deleteLater)
 
-    def _connect(self) -> None:
+    def _add_actions(self) -> None:
+        """Make the actions of the tool, in the order of menu and toolbar."""
+        add = self.actions.add
+        add(
+            "tool",
+            "Segment by clicks",
+            self.activate_tool,
+            tip="Let clicks on the map segment objects of the raster",
+            icon="segmentfromprompts",
+            checkable=True,
+        )
+        self._modes = QActionGroup(self)
+        for mode in Mode:
+            name, text, shortcut, tip = mode.value
+            group = "Edit" if mode in _EDIT_MODES else "Prompt"
+            action = add(
+                name,
+                text,
+                lambda is_on, mode=mode: self._on_mode_chosen(mode) if is_on else None,
+                tip=tip,
+                shortcut=shortcut,
+                group=group,
+                icon=name,
+                checkable=True,
+            )
+            self._modes.addAction(action)
+        for key, text, tip, shortcut in (
+            ("accept", "Accept", "Add the mask to the target layer", "Return"),
+            ("undo", "Undo", "Take the newest prompt back, or the newest change of the layer", "Ctrl+Z"),
+            ("redo", "Redo", "Bring the prompt back, or the change of the layer", "Ctrl+Shift+Z"),
+            ("drop", "Drop", "Forget this object; without one, go back to clicks", "Esc"),
+        ):
+            slot = partial(self.prompts.command, Command(key))
+            add(key, text, slot, tip=tip, shortcut=shortcut, icon=key, also=("Ctrl+Y",) if key == "redo" else ())
+        add(
+            "next_mask",
+            "Next mask",
+            self.prompts.next_mask,
+            tip="Take another of the masks that the prompts may mean; the wheel with Alt goes both ways",
+            shortcut="Tab",
+            icon="next_mask",
+        )
+        add(
+            "batch",
+            "Segment selected features",
+            self.prompts.start_batch,
+            tip="Make an object of every selected feature: points, lines, rectangles or polygons",
+            shortcut="Shift+Return",
+            group="Prompt",
+            icon="batch",
+        )
+        add(
+            "no_overlaps",
+            "No overlaps",
+            lambda _is_on: self.shape_panel.toggle_no_overlaps(),
+            tip="Leave to the neighbours in the target layer what they cover",
+            shortcut="O",
+            group="Shape",
+            icon="no_overlaps",
+            checkable=True,
+        )
+        for number in range(1, 10):
+            add(
+                f"class_{number}",
+                f"Class {number}",
+                lambda number=number: self._on_class_number(number),
+                tip=f"Choose class {number} of the list",
+                shortcut=str(number),
+                group="Class",
+            )
+
+    def _add_help(self) -> None:
+        coverage = self.actions.add(
+            "coverage",
+            "Show what is encoded",
+            self._on_coverage_wanted,
+            tip="Mark on the map where a click is answered at once",
+            group="Help",
+            icon="encoderaster",
+            checkable=True,
+        )
+        coverage.setChecked(QgsSettings().value(f"segadapt/{COVERAGE}", False, type=bool))
+        self.coverage.set_shown(coverage.isChecked())
+        self.actions.add(
+            "cheat_sheet",
+            "Keys",
+            self.show_cheat_sheet,
+            tip="Show all keys on the map",
+            shortcut="?",
+            group="Help",
+            icon="cheat_sheet",
+        )
+
+    def _fill_dock(self) -> None:
         dock = self._dock
-        self.tool_action.triggered.connect(self.activate_tool)
-        self.prompts.tool.activated.connect(lambda: self.scene.set_tool_active(True))
-        self.prompts.tool.deactivated.connect(lambda: self.scene.set_tool_active(False))
+        dock.set_actions(self.actions, modes=Mode)
+        for card in list_models("promptable"):
+            dock.model_combo.addItem(card.title, card.name)
+            dock.model_combo.setItemData(dock.model_combo.count() - 1, card.title, Qt.ItemDataRole.ToolTipRole)
+        dock.add_page("Classes", self.class_panel, is_open=True)
+        dock.add_page("Shape", self.shape_panel)
+        dock.add_page("Find similar", self.similar.panel)
+        dock.add_page("Class map", self.class_map.panel)
+        dock.add_page("Learning", self.learning.panel)
+        dock.settings_panel.show_settings(read_settings())
+        self.actions["no_overlaps"].setChecked(self.shape_panel.options.no_overlaps)
+
+    def _connect(self) -> None:
+        dock, prompts = self._dock, self.prompts
+        prompts.tool.activated.connect(lambda: self.scene.set_tool_active(True))
+        prompts.tool.activated.connect(self._show_hint)
+        prompts.tool.deactivated.connect(lambda: self.scene.set_tool_active(False))
+        prompts.tool.deactivated.connect(self._show_hint)
         dock.raster_combo.layerChanged.connect(self._on_raster_chosen)
+        dock.look_combo.currentIndexChanged.connect(self._on_look_chosen)
         dock.model_combo.currentIndexChanged.connect(self._on_model_chosen)
-        dock.class_combo.editTextChanged.connect(self._on_class_named)
-        # So that the next Enter accepts.
-        dock.class_combo.lineEdit().returnPressed.connect(self._canvas.setFocus)
-        dock.colour_button.colorChanged.connect(self._on_colour_chosen)
-        dock.commanded.connect(self.prompts.command)
         dock.status_label.linkActivated.connect(self._on_link)
         dock.settings_panel.changed.connect(self._on_setting_changed)
+        # So that the next Enter accepts.
+        self.class_panel.name_edit.returnPressed.connect(self._canvas.setFocus)
+        self.classes.chosen.connect(prompts.redraw)
+        self.classes.changed.connect(prompts.redraw)
+        self.classes.changed.connect(self._show_classes)
+        self.shape_panel.changed.connect(self._on_shape_changed)
         self.scene.changed.connect(self._on_scene_changed)
         self.scene.status_changed.connect(self._show_status)
-        self.prompts.object_changed.connect(lambda text, enabled: dock.show_object(text, enabled=enabled))
-        self.prompts.accepted.connect(self._on_accepted)
-        for source in (self.scene.notified, self.prompts.notified, self.target.failed):
+        prompts.object_changed.connect(dock.object_label.setText)
+        prompts.hinted.connect(self._show_hint)
+        prompts.batch_progressed.connect(dock.show_batch)
+        prompts.accepted.connect(lambda answer, wkb, _class_name: self.learning.learn(answer, wkb))
+        prompts.exemplar_chosen.connect(self.similar.add_example)
+        prompts.add_click_taker(self.similar, hint=_REVIEW_HINT)
+        prompts.add_click_taker(self.class_map, hint=CLASS_MAP_HINT, undo=self.class_map.undo)
+        self.actions["find_similar"].triggered.connect(lambda _state: self._on_similar_wanted())
+        self.actions["class_map"].toggled.connect(self._on_class_map_wanted)
+        self.edits.edited.connect(dock.object_label.setText)
+        sources = (self.scene, prompts, self.edits, self.learning, self.class_panel, self.similar, self.class_map)
+        for source in (*(part.notified for part in sources), self.target.failed):
             source.connect(self._notify)
+        self.target.informed.connect(self._inform)
+        self.target.layer_changed.connect(prompts.redraw)
+        self._show_classes()
 
-    def _on_raster_chosen(self, layer: QgsRasterLayer | None) -> None:
-        self.scene.choose_layer(layer)
-        if layer is not None:
+    def _on_similar_wanted(self) -> None:
+        self._dock.open_page("Find similar")
+        self.prompts.show_hint()
+
+    def _on_class_map_wanted(self, is_on: bool) -> None:
+        if is_on:
+            self._dock.open_page("Class map")
+            if self.scene.source is not None:
+                self.activate_tool(True)
+        self.prompts.redraw()
+
+    def show_cheat_sheet(self) -> None:
+        """Lay all keys over the map."""
+        if self._cheat_sheet is not None:
+            self._cheat_sheet.dismiss()
+        self._cheat_sheet = CheatSheet(self._canvas, self.actions)
+        self._cheat_sheet.destroyed.connect(self._on_cheat_sheet_gone)
+
+    def _on_cheat_sheet_gone(self) -> None:
+        self._cheat_sheet = None
+
+    def _restore_mode(self) -> None:
+        stored = str(QgsSettings().value(f"segadapt/{MODE}", Mode.POINT.value.name))
+        mode = next((mode for mode in _REMEMBERED if mode.value.name == stored), Mode.POINT)
+        self.prompts.tool.set_mode(mode)
+        self.actions[mode.value.name].setChecked(True)
+        self.prompts.redraw()
+
+    def _on_mode_chosen(self, mode: Mode) -> None:
+        self.prompts.set_mode(mode)
+        # Where the mode did what it is for at once, the one before goes on.
+        self.actions[self.prompts.tool.mode.value.name].setChecked(True)
+        if mode in _REMEMBERED:
+            write_setting(MODE, mode.value.name)
+        if self.scene.source is not None:
             self.activate_tool(True)
 
+    def _on_class_number(self, number: int) -> None:
+        if not self.classes.choose_number(number):
+            self._notify(f"There is no class {number}; add one in the SegAdapt panel.")
+
+    def _show_classes(self) -> None:
+        """Let the menu say which class a number stands for."""
+        names = self.classes.names()
+        for number in range(1, 10):
+            action = self.actions[f"class_{number}"]
+            action.setText(names[number - 1] if number <= len(names) else f"Class {number}")
+            action.setVisible(number <= max(1, len(names)))
+
+    def _on_shape_changed(self, options: ShapeOptions) -> None:
+        self.actions["no_overlaps"].setChecked(options.no_overlaps)
+        self.prompts.redraw()
+
+    def _on_raster_chosen(self, layer: QgsMapLayer | None) -> None:
+        if layer is None and self._dock.raster_combo.currentText() == MAP_AS_SHOWN:
+            self.scene.choose_map()
+        else:
+            self.scene.choose_layer(layer)
+        if self.scene.source is not None:
+            self.activate_tool(True)
+
+    def _on_look_chosen(self) -> None:
+        if self.scene.layer is not None:
+            self.scene.choose_layer(self.scene.layer, self._dock.look_combo.currentData())
+
     def _on_scene_changed(self) -> None:
-        layer = self.scene.layer
-        if self._dock.raster_combo.currentLayer() is not layer:
-            self._dock.raster_combo.setLayer(layer)
-        if layer is not None:
-            self.target.set_raster_crs(layer.crs())
+        source, combo = self.scene.source, self._dock.raster_combo
+        layer = None if source is None else source.layer
+        if combo.currentLayer() is not layer:
+            combo.setLayer(layer)
+        elif source is None and combo.currentText() == MAP_AS_SHOWN:
+            combo.setCurrentIndex(0)  # the entry without a layer, which setLayer does not find from here
+        if source is None:
+            self._dock.show_looks((), chosen=Look.FILE)
+        else:
+            self.target.set_raster_crs(source.crs)
+            self._dock.show_looks((source.look,) if layer is None else offered_looks(layer), chosen=source.look)
+
+    def _on_coverage_wanted(self, is_on: bool) -> None:
+        write_setting(COVERAGE, is_on)
+        self.coverage.set_shown(is_on)
 
     def _on_model_chosen(self) -> None:
         combo = self._dock.model_combo
         # "MobileSAM (light; ...)": what is in brackets helps to choose, and is too long for the status line.
         self.scene.choose_model(combo.currentData(), title=combo.currentText().partition(" (")[0])
-
-    def _class_choice(self) -> tuple[str, QColor]:
-        return self._dock.class_combo.currentText().strip(), self._dock.colour_button.color()
-
-    def _on_class_named(self) -> None:
-        self._dock.colour_button.setColor(self._colours.colour(self._class_choice()[0]))
-        self.prompts.show_class()
-
-    def _on_colour_chosen(self, _colour: QColor) -> None:
-        self.prompts.show_class()
-
-    def _on_accepted(self, class_name: str) -> None:
-        self._colours.remember(class_name, self._dock.colour_button.color())
-        combo = self._dock.class_combo
-        if class_name and combo.findText(class_name) < 0:
-            combo.addItem(class_name)
 
     def _on_setting_changed(self, key: str, value: object) -> None:
         write_setting(key, value)  # type: ignore[arg-type]  # the panel emits keys and values of this kind
@@ -165,12 +423,34 @@ class Controller(QObject):
         status = self.scene.status
         self._dock.show_status(status.headline(), device=status.device_line(), bar=status.bar())
 
+    def _show_hint(self) -> None:
+        """Say what the next click does, while it does something of ours."""
+        text = self.prompts.hint if self._canvas.mapTool() is self.prompts.tool else ""
+        self._dock.show_hint(text)
+        if self._status_bar is not None:
+            if text:
+                self._status_bar.showMessage(text)
+            else:
+                self._status_bar.clearMessage()
+
     def _notify(self, sentence: str) -> None:
         now = time.monotonic()
         if self._message_bar is None or (sentence == self._last_notice[0] and now - self._last_notice[1] < _QUIET_S):
             return
         self._last_notice = (sentence, now)
         self._message_bar.pushWarning("SegAdapt", sentence)
+
+    def _inform(self, sentence: str) -> None:
+        if self._message_bar is not None:
+            self._message_bar.pushInfo("SegAdapt", sentence)
+
+    def _ask_adapter(self) -> Path | None:
+        path, _ = QFileDialog.getOpenFileName(self._dock, "Load adapter", "", _ADAPTER_FILES)
+        return Path(path) if path else None
+
+    def _ask_new_adapter(self) -> Path | None:
+        path, _ = QFileDialog.getSaveFileName(self._dock, "Save adapter", "", _ADAPTER_FILES)
+        return Path(path).with_suffix(".safetensors") if path else None
 
     def _ask_geopackage(self) -> Path | None:
         # Qt's own question whether to overwrite is switched off: an existing file is never overwritten.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from qgis.core import (
@@ -47,6 +48,16 @@ class CanvasToRaster:
         outline = _polygon(corners)
         # The edge of the view is curved in another CRS: its corners alone would not contain it.
         return _bounds(self._transformed(outline.densifyByCount(8)).boundingBox())
+
+    def centre(self) -> QgsPointXY:
+        """Return the middle of the view in the raster's CRS. Raises `CoordinateError`."""
+        return self._transformed(QgsGeometry.fromPointXY(self._canvas.center())).asPoint()
+
+    def units_per_px(self) -> float:
+        """Return how many map units of the raster's CRS a pixel of the screen has there. Raises `CoordinateError`."""
+        centre, side = self._canvas.center(), self._canvas.mapUnitsPerPixel()
+        pixel = QgsGeometry.fromRect(QgsRectangle.fromCenterAndSize(centre, side, side))
+        return math.sqrt(self._transformed(pixel).area())
 
     def to_canvas(self, geometry: QgsGeometry) -> QgsGeometry:
         """Return a geometry of the raster's CRS in that of the canvas. Raises `CoordinateError`."""

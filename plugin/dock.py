@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsMapLayerProxyModel, QgsProviderRegistry
-from qgis.gui import QgsColorButton, QgsDockWidget, QgsMapLayerComboBox
-from qgis.PyQt.QtCore import Qt, pyqtSignal
+from collections.abc import Iterable, Sequence
+
+from qgis.core import QgsMapLayerProxyModel
+from qgis.gui import QgsCollapsibleGroupBox, QgsDockWidget, QgsMapLayerComboBox
+from qgis.PyQt.QtCore import QSize, Qt
 from qgis.PyQt.QtWidgets import (
     QComboBox,
     QFormLayout,
@@ -12,7 +14,6 @@ from qgis.PyQt.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QProgressBar,
-    QPushButton,
     QScrollArea,
     QSizePolicy,
     QToolButton,
@@ -20,26 +21,23 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
+from .actions import Actions
+from .modes import Mode
 from .prompt_tool import Command
+from .rendered_source import Look
+from .settings import read_page, write_page
 from .settings_panel import SettingsPanel
 
 NEW_SCRATCH, NEW_GEOPACKAGE = "New scratch layer", "New GeoPackage…"
-_HINT = (
-    "<b>Left click</b> the object · <b>right click</b> what is not part of it · <b>drag</b> a box · "
-    "<b>Enter</b> accepts · <b>Esc</b> drops · <b>Ctrl+Z</b> takes a click back"
-)
-_BUTTONS = (
-    (Command.ACCEPT, "Accept", "Add the mask to the target layer (Enter)"),
-    (Command.UNDO, "Undo", "Take the newest prompt back (Ctrl+Z)"),
-    (Command.REDO, "Redo", "Bring the prompt back (Ctrl+Shift+Z)"),
-    (Command.DROP, "Drop", "Forget this object (Esc)"),
-)
+MAP_AS_SHOWN = "The map as shown"
+_HINT = "Choose a raster, then click on an object: its outline follows. Enter keeps it."
 
 
 class SegAdaptDock(QgsDockWidget):
-    """Signals carry what the user chose; the public widgets are filled and read by the controller."""
+    """The public widgets are filled and read by the controller; `set_actions` gives the buttons their meaning.
 
-    commanded = pyqtSignal(object)
+    On top what is needed at every object, always visible; below it pages that can be folded away.
+    """
 
     def __init__(self, devices: tuple[str, ...], parent: QWidget | None = None) -> None:
         super().__init__("SegAdapt", parent)
@@ -48,29 +46,96 @@ class SegAdaptDock(QgsDockWidget):
         self._make_choices()
         self._make_object()
         self._make_status()
+        self._pages: dict[str, QgsCollapsibleGroupBox] = {}
+        self._pages_column = QVBoxLayout()
         self.settings_panel = SettingsPanel(devices)
         content = QWidget()
         column = QVBoxLayout(content)
-        column.addWidget(self.tool_button)
-        column.addLayout(self._choices_form())
-        column.addWidget(self._object_frame())
-        column.addWidget(self._status_frame())
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(self._pages_column)
         column.addWidget(self.settings_panel)
         column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(content)
-        # Scrolls downwards only: never narrower than what it holds.
-        scroll.setMinimumWidth(content.minimumSizeHint().width() + scroll.verticalScrollBar().sizeHint().width())
-        self.setWidget(scroll)
+        self._scroll = QScrollArea()
+        self._scroll.setWidgetResizable(True)
+        self._scroll.setFrameShape(QFrame.Shape.NoFrame)
+        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._scroll.setWidget(content)
+        whole = QWidget()
+        rows = QVBoxLayout(whole)
+        rows.setContentsMargins(6, 6, 6, 6)
+        rows.addWidget(self.tool_button)
+        rows.addLayout(self._mode_row)
+        rows.addWidget(self._object_frame())
+        rows.addWidget(self._status_frame())
+        rows.addWidget(self._scroll, 1)
+        self.setWidget(whole)
+        self.add_page("Scene", self._scene_page(), is_open=True)
 
-    def show_object(self, text: str, *, enabled: set[Command]) -> None:
-        """Describe the mask, and enable what can be done with it."""
-        self.object_label.setText(text)
+    def add_page(self, title: str, widget: QWidget, *, is_open: bool = False) -> QgsCollapsibleGroupBox:
+        """Add a page that can be folded away, and return it; whether it is open is remembered by its title."""
+        page = QgsCollapsibleGroupBox(title)
+        page.setObjectName(f"SegAdaptPage{title.title().replace(' ', '')}")
+        # QGIS would remember one state for every project and profile alike, under a name of its own.
+        page.setSaveCollapsedState(False)
+        column = QVBoxLayout(page)
+        column.setContentsMargins(6, 0, 6, 0)
+        column.addWidget(widget)
+        if isinstance(widget.layout(), QFormLayout):
+            # In a narrow dock a field goes below its label.
+            widget.layout().setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+            widget.layout().setContentsMargins(0, 0, 0, 0)
+        page.setCollapsed(not read_page(title, default=is_open))
+        page.collapsedStateChanged.connect(lambda is_collapsed: self._on_folded(title, is_open=not is_collapsed))
+        self._pages[title] = page
+        self._pages_column.addWidget(page)
+        self._fit()
+        return page
+
+    def page(self, title: str) -> QgsCollapsibleGroupBox:
+        """Return a page by its title. Raises KeyError."""
+        return self._pages[title]
+
+    def open_page(self, title: str) -> None:
+        """Unfold a page and bring it into view."""
+        page = self._pages[title]
+        page.setCollapsed(False)
+        self._scroll.ensureWidgetVisible(page, 0, 0)
+
+    def set_actions(self, actions: Actions, *, modes: Iterable[Mode]) -> None:
+        """Let the buttons trigger actions, whose state and tips they show."""
+        self.tool_button.setDefaultAction(actions["tool"])
         for command, button in self.buttons.items():
-            button.setEnabled(command in enabled)
+            button.setDefaultAction(actions[command.value])
+        self.next_mask_button.setDefaultAction(actions["next_mask"])
+        for key in (*(mode.value.name for mode in modes), "cheat_sheet"):
+            button = QToolButton()
+            button.setAutoRaise(True)
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.setIconSize(self._icon_size())
+            button.setDefaultAction(actions[key])
+            self._mode_row.addWidget(button)
+        self._mode_row.addStretch(1)
+        self._fit()
+
+    def show_looks(self, looks: Sequence[Look], *, chosen: Look) -> None:
+        """Offer ways to look at the raster; nothing where there is no choice. Emits nothing."""
+        self.look_combo.blockSignals(True)
+        self.look_combo.clear()
+        for look in looks:
+            self.look_combo.addItem(look.value[:1].upper() + look.value[1:], look)
+        self.look_combo.setCurrentIndex(max(0, self.look_combo.findData(chosen)))
+        self.look_combo.blockSignals(False)
+        self.look_combo.setEnabled(len(looks) > 1)
+
+    def show_hint(self, text: str) -> None:
+        """Say what the next click does."""
+        self.hint_label.setText(text or _HINT)
+
+    def show_batch(self, n_done: int, n_planned: int) -> None:
+        """Show how far a batch is; nothing once it is done."""
+        self.batch_bar.setVisible(n_done < n_planned)
+        self.batch_bar.setMaximum(max(1, n_planned))
+        self.batch_bar.setValue(n_done)
 
     def show_status(self, headline: str, *, device: str, bar: tuple[int, int] | None) -> None:
         """Say what is going on; `headline` is HTML, `bar` value and maximum of the progress bar."""
@@ -85,69 +150,64 @@ class SegAdaptDock(QgsDockWidget):
     def _make_choices(self) -> None:
         self.tool_button = QToolButton()
         self.tool_button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        self.tool_button.setMinimumHeight(32)
+        self.tool_button.setIconSize(self._icon_size())
         self.tool_button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.tool_button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self._mode_row = QHBoxLayout()
+        self._mode_row.setSpacing(0)
         self.raster_combo = QgsMapLayerComboBox()
         self.raster_combo.setFilters(QgsMapLayerProxyModel.Filter.RasterLayer)
-        others = [key for key in QgsProviderRegistry.instance().providerList() if key != "gdal"]
-        self.raster_combo.setExcludedProviders(others)
-        self.raster_combo.setAllowEmptyLayer(True, "Choose a raster file…")
-        self.raster_combo.setToolTip("Raster layer to segment: a file that GDAL reads, with a CRS")
+        self.raster_combo.setAllowEmptyLayer(True, "Choose a raster…")
+        self.raster_combo.setAdditionalItems([MAP_AS_SHOWN])
+        self.raster_combo.setToolTip("What to segment: a file, a web map, or all visible layers as they look now")
+        self.look_combo = QComboBox()
+        self.look_combo.setToolTip("What the model sees of the raster")
         self.model_combo = QComboBox()
-        self.class_combo = QComboBox()
-        self.class_combo.setEditable(True)
-        self.class_combo.lineEdit().setPlaceholderText("Name of the class, e.g. building")
-        self.colour_button = QgsColorButton()
-        self.colour_button.setToolTip("Colour of the class")
         self.target_combo = QgsMapLayerComboBox()
         self.target_combo.setFilters(
             QgsMapLayerProxyModel.Filter.PolygonLayer | QgsMapLayerProxyModel.Filter.WritableLayer
         )
-        self.target_combo.setAdditionalItems([NEW_SCRATCH, NEW_GEOPACKAGE])
         self.target_combo.setToolTip("Where accepted objects go; an existing polygon layer keeps its fields")
-        for combo in (self.raster_combo, self.model_combo, self.class_combo, self.target_combo):
+        for combo in (self.raster_combo, self.look_combo, self.model_combo, self.target_combo):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(12)
+            combo.setMinimumContentsLength(8)
 
-    def _choices_form(self) -> QFormLayout:
-        class_row = QHBoxLayout()
-        class_row.addWidget(self.class_combo, 1)
-        class_row.addWidget(self.colour_button)
-        form = QFormLayout()
+    def _scene_page(self) -> QWidget:
+        page = QWidget()
+        form = QFormLayout(page)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Raster", self.raster_combo)
+        form.addRow("Look at", self.look_combo)
         form.addRow("Model", self.model_combo)
-        form.addRow("Class", class_row)
         form.addRow("Save to", self.target_combo)
-        return form
+        return page
 
     def _make_object(self) -> None:
+        self.hint_label = QLabel(_HINT)
+        self.hint_label.setWordWrap(True)
         self.object_label = QLabel()
         self.object_label.setWordWrap(True)
         strong = self.object_label.font()
         strong.setBold(True)
         self.object_label.setFont(strong)
-        self.buttons: dict[Command, QPushButton] = {}
-        for command, text, tip in _BUTTONS:
-            button = QPushButton(text)
-            button.setToolTip(tip)
-            button.setEnabled(False)
-            # Keys belong to the canvas: a button with the focus would take Enter for itself.
-            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-            button.clicked.connect(lambda _checked=False, command=command: self.commanded.emit(command))
-            self.buttons[command] = button
+        self.batch_bar = _thin_bar()
+        self.batch_bar.setVisible(False)
+        self.buttons = {command: _text_button() for command in Command}
+        self.next_mask_button = _text_button()
 
     def _object_frame(self) -> QFrame:
         frame = _framed()
-        hint = QLabel(_HINT)
-        hint.setWordWrap(True)
         row = QHBoxLayout()
         for command in (Command.UNDO, Command.REDO, Command.DROP):
             row.addWidget(self.buttons[command])
+        first_row = QHBoxLayout()
+        first_row.addWidget(self.buttons[Command.ACCEPT], 2)
+        first_row.addWidget(self.next_mask_button, 1)
         column = QVBoxLayout(frame)
-        column.addWidget(hint)
+        column.addWidget(self.hint_label)
         column.addWidget(self.object_label)
-        column.addWidget(self.buttons[Command.ACCEPT])
+        column.addWidget(self.batch_bar)
+        column.addLayout(first_row)
         column.addLayout(row)
         return frame
 
@@ -160,9 +220,7 @@ class SegAdaptDock(QgsDockWidget):
         small = self.device_label.font()
         small.setPointSizeF(0.85 * small.pointSizeF())
         self.device_label.setFont(small)
-        self.progress_bar = QProgressBar()
-        self.progress_bar.setTextVisible(False)
-        self.progress_bar.setMaximumHeight(8)
+        self.progress_bar = _thin_bar()
 
     def _status_frame(self) -> QFrame:
         frame = _framed()
@@ -172,8 +230,38 @@ class SegAdaptDock(QgsDockWidget):
         column.addWidget(self.device_label)
         return frame
 
+    def _on_folded(self, title: str, *, is_open: bool) -> None:
+        write_page(title, is_open=is_open)
+        self._fit()
+
+    def _icon_size(self) -> QSize:
+        side = round(1.3 * self.fontMetrics().height())
+        return QSize(side, side)
+
+    def _fit(self) -> None:
+        """Scroll downwards only: the dock is never narrower than its pages."""
+        content = self._scroll.widget()
+        bar_px = self._scroll.verticalScrollBar().sizeHint().width()
+        self._scroll.setMinimumWidth(content.minimumSizeHint().width() + bar_px)
+
 
 def _framed() -> QFrame:
     frame = QFrame()
     frame.setFrameShape(QFrame.Shape.StyledPanel)
     return frame
+
+
+def _text_button() -> QToolButton:
+    button = QToolButton()
+    button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextOnly)
+    button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    # Keys belong to the canvas: a button with the focus would take Enter for itself.
+    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return button
+
+
+def _thin_bar() -> QProgressBar:
+    bar = QProgressBar()
+    bar.setTextVisible(False)
+    bar.setMaximumHeight(bar.fontMetrics().height() // 2)
+    return bar

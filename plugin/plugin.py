@@ -7,10 +7,12 @@ from typing import Any
 from qgis.core import QgsApplication, QgsProject, QgsRasterLayer
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QIcon
+from qgis.PyQt.QtWidgets import QMenu, QToolBar
 
 from ..processing.algorithms.raster_algorithm import DEVICES
 from ..processing.algorithms.resources import icon_path
 from ..processing.provider import SegAdaptProvider
+from .actions import Actions
 from .backend import SceneBackend
 from .controller import Controller
 from .dock import SegAdaptDock
@@ -30,6 +32,8 @@ class SegAdaptPlugin:
         self._sample_action: QAction | None = None
         self._dock: SegAdaptDock | None = None
         self._controller: Controller | None = None
+        self._toolbar: QToolBar | None = None
+        self._menus: list[QMenu] = []
 
     def initProcessing(self) -> None:
         """Register the provider; QGIS may call this before `initGui`, which calls it again."""
@@ -40,7 +44,7 @@ class SegAdaptPlugin:
                 self._provider = provider
 
     def initGui(self) -> None:
-        """Add provider, menu entries and toolbar button; the dock is made when it is first opened."""
+        """Add provider, menu entries and toolbar button; dock and actions are made when it is first opened."""
         self.initProcessing()
         window = self._iface.mainWindow()
         self._dock_action = QAction(QIcon(icon_path("provider")), "Segment by clicks (SegAdapt)", window)
@@ -57,6 +61,7 @@ class SegAdaptPlugin:
     def unload(self) -> None:
         """Take everything away: end the worker, free the engine, remove dock, entries and provider."""
         if self._controller is not None:
+            self._remove_actions(self._controller.actions)
             self._controller.dispose()
             self._controller = None
         if self._dock is not None:
@@ -116,10 +121,44 @@ class SegAdaptPlugin:
     def _make_dock(self) -> None:
         self._dock = SegAdaptDock(DEVICES, self._iface.mainWindow())
         self._controller = Controller(
-            self._iface.mapCanvas(), self._dock, backend=SceneBackend(), message_bar=self._iface.messageBar()
+            self._iface.mapCanvas(),
+            self._dock,
+            backend=SceneBackend(),
+            message_bar=self._iface.messageBar(),
+            status_bar=self._iface.statusBarIface(),
         )
+        self._show_actions(self._controller.actions)
         self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self._dock)
         self._dock.closed.connect(self._on_dock_closed)
+
+    def _show_actions(self, actions: Actions) -> None:
+        """Put every action into menu and shortcut list, and those with an icon on a toolbar."""
+        self._toolbar = self._iface.addToolBar(_MENU)
+        self._toolbar.setObjectName("SegAdaptToolBar")
+        for title, members in actions.groups().items():
+            menu = QMenu(title, self._iface.mainWindow())
+            menu.setToolTipsVisible(True)
+            menu.addActions(members)
+            self._iface.addPluginToMenu(_MENU, menu.menuAction())
+            self._menus.append(menu)
+            self._toolbar.addActions([action for action in members if not action.icon().isNull()])
+            self._toolbar.addSeparator()
+            for action in members:
+                # Here QGIS puts the shortcut that the user chose in the place of ours.
+                self._iface.registerMainWindowAction(action, action.shortcut().toString())
+
+    def _remove_actions(self, actions: Actions) -> None:
+        for members in actions.groups().values():
+            for action in members:
+                self._iface.unregisterMainWindowAction(action)
+        for menu in self._menus:
+            self._iface.removePluginMenu(_MENU, menu.menuAction())
+            menu.deleteLater()
+        self._menus.clear()
+        if self._toolbar is not None:
+            self._iface.mainWindow().removeToolBar(self._toolbar)
+            self._toolbar.deleteLater()
+            self._toolbar = None
 
     def _on_dock_closed(self) -> None:
         if self._dock_action is not None:
@@ -130,5 +169,7 @@ class SegAdaptPlugin:
     def _likely_raster(self) -> QgsRasterLayer | None:
         """Return the active layer if it can be segmented, else the topmost visible one that can."""
         candidates = [self._iface.activeLayer(), *self._iface.mapCanvas().layers()]
-        rasters = (layer for layer in candidates if isinstance(layer, QgsRasterLayer))
-        return next((layer for layer in rasters if layer.providerType() == "gdal"), None)
+        rasters = [layer for layer in candidates if isinstance(layer, QgsRasterLayer)]
+        # A file rather than a web map: it is what most people came for.
+        files = [layer for layer in rasters if layer.providerType() == "gdal"]
+        return next(iter(files or rasters), None)

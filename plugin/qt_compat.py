@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-try:  # Qt 6 moved QAction
-    from qgis.PyQt.QtGui import QAction
+try:  # Qt 6 moved both
+    from qgis.PyQt.QtGui import QAction, QActionGroup
 except ImportError:
-    from qgis.PyQt.QtWidgets import QAction
+    from qgis.PyQt.QtWidgets import QAction, QActionGroup
 
-__all__ = ["QAction"]
+__all__ = ["QAction", "QActionGroup"]

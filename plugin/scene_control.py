@@ -4,58 +4,138 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qgis.core import QgsGeometry, QgsProject, QgsRasterLayer, QgsRectangle
+from qgis.core import QgsGeometry, QgsMapLayer, QgsPointXY, QgsProject, QgsRectangle
 from qgis.gui import QgsMapCanvas
 from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 
-from ..processing.algorithms.raster_source import read_source
+from ..processing.algorithms.raster_source import RasterSource
 from ..processing.algorithms.settings import read_settings
 from ..processing.errors import RasterError
 from .crs import CanvasToRaster, CoordinateError
 from .engine_worker import EngineWorker
-from .exchange import Failure, SceneInfo, SceneSpec
+from .exchange import Bounds, Coverage, Failure, Point, SceneInfo, SceneSpec
+from .rendered_source import (
+    BlockRenderer,
+    LayerSource,
+    Look,
+    layer_source,
+    map_source,
+    read_layer_source,
+    rendered_folder,
+)
 from .status import Phase, Status
 
 # The view has settled when nothing moved for this long: shorter encodes what the user only pans across.
 _SETTLE_MS = 250
+# Blocks of a picture come one by one; the worker looks for complete windows this often.
+_RESUME_MS = 100
+# A view that moved further than this many of its sides was not panned but jumped.
+_MOST_PAN_SIDES = 1.5
+# How much a pan counts once the next one is made.
+_MEMORY = 0.5
+
+
+class Heading:
+    """Where the user is panning to, from one settled view to the next. All in map units of the raster's CRS."""
+
+    def __init__(self) -> None:
+        self._view: Bounds | None = None
+        self._sides = (0.0, 0.0)
+
+    def forget(self) -> None:
+        """Start anew, in another scene."""
+        self._view, self._sides = None, (0.0, 0.0)
+
+    def ahead(self, view: Bounds) -> Point | None:
+        """Note a view and return (dx, dy) to the one beside it that comes next, None after a jump or a zoom."""
+        before, self._view = self._view, view
+        width, height = view[2] - view[0], view[3] - view[1]
+        if before is None or not width > 0 or not height > 0:
+            return None
+        moved = (
+            (view[0] + view[2] - before[0] - before[2]) / 2 / width,
+            (view[1] + view[3] - before[1] - before[3]) / 2 / height,
+        )
+        is_zoomed = abs((before[2] - before[0]) / width - 1) > 0.01
+        if is_zoomed or max(map(abs, moved)) > _MOST_PAN_SIDES:
+            self._sides = (0.0, 0.0)
+            return None
+        self._sides = (_MEMORY * self._sides[0] + moved[0], _MEMORY * self._sides[1] + moved[1])
+        length = max(map(abs, self._sides))
+        if length < 0.01:  # nothing moved: a window was resized, a layer added
+            return None
+        return self._sides[0] / length * width, self._sides[1] / length * height
 
 
 class SceneControl(QObject):
     """Owns what is open. `changed`: another scene or none, prompts are void. `ready`: questions get answers.
 
-    `status_changed`: the status line is to be written again; `notified` carries a sentence to be shown.
+    `status_changed`: the status line is to be written again; `notified` carries a sentence to be shown;
+    `covered` what of the view is encoded, None where nothing is open.
     """
 
     changed = pyqtSignal()
     ready = pyqtSignal()
     status_changed = pyqtSignal()
     notified = pyqtSignal(str)
+    covered = pyqtSignal(object)
 
     def __init__(self, canvas: QgsMapCanvas, worker: EngineWorker, parent: QObject) -> None:
         super().__init__(parent)
         self._canvas, self._worker = canvas, worker
-        self._layer: QgsRasterLayer | None = None
+        self._source: LayerSource | None = None
+        self._renderer: BlockRenderer | None = None
         self._model = self._model_title = ""
         self._spec: SceneSpec | None = None
+        self._heading = Heading()
         self.mapping: CanvasToRaster | None = None
         self.status = Status()
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
         self._settle.timeout.connect(self._encode_view)
+        self._resume = QTimer(self)
+        self._resume.setSingleShot(True)
+        self._resume.setInterval(_RESUME_MS)
+        self._resume.timeout.connect(worker.resume_encoding)
         canvas.extentsChanged.connect(self._settle.start)
         canvas.destinationCrsChanged.connect(self._settle.start)
         worker.opened.connect(self._on_opened)
         worker.encoded.connect(self._on_encoded)
+        worker.covered.connect(self._on_covered)
         worker.progressed.connect(lambda fraction: self._update(fraction=fraction))
         worker.informed.connect(lambda sentence: self._update(sentence=sentence))
         worker.failed.connect(self._on_failed)
+        worker.fell_back.connect(self._on_fell_back)
+        worker.outdated.connect(self._on_outdated)
         QgsProject.instance().layersWillBeRemoved.connect(self._on_layers_going)
 
     @property
-    def layer(self) -> QgsRasterLayer | None:
-        """The raster layer that is segmented."""
-        return self._layer
+    def layer(self) -> QgsMapLayer | None:
+        """The layer that is segmented; None where none is, and for the map as shown."""
+        return None if self._source is None else self._source.layer
+
+    @property
+    def source(self) -> LayerSource | None:
+        """What is segmented, and how it is looked at."""
+        return self._source
+
+    @property
+    def extent(self) -> QgsRectangle:
+        """Where prompts can be given, in the raster's CRS; empty where nothing is chosen."""
+        if self._source is None:
+            return QgsRectangle()
+        layer = self._source.layer
+        blocks = None if self._spec is None else self._spec.source.blocks
+        if blocks is None:
+            return QgsRectangle() if layer is None else layer.extent()
+        area = QgsRectangle(*blocks.bounds_map)
+        return area if layer is None else area.intersect(layer.extent())
+
+    @property
+    def name(self) -> str:
+        """What the user calls that which is segmented; empty for nothing."""
+        return "" if self._source is None else self._source.name
 
     @property
     def is_ready(self) -> bool:
@@ -68,14 +148,27 @@ class SceneControl(QObject):
         self._canvas.extentsChanged.disconnect(self._settle.start)
         self._canvas.destinationCrsChanged.disconnect(self._settle.start)
         self._settle.stop()
-        self._follow_layer(None)
+        self._follow(None)
+        self._drop_renderer()
 
-    def choose_layer(self, layer: QgsRasterLayer | None) -> None:
-        """Segment another raster, None for none; it is opened when the tool is active."""
-        if layer is self._layer:
-            return
-        self._follow_layer(layer)
-        self.reset()
+    def choose_layer(self, layer: QgsMapLayer | None, look: Look | None = None) -> None:
+        """Segment another layer, None for none; it is opened when the tool is active.
+
+        `look`: which of `offered_looks` to take; None leaves it as it is, and takes the usual one for another
+        layer. Rasters of any provider and any other layer can be chosen: what is no file is segmented as rendered.
+        """
+        if layer is None:
+            if self._source is not None:
+                self._choose(None)
+        elif layer is not self.layer or (self._source is not None and look not in (None, self._source.look)):
+            self._choose(layer_source(layer, look))
+
+    def choose_map(self) -> None:
+        """Segment the map as it is shown at this moment: all visible layers, in the CRS of the canvas."""
+        try:
+            self._choose(map_source(self._canvas.mapSettings()))
+        except RasterError as error:
+            self.notified.emit(str(error))
 
     def choose_model(self, name: str, *, title: str) -> None:
         """Let another model look at the raster."""
@@ -100,7 +193,8 @@ class SceneControl(QObject):
     def reset(self) -> None:
         """Start over with the present choices and settings."""
         self.close()
-        if self.status.is_tool_active:
+        # Whoever heard of it may have opened it already.
+        if self.status.is_tool_active and self.status.phase is Phase.CLOSED:
             self.open()
 
     def close(self) -> None:
@@ -108,24 +202,25 @@ class SceneControl(QObject):
         if self._spec is not None:
             self._spec = None
             self._worker.close_scene()
-        phase = Phase.NO_RASTER if self._layer is None else Phase.CLOSED
-        name = "" if self._layer is None else self._layer.name()
+        self._drop_renderer()
+        self._heading.forget()
+        phase = Phase.NO_RASTER if self._source is None else Phase.CLOSED
         is_active = self.status.is_tool_active
-        self.status = Status(phase, name, self._model_title, is_tool_active=is_active)
+        self.status = Status(phase, self.name, self._model_title, is_tool_active=is_active)
         self.changed.emit()
+        self.covered.emit(None)
         self.status_changed.emit()
 
     def open(self) -> None:
-        """Open the chosen raster with the chosen model and the present settings."""
-        if self._layer is None:
+        """Open the chosen layer with the chosen model and the present settings."""
+        if self._source is None:
             return
+        self._drop_renderer()
         try:
-            # No bands named: the same choice, and so the same cached embeddings, as in the algorithms.
-            source = read_source(self._layer, [], use_layer_stretch=False)
-        except RasterError as error:
+            self._spec = self._new_spec(self._source)
+        except (RasterError, CoordinateError) as error:
             self._fail(str(error))
             return
-        self._spec = SceneSpec(source, self._model, read_settings())
         self._update(phase=Phase.OPENING, sentence="", fraction=None)
         self._worker.open_scene(self._spec)
         if not self._worker.isRunning():
@@ -133,47 +228,121 @@ class SceneControl(QObject):
 
     def zoom_to_layer(self) -> None:
         """Show the whole raster."""
-        if self.mapping is None or self._layer is None:
+        if self.mapping is None or self._source is None:
             return
+        layer = self._source.layer
         try:
-            outline = self.mapping.to_canvas(QgsGeometry.fromRect(self._layer.extent()))
+            outline = self.mapping.to_canvas(QgsGeometry.fromRect(self.extent if layer is None else layer.extent()))
         except CoordinateError as error:
             self.notified.emit(str(error))
             return
         self._canvas.setExtent(outline.boundingBox())
         self._canvas.refresh()
 
-    def _follow_layer(self, layer: QgsRasterLayer | None) -> None:
-        if self._layer is not None:
-            self._layer.crsChanged.disconnect(self._on_layer_altered)
-            self._layer.dataSourceChanged.disconnect(self._on_layer_altered)
-        self._layer = layer
-        self.mapping = None
-        if layer is not None:
-            self.mapping = CanvasToRaster(self._canvas, layer.crs())
-            layer.crsChanged.connect(self._on_layer_altered)
-            layer.dataSourceChanged.connect(self._on_layer_altered)
-
-    def _on_layer_altered(self) -> None:
-        self._follow_layer(self._layer)
+    def _choose(self, source: LayerSource | None) -> None:
+        self._follow(source)
         self.reset()
 
+    def _follow(self, source: LayerSource | None) -> None:
+        if self._source is not None:
+            for layer in self._source.layers:
+                layer.crsChanged.disconnect(self._on_layer_altered)
+                layer.dataSourceChanged.disconnect(self._on_layer_altered)
+                layer.styleChanged.disconnect(self._on_style_changed)
+        self._source = source
+        self.mapping = None
+        if source is not None:
+            self.mapping = CanvasToRaster(self._canvas, source.crs)
+            for layer in source.layers:
+                layer.crsChanged.connect(self._on_layer_altered)
+                layer.dataSourceChanged.connect(self._on_layer_altered)
+                layer.styleChanged.connect(self._on_style_changed)
+
+    def _new_spec(self, source: LayerSource) -> SceneSpec:
+        """What to open, with somebody who draws it where it is no file. Raises `RasterError`, `CoordinateError`."""
+        settings = read_settings()
+        raster = self._read(source)
+        if raster.blocks is None:
+            return SceneSpec(raster, self._model, settings)
+        self._renderer = BlockRenderer(raster.blocks, source, settings=self._canvas.mapSettings(), parent=self)
+        self._renderer.rendered.connect(self._on_rendered)
+        self._renderer.failed.connect(self.notified)
+        return SceneSpec(raster, self._model, settings, self._renderer.demand)
+
+    def _read(self, source: LayerSource, *, units_per_px: float = 0.0) -> RasterSource:
+        """Describe a source; a picture is laid around the view, at the scale of the view where none is given."""
+        centre = QgsPointXY()
+        if source.is_drawn and self.mapping is not None:
+            centre = self.mapping.centre()
+            units_per_px = units_per_px or self.mapping.units_per_px()
+        folder = rendered_folder(read_settings().cache_folder)
+        return read_layer_source(source, centre=centre, units_per_px=units_per_px, folder=folder)
+
+    def _drop_renderer(self) -> None:
+        self._resume.stop()
+        if self._renderer is not None:
+            self._renderer.dispose()
+            self._renderer.deleteLater()
+            self._renderer = None
+
+    def _on_layer_altered(self) -> None:
+        source = self._source
+        if source is None:
+            return
+        if source.layer is not None:
+            # Its CRS may be another one, and what it offers too.
+            source = layer_source(source.layer, source.look)
+        self._choose(source)
+
+    def _on_style_changed(self) -> None:
+        """Open a layer again that looks otherwise now; the file's own bands look the same in every style."""
+        if self._source is None or self._spec is None or self._source.look is Look.FILE:
+            return
+        before = self._spec.source
+        scale = before.blocks.units_per_px if before.blocks is not None else 0.0
+        try:
+            raster = self._read(self._source, units_per_px=scale)
+        except (RasterError, CoordinateError) as error:
+            self._worker.close_scene()
+            self._fail(str(error))
+            return
+        keys = [None if one.blocks is None else one.blocks.key for one in (raster, before)]
+        if keys[0] != keys[1] or (raster.blocks is None and raster != before):
+            self.reset()
+
     def _on_layers_going(self, layer_ids: list[str]) -> None:
-        if self._layer is not None and self._layer.id() in layer_ids:
-            self.choose_layer(None)
+        if self._source is None or not any(layer.id() in layer_ids for layer in self._source.layers):
+            return
+        if self._source.look is Look.MAP:
+            self.notified.emit("A layer of the map that is segmented was removed; choose the map again.")
+        self._choose(None)
+
+    def _on_rendered(self) -> None:
+        if not self._resume.isActive():
+            self._resume.start()
 
     def _encode_view(self) -> None:
-        if not self.is_ready or not self.status.is_tool_active or self.mapping is None or self._layer is None:
+        if not self.is_ready or not self.status.is_tool_active or self.mapping is None:
             return
         try:
             view = self.mapping.view()
+            if self._has_left_area():
+                self.reset()
+                return
         except CoordinateError as error:
             self.notified.emit(str(error))
             return
-        is_in_view = self._layer.extent().intersects(QgsRectangle(*view))
+        is_in_view = self.extent.intersects(QgsRectangle(*view))
         self._update(is_in_view=is_in_view)
         if is_in_view:
-            self._worker.encode_view(view)
+            self._worker.encode_view(view, ahead_map=self._heading.ahead(view))
+
+    def _has_left_area(self) -> bool:
+        """Say whether the user looks at what the picture that is open does not show."""
+        blocks = None if self._spec is None else self._spec.source.blocks
+        if blocks is None or self.mapping is None:
+            return False
+        return not QgsRectangle(*blocks.bounds_map).contains(self.mapping.centre())
 
     def _on_opened(self, spec: SceneSpec, info: SceneInfo) -> None:
         if spec is self._spec:
@@ -185,15 +354,29 @@ class SceneControl(QObject):
     def _on_encoded(self, n_encoded: int, n_planned: int) -> None:
         self._update(n_encoded=n_encoded, n_planned=n_planned)
 
+    def _on_covered(self, coverage: Coverage) -> None:
+        self._update(n_cached=coverage.n_cached, cached_bytes=coverage.cached_bytes)
+        self.covered.emit(coverage)
+
     def _on_failed(self, failure: Failure) -> None:
         if failure.spec is None:
-            self._update(n_planned=None)
+            if failure.task is None and failure.request_id is None:
+                self._update(n_planned=None)
             self.notified.emit(failure.sentence)
         elif failure.spec is self._spec:
             self._fail(failure.sentence)
 
+    def _on_fell_back(self, info: SceneInfo, sentence: str) -> None:
+        self._update(info=info)
+        self.notified.emit(sentence)
+
+    def _on_outdated(self, sentence: str) -> None:
+        self.notified.emit(sentence)
+        self.reset()
+
     def _fail(self, sentence: str) -> None:
         self._spec = None
+        self._drop_renderer()
         self._update(phase=Phase.FAILED, sentence=sentence)
         self.notified.emit(sentence)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -9,20 +10,52 @@ from .exchange import Answer, Bounds, Point, PromptInput
 
 FOREGROUND, BACKGROUND = 1, 0
 
+FeatureRef = tuple[str, int]
+"""A feature of the project: id of its layer, id in the layer."""
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """All prompts after one action of the user, and the answer to them once it is there."""
+    """All prompts after one action of the user, and the answer to them once it is there.
+
+    `outline_wkb` is a polygon to start from, and `source` the feature that it came from: an accept then
+    changes that feature. `chosen` is the index of the mask that the user took among `answer.options`.
+    """
 
     points_map: tuple[Point, ...] = ()
     labels: tuple[int, ...] = ()
     box_map: Bounds | None = None
+    scribbles_map: tuple[tuple[Point, ...], ...] = ()
+    scribble_labels: tuple[int, ...] = ()
+    outline_wkb: bytes = b""
+    source: FeatureRef | None = None
     answer: Answer | None = None
+    chosen: int = 0
 
     @property
     def n_prompts(self) -> int:
-        """Points and box together."""
-        return len(self.points_map) + (self.box_map is not None)
+        """Points, scribbles, box and outline together."""
+        return len(self.points_map) + len(self.scribbles_map) + (self.box_map is not None) + bool(self.outline_wkb)
+
+    @property
+    def n_options(self) -> int:
+        """Number of masks to choose from; 1 where the prompts are not ambiguous, 0 without an answer."""
+        return 0 if self.answer is None else max(1, len(self.answer.options))
+
+    @property
+    def chosen_answer(self) -> Answer | None:
+        """The answer with the mask that the user took in place of the best one."""
+        if self.answer is None or self.chosen == 0:
+            return self.answer
+        option = self.answer.options[self.chosen]
+        return replace(
+            self.answer,
+            wkb=option.wkb,
+            score=option.score,
+            stability=option.stability,
+            area_m2=option.area_m2,
+            previous=option.previous,
+        )
 
 
 class Session:
@@ -42,14 +75,14 @@ class Session:
 
     @property
     def answer(self) -> Answer | None:
-        """The answer to exactly the present prompts, None where it is still to come."""
-        return self.step.answer
+        """The answer to exactly the present prompts, with the mask chosen; None where it is still to come."""
+        return self.step.chosen_answer
 
     @property
     def shown_answer(self) -> Answer | None:
         """The newest answer up to the present prompts: what stays on the map until the next one arrives."""
-        answers = (step.answer for step in reversed(self._steps[: self._position + 1]) if step.n_prompts)
-        return next((answer for answer in answers if answer is not None), None)
+        steps = [step for step in self._steps[: self._position + 1] if step.n_prompts]
+        return next((step.chosen_answer for step in reversed(steps) if step.answer is not None), None)
 
     @property
     def is_empty(self) -> bool:
@@ -71,14 +104,51 @@ class Session:
         """True where a prompt was taken back and none was added since."""
         return self._position < len(self._steps) - 1
 
+    @property
+    def newest_prompt(self) -> str:
+        """What undo would take back, in a word; empty where there is none."""
+        return _difference(self._steps[self._position - 1], self.step) if self.can_undo else ""
+
+    @property
+    def next_prompt(self) -> str:
+        """What redo would bring back, in a word; empty where there is none."""
+        return _difference(self.step, self._steps[self._position + 1]) if self.can_redo else ""
+
     def add_point(self, point: Point, *, is_foreground: bool) -> None:
         """Add a click."""
-        label = FOREGROUND if is_foreground else BACKGROUND
-        self._push(replace(self.step, points_map=(*self.step.points_map, point), labels=(*self.step.labels, label)))
+        self.add_points([point], labels=[FOREGROUND if is_foreground else BACKGROUND])
+
+    def add_points(self, points: Sequence[Point], *, labels: Sequence[int]) -> None:
+        """Add several clicks as one action."""
+        step = self.step
+        self._push(replace(step, points_map=(*step.points_map, *points), labels=(*step.labels, *labels)))
 
     def set_box(self, box: Bounds) -> None:
         """Put a box around the object; it takes the place of an earlier one, the points stay."""
         self._push(replace(self.step, box_map=box))
+
+    def add_scribble(self, line: Sequence[Point], *, is_foreground: bool) -> None:
+        """Add a line that was drawn freely over the object, or over what is not part of it."""
+        self.add_scribbles([line], is_foreground=is_foreground)
+
+    def add_scribbles(self, lines: Sequence[Sequence[Point]], *, is_foreground: bool) -> None:
+        """Add several lines as one action."""
+        step, label = self.step, FOREGROUND if is_foreground else BACKGROUND
+        scribbles = (*step.scribbles_map, *(tuple(line) for line in lines))
+        labels = (*step.scribble_labels, *(label for _ in lines))
+        self._push(replace(step, scribbles_map=scribbles, scribble_labels=labels))
+
+    def set_outline(self, wkb: bytes, *, source: FeatureRef | None = None) -> None:
+        """Start from a polygon, in place of an earlier one; `source` is the feature that is to be refined."""
+        self._push(replace(self.step, outline_wkb=wkb, source=source))
+
+    def choose_next(self, n_steps: int = 1) -> bool:
+        """Take the next of the masks offered, or an earlier one. Return False where there is no other."""
+        step = self.step
+        if step.n_options < 2:
+            return False
+        self._steps[self._position] = replace(step, chosen=(step.chosen + n_steps) % step.n_options)
+        return True
 
     def undo(self) -> None:
         """Take the newest prompt back. Nothing happens where there is none."""
@@ -96,8 +166,8 @@ class Session:
     def request(self, view_map: Bounds) -> PromptInput | None:
         """Return the question for the present prompts, None where there is none or its answer is known.
 
-        `view_map` is what the user sees. The answer to the prompts before is fed back, unless a box changed
-        since: the box then says more than the old mask.
+        `view_map` is what the user sees. The mask chosen for the prompts before is fed back, unless a box or
+        an outline changed since: these then say more than the old mask.
         """
         step = self.step
         if step.n_prompts == 0 or step.answer is not None:
@@ -112,6 +182,9 @@ class Session:
             box_map=step.box_map,
             view_map=view_map,
             previous=None if previous is None else previous.previous,
+            scribbles_map=step.scribbles_map,
+            scribble_labels=step.scribble_labels,
+            outline_wkb=step.outline_wkb,
         )
 
     def new_request_id(self) -> int:
@@ -123,7 +196,7 @@ class Session:
         position = self._requested.pop(answer.request_id, None)
         if position is None or position != self._position:
             return False
-        self._steps[position] = replace(self._steps[position], answer=answer)
+        self._steps[position] = replace(self._steps[position], answer=answer, chosen=0)
         return True
 
     def refuse(self, request_id: int) -> bool:
@@ -136,14 +209,22 @@ class Session:
         return True
 
     def _push(self, step: Step) -> None:
-        self._steps = [*self._steps[: self._position + 1], replace(step, answer=None)]
+        self._steps = [*self._steps[: self._position + 1], replace(step, answer=None, chosen=0)]
         self._position += 1
 
     def _previous_answer(self) -> Answer | None:
-        box_map = self.step.box_map
+        present = self.step
         for step in reversed(self._steps[: self._position]):
-            if step.box_map != box_map:
+            if step.box_map != present.box_map or step.outline_wkb != present.outline_wkb:
                 return None
             if step.answer is not None:
-                return step.answer
+                return step.chosen_answer
         return None
+
+
+def _difference(before: Step, after: Step) -> str:
+    if after.box_map != before.box_map:
+        return "box"
+    if after.outline_wkb != before.outline_wkb:
+        return "outline"
+    return "scribble" if len(after.scribbles_map) > len(before.scribbles_map) else "click"

@@ -27,6 +27,8 @@ class SettingsPanel(QgsCollapsibleGroupBox):
         self.offline = QCheckBox("Never use the network")
         form = QFormLayout(self)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+        form.setContentsMargins(6, 0, 6, 0)
         form.addRow("Environment", self.environment)
         form.addRow("Weights", self.checkpoint_folder)
         form.addRow("Device", self.device)

@@ -26,7 +26,8 @@ class Status:
     """Everything that the status line depends on.
 
     `sentence` is what the worker said last while opening, or why it failed; `n_planned` chips of the view, of
-    which `n_encoded` are done, None before a view was looked at; `fraction` (0 to 1) of opening or None.
+    which `n_encoded` are done, None before a view was looked at; `fraction` (0 to 1) of opening or None;
+    `n_cached` files of `cached_bytes` in all are in the cache on disk.
     """
 
     phase: Phase = Phase.NO_RASTER
@@ -40,6 +41,8 @@ class Status:
     is_tool_active: bool = False
     is_waiting: bool = False
     is_in_view: bool = True
+    n_cached: int = 0
+    cached_bytes: int = 0
 
     def headline(self) -> str:
         """Return what is going on, as HTML with links to what can be done about it."""
@@ -60,6 +63,13 @@ class Status:
         if self.info is None or self.phase is not Phase.READY:
             return ""
         return f"{self.info.model} on {self.info.reason}"
+
+    def cache_line(self) -> str:
+        """Return what the cache on disk holds, as plain text; empty where it is empty or not known yet."""
+        if not self.n_cached:
+            return ""
+        windows = "1 window" if self.n_cached == 1 else f"{self.n_cached:,} windows"
+        return f"Cache: {windows}, {_size_text(self.cached_bytes)}"
 
     def bar(self) -> tuple[int, int] | None:
         """Return value and maximum of the progress bar, maximum 0 for "busy", None for no bar."""
@@ -88,3 +98,7 @@ class Status:
 
 def _link(target: str, text: str) -> str:
     return f'<a href="{target}">{html.escape(text)}</a>'
+
+
+def _size_text(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

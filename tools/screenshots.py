@@ -115,7 +115,7 @@ class Photographer:
             self._click(feature.geometry().asPoint(), is_foreground=bool(feature["label"]))
             yield self._answered
         yield from self._take("3-clicks")
-        self._dock().class_combo.setEditText("church")
+        self._plugin.controller.classes.choose("church")
         self._press_enter()
         yield _seconds(0.3)
 
@@ -128,7 +128,7 @@ class Photographer:
         for name in names:
             self._drag(objects[name].geometry().boundingBox().buffered(1.5))
             yield self._answered
-            self._dock().class_combo.setEditText(str(objects[name]["class"]))
+            self._plugin.controller.classes.choose(str(objects[name]["class"]))
             if name == names[-1]:
                 break
             self._press_enter()

@@ -55,3 +55,38 @@ def test_take_waits_for_work() -> None:
     mailbox.put(Kind.STOP)
     thread.join(5)
     assert taken == [Message(Kind.STOP, None)]
+
+
+def test_tasks_queue_between_clicks_and_the_view_until_they_are_finished() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Kind.VIEW, "view")
+    mailbox.put_task("first")
+    mailbox.put_task("second")
+    mailbox.put(Kind.HOVER, "hover")
+    assert mailbox.take() == Message(Kind.HOVER, "hover")
+    assert mailbox.take() == mailbox.take() == Message(Kind.TASK, "first")
+    mailbox.put_task("urgent", is_urgent=True)
+    assert mailbox.take() == Message(Kind.TASK, "urgent")
+    assert mailbox.finish("urgent")
+    assert mailbox.take() == Message(Kind.TASK, "first")
+    assert mailbox.finish("first")
+    assert not mailbox.finish("first")
+    assert mailbox.take() == Message(Kind.TASK, "second")
+    mailbox.put(Kind.OPEN, "scene")
+    assert mailbox.take() == Message(Kind.OPEN, "scene")
+    assert not mailbox.finish("second")
+
+
+def test_chips_that_are_put_off_come_back_when_resumed_and_go_with_their_view() -> None:
+    mailbox = Mailbox()
+    mailbox.put_chips(["a", "b"])
+    mailbox.put_off(mailbox.take().content)
+    assert mailbox.take() == Message(Kind.CHIP, "b")
+    mailbox.resume_chips()
+    assert mailbox.take() == Message(Kind.CHIP, "a")
+    mailbox.put_off("a")
+    mailbox.put(Kind.VIEW, "view")
+    mailbox.resume_chips()
+    mailbox.put_off("planned for the old view")
+    assert mailbox.take() == Message(Kind.VIEW, "view")
+    assert mailbox.clear_chips() == 0

@@ -21,14 +21,14 @@ from qgis.core import (
     QgsSettings,
 )
 from qgis.gui import QgsMapCanvas, QgsMessageBar
-from qgis.PyQt.QtCore import QCoreApplication, QEvent, QPoint, QPointF, Qt
+from qgis.PyQt.QtCore import QCoreApplication, QEvent, QPoint, QPointF, QSettings, Qt
 from qgis.PyQt.QtGui import QMouseEvent
 from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QMainWindow
 from segadapt.models.progress import raise_if_cancelled
 from segadapt.plugin.controller import Controller
 from segadapt.plugin.dock import SegAdaptDock
-from segadapt.plugin.exchange import Answer, SceneInfo
+from segadapt.plugin.exchange import Answer, Coverage, SceneInfo
 from segadapt.processing.errors import JobError, RasterError
 
 CRS = "EPSG:32631"
@@ -51,6 +51,9 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qgis_app: Any
     """Forget what a test stored, touch nothing of the user's, and stay off the network."""
     monkeypatch.setenv("SEGADAPT_OFFLINE", "1")
     monkeypatch.setenv("SEGADAPT_HOME", str(tmp_path / "home"))
+    # A file of its own: sessions that run at the same time would forget each other's.
+    for kind in (QSettings.Format.NativeFormat, QSettings.Format.IniFormat):
+        QSettings.setPath(kind, QSettings.Scope.UserScope, str(tmp_path / "settings"))
     QgsSettings().remove("segadapt")
     yield
     QgsSettings().remove("segadapt")
@@ -110,7 +113,8 @@ def square_wkb(x: float, y: float, half_m: float) -> bytes:
 class FakeBackend:
     """Answers with a square of 20 m around the first foreground click, 5 m smaller for each background click.
 
-    A box is answered with the box. `gate` holds answers back, `fail` makes the next call of a name raise.
+    A box is answered with the box, an outline with the outline, a scribble with a square around its first point;
+    points go before both. `gate` holds answers back, `fail` makes the next call of a name raise.
     """
 
     def __init__(self) -> None:
@@ -122,6 +126,10 @@ class FakeBackend:
             gate.set()
         self.fail: dict[str, Exception] = {}
         self.n_windows = 3
+        self.n_ahead = 2
+        self.ahead: list[Any] = []
+        self.covered = Coverage((), 0, 0)
+        self.fallback: SceneInfo | None = None
         self.is_open = self.is_closed = False
 
     def open(self, spec: Any, progress: Any) -> SceneInfo:
@@ -138,7 +146,21 @@ class FakeBackend:
         self.views.append(view_map)
         return list(range(self.n_windows))
 
-    def encode(self, window: int) -> None:
+    def ahead_windows(self, view_map: Any, ahead_map: Any) -> list[str]:
+        self.ahead.append(ahead_map)
+        return [f"ahead {number}" for number in range(self.n_ahead)]
+
+    def coverage(self, view_map: Any) -> Coverage:
+        return self.covered
+
+    def run_task(self, task: Any, progress: Any) -> Iterator[Any]:
+        self._call("run_task")
+        return iter(task.run(self, progress))
+
+    def fall_back(self, error: Exception, progress: Any) -> SceneInfo | None:
+        return self.fallback if isinstance(error, RuntimeError) and "CUDA" in str(error) else None
+
+    def encode(self, window: Any) -> None:
         self._call(f"encode {window}")
         self.encode_gate.wait(10)
 
@@ -169,6 +191,10 @@ class FakeBackend:
     def _answer(self, prompt: Any) -> Answer:
         if prompt.box_map is not None:
             wkb = bytes(QgsGeometry.fromWkt(_box_wkt(prompt.box_map)).asWkb())
+        elif prompt.outline_wkb and 1 not in prompt.labels:
+            wkb = prompt.outline_wkb
+        elif 1 in prompt.scribble_labels and 1 not in prompt.labels:
+            wkb = square_wkb(*prompt.scribbles_map[prompt.scribble_labels.index(1)][0], 10.0)
         else:
             if 1 not in prompt.labels:
                 raise JobError("Background points alone do not say what the object is; add a foreground point.")

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from qgis.core import QgsApplication, QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer, QgsSettings
+from qgis.gui import QgsStatusBar
 from qgis.PyQt import sip
 from qgis.PyQt.QtTest import QTest
+from qgis.PyQt.QtWidgets import QToolBar
 from segadapt.plugin.status import Phase
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -170,6 +172,8 @@ class FakeIface:
         self._gui = gui
         self.menu: list[str] = []
         self.toolbar: list[str] = []
+        self.shortcuts: dict[str, str] = {}
+        self.status_bar = QgsStatusBar()
 
     def mainWindow(self) -> Any:
         return self._gui.window
@@ -179,6 +183,19 @@ class FakeIface:
 
     def messageBar(self) -> Any:
         return self._gui.message_bar
+
+    def statusBarIface(self) -> Any:
+        return self.status_bar
+
+    def addToolBar(self, name: str) -> Any:
+        return self._gui.window.addToolBar(name)
+
+    def registerMainWindowAction(self, action: Any, shortcut: str) -> bool:
+        self.shortcuts[action.objectName()] = shortcut
+        return True
+
+    def unregisterMainWindowAction(self, action: Any) -> bool:
+        return self.shortcuts.pop(action.objectName(), None) is not None
 
     def activeLayer(self) -> Any:
         return self._gui.layer
@@ -237,6 +254,10 @@ def test_plugin_unmakes_what_it_makes_and_loads_again(
         plugin.show_dock()
         gui.wait_for(lambda: plugin.controller.scene.is_ready)  # noqa: B023
         assert gui.canvas.mapTool() is plugin.controller.prompts.tool
+        assert iface.menu[2:] == list(plugin.controller.actions.groups())
+        assert iface.shortcuts["SegAdapt_accept"] == "Return"
+        (toolbar,) = gui.window.findChildren(QToolBar, "SegAdaptToolBar")
+        assert plugin.controller.actions["box"] in toolbar.actions()
         dock, worker = plugin.dock, plugin.controller.worker
         plugin.unload()
         QTest.qWait(20)
@@ -245,6 +266,9 @@ def test_plugin_unmakes_what_it_makes_and_loads_again(
         assert iface.menu == iface.toolbar == []
         assert registry.providerById("segadapt") is None
         assert sip.isdeleted(dock)
+        assert sip.isdeleted(toolbar)
+        assert iface.shortcuts == {}
+        assert iface.status_bar.currentMessage() == ""
 
 
 def test_plugin_without_gui_adds_the_provider_only(make_plugin: Any, qgis_app: Any) -> None:
@@ -290,7 +314,8 @@ def test_importing_the_plugin_imports_neither_torch_nor_rasterio() -> None:
         "import segadapt.plugin\n"
         "for found in pkgutil.iter_modules(segadapt.plugin.__path__, 'segadapt.plugin.'):\n"
         "    importlib.import_module(found.name)\n"
-        "heavy = {'torch', 'rasterio', 'shapely', 'geopandas', 'timm', 'numpy'} & sys.modules.keys()\n"
+        "heavy = {'numpy', 'torch', 'rasterio', 'shapely', 'geopandas', 'timm', 'scipy', 'skimage', 'sklearn'}\n"
+        "heavy &= sys.modules.keys()\n"
         "print(' '.join(sorted(heavy)), end='')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

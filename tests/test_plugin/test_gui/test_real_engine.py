@@ -54,7 +54,7 @@ def iou(first: QgsGeometry, second: QgsGeometry) -> float:
 
 def accepted(gui: Any, class_name: str) -> Any:
     gui.wait_for(lambda: gui.session.answer is not None, seconds=30)
-    gui.dock.class_combo.setEditText(class_name)
+    gui.controller.classes.choose(class_name)
     n_before = 0 if gui.controller.target.layer() is None else gui.controller.target.layer().featureCount()
     gui.key(Qt.Key.Key_Return)
     layer = gui.controller.target.layer()

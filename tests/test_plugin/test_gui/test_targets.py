@@ -24,6 +24,8 @@ from segadapt.plugin.feature_sink import (
     new_geopackage_layer,
     new_scratch_layer,
 )
+from segadapt.plugin.field_mapping import unstored
+from segadapt.plugin.target import AUTOSAVED
 
 UTM = QgsCoordinateReferenceSystem("EPSG:32631")
 DEGREES = QgsCoordinateReferenceSystem("EPSG:4326")
@@ -37,7 +39,10 @@ TWO_PARTS = (
 @pytest.fixture
 def found() -> SegmentedFeature:
     wkb = bytes(QgsGeometry.fromWkt(TWO_PARTS).asWkb())
-    return SegmentedFeature("abc", "tank", wkb, score=0.8, stability=0.9, area_m2=196.0, model="mobile_sam")
+    return SegmentedFeature(
+        object_id="abc", class_name="tank", wkb=wkb, score=0.8, stability=0.9, area_m2=196.0, perimeter_m=88.0,
+        n_clicks=2, seconds=3.5, model="mobile_sam", adapter="eo", date="2026-11-22T10:00:00+00:00",
+    )  # fmt: skip
 
 
 def memory_layer(definition: str, *fields: str) -> QgsVectorLayer:
@@ -64,15 +69,22 @@ def accept_one(gui: Any, at: Any) -> None:
 
 def test_scratch_layer_has_the_public_fields(found: SegmentedFeature, qgis_new_project: None) -> None:
     layer = new_scratch_layer(UTM, name="objects")
-    assert layer.fields().names() == ["object_id", "class", "score", "stability", "area_m2", "model"]
-    assert add_object(layer, found, crs=UTM) == []
+    assert layer.fields().names() == [
+        "object_id", "class", "score", "stability", "area_m2", "perimeter_m", "clicks", "seconds", "model", "adapter",
+        "date",
+    ]  # fmt: skip
+    assert unstored(layer) == []
+    assert add_object(layer, found, crs=UTM).note == ""
     (feature,) = layer.getFeatures()
-    assert feature.attributes() == ["abc", "tank", 0.8, 0.9, 196.0, "mobile_sam"]
+    assert feature.attributes() == [
+        "abc", "tank", 0.8, 0.9, 196.0, 88.0, 2, 3.5, "mobile_sam", "eo", "2026-11-22T10:00:00+00:00",
+    ]  # fmt: skip
     assert feature.geometry().area() == pytest.approx(196.0)  # the hole is kept
 
 
 def test_single_polygon_layer_gets_one_feature_per_part_in_one_command(found: SegmentedFeature) -> None:
     layer = memory_layer("Polygon?crs=EPSG:32631", "class", "object_id")
+    layer.startEditing()
     add_object(layer, found, crs=UTM)
     assert sorted(feature.geometry().area() for feature in layer.getFeatures()) == pytest.approx([96.0, 100.0])
     assert {feature["object_id"] for feature in layer.getFeatures()} == {"abc"}
@@ -83,7 +95,8 @@ def test_single_polygon_layer_gets_one_feature_per_part_in_one_command(found: Se
 
 def test_fields_that_a_layer_lacks_are_named_and_its_own_are_left_alone(found: SegmentedFeature) -> None:
     layer = memory_layer("MultiPolygon?crs=EPSG:32631", "CLASS", "owner")
-    assert add_object(layer, found, crs=UTM) == ["object_id", "score", "stability", "area_m2", "model"]
+    add_object(layer, found, crs=UTM)
+    assert unstored(layer) == [name for name in found.values() if name != "class"]
     assert layer.fields().names() == ["CLASS", "owner"]
     (feature,) = layer.getFeatures()
     assert feature["CLASS"] == "tank"
@@ -105,12 +118,13 @@ def test_a_layer_that_refuses_is_left_as_it_was(found: SegmentedFeature) -> None
     with pytest.raises(SinkError, match="cannot be edited; choose another"):
         add_object(layer, found, crs=UTM)
     assert layer.featureCount() == 0
+    assert not layer.isEditable()
 
 
-def test_geopackage_is_made_and_survives_a_commit(tmp_path: Path, found: SegmentedFeature) -> None:
+def test_geopackage_is_made_and_saved(tmp_path: Path, found: SegmentedFeature) -> None:
     layer = new_geopackage_layer(tmp_path / "Gebäude 1", UTM)
     add_object(layer, found, crs=UTM)
-    assert layer.commitChanges()
+    assert not layer.isEditable()
     again = QgsVectorLayer(str(tmp_path / "Gebäude 1.gpkg"), "again", "ogr")
     (feature,) = again.getFeatures()
     assert feature["class"] == "tank"
@@ -143,8 +157,8 @@ def test_dock_offers_polygon_layers_only(gui: Any) -> None:
         QgsProject.instance().addMapLayer(layer)
     combo = gui.dock.target_combo
     offered = {combo.itemText(i) for i in range(combo.count())}
-    assert offered == {"Polygon", NEW_SCRATCH, NEW_GEOPACKAGE}
-    assert combo.currentText() == NEW_SCRATCH  # adding a layer does not change where objects go
+    assert offered == {"Polygon", AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE}
+    assert combo.currentText() == AUTOSAVED  # adding a layer does not change where objects go
 
 
 def test_objects_go_to_a_chosen_layer(gui: Any, at: Any) -> None:
@@ -157,7 +171,7 @@ def test_objects_go_to_a_chosen_layer(gui: Any, at: Any) -> None:
     assert layer.featureCount() == 1
     assert len(QgsProject.instance().mapLayers()) == 2
     assert layer.renderer().type() == style
-    lacking = "object_id, score, stability, area_m2, model"
+    lacking = "object_id, score, stability, area_m2, perimeter_m, clicks, seconds, model, adapter, date"
     assert gui.notices == [f"'mine' has no field {lacking}; these values are not stored there."]
     accept_one(gui, at)
     assert len(gui.notices) == 1  # said once
@@ -170,7 +184,7 @@ def test_removing_the_target_layer_does_not_send_objects_to_another(gui: Any, at
     gui.start()
     accept_one(gui, at)
     QgsProject.instance().removeMapLayer(gui.controller.target.layer().id())
-    assert gui.dock.target_combo.currentText() == NEW_SCRATCH
+    assert gui.dock.target_combo.currentText() == AUTOSAVED
     accept_one(gui, at)
     assert other.featureCount() == 0
     assert gui.controller.target.layer().featureCount() == 1
@@ -183,7 +197,6 @@ def test_choosing_a_new_geopackage(gui: Any, at: Any, tmp_path: Path, monkeypatc
     layer = gui.controller.target.layer()
     assert gui.dock.target_combo.currentLayer() is layer
     accept_one(gui, at)
-    assert layer.commitChanges()
     assert QgsVectorLayer(str(tmp_path / "objects.gpkg"), "again", "ogr").featureCount() == 1
 
 

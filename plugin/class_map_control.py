@@ -1,0 +1,371 @@
+"""The live class map: clicks and scribbles of the map tool become a map of classes on the canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qgis.core import QgsGeometry, QgsPointXY, QgsWkbTypes
+from qgis.gui import QgsMapCanvas, QgsRubberBand
+from qgis.PyQt.QtCore import QObject, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QProgressBar, QPushButton, QWidget
+
+from ..processing.algorithms.settings import read_settings
+from .actions import Actions
+from .class_map_overlay import PIECES, ClassMapItem
+from .class_map_tasks import (
+    AddStroke,
+    FindNext,
+    MapHandle,
+    MapPicture,
+    MapTask,
+    MapView,
+    NextPlace,
+    SaveClassModel,
+    SetSnapping,
+    UndoStroke,
+    WriteMap,
+    WritePolygons,
+)
+from .crs import CoordinateError
+from .engine_worker import EngineWorker
+from .exchange import Failure, Point
+from .scene_control import SceneControl
+
+ClassChoice = Callable[[], "tuple[str, QColor]"]
+"""Name and colour of the class at hand."""
+
+HINT = "Click or scribble on places of the class at hand; number keys choose it, N shows the next place, L leaves."
+_SETTLE_MS = 250
+_OUTLINE = QColor("#ffffff")
+# The next place fills about a third of the view.
+_SURROUNDINGS = 3.0
+_LEAST_VIEW_PX = 200.0
+
+
+class ClassMapPanel(QWidget):
+    """The page of the dock; the control fills and reads it."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.status_label = QLabel()
+        self.status_label.setWordWrap(True)
+        self.progress_bar = QProgressBar()
+        self.progress_bar.setTextVisible(False)
+        self.progress_bar.setMaximumHeight(8)
+        self.progress_bar.hide()
+        self.snap_box = QCheckBox("Snap to segments")
+        self.snap_box.setToolTip("Whole segments of the image get one class, which draws clean borders")
+        self.snap_box.setChecked(True)
+        self.buttons = {
+            "undo": _button("Undo", "Take the last click or scribble of the class map back"),
+            "raster": _button("Whole raster…", "Map the whole raster into a GeoTIFF"),
+            "polygons": _button("Polygons…", "Write the areas of the view into a GeoPackage"),
+            "save": _button("Save model…", "Save what was learned, to map other rasters"),
+        }
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.addWidget(self.status_label, 0, 0, 1, 2)
+        grid.addWidget(self.progress_bar, 1, 0, 1, 2)
+        grid.addWidget(self.snap_box, 2, 0)
+        for number, button in enumerate(self.buttons.values()):
+            grid.addWidget(button, 3 + number // 2, number % 2)
+
+
+class ClassMapControl(QObject):
+    """Owns mode, overlay and panel. `notified` carries a sentence for the message bar."""
+
+    notified = pyqtSignal(str)
+
+    def __init__(
+        self,
+        canvas: QgsMapCanvas,
+        worker: EngineWorker,
+        *,
+        scene: SceneControl,
+        actions: Actions,
+        class_choice: ClassChoice,
+        parent: QObject | None,
+    ) -> None:
+        super().__init__(parent)
+        self._canvas, self._worker, self._scene = canvas, worker, scene
+        self._class_choice = class_choice
+        self.panel = ClassMapPanel()
+        self.item = ClassMapItem(canvas)
+        self._band = QgsRubberBand(canvas, QgsWkbTypes.GeometryType.PolygonGeometry)
+        self._band.setFillColor(QColor(0, 0, 0, 0))
+        self._band.setStrokeColor(_OUTLINE)
+        self._band.setWidth(3)
+        self._handle: MapHandle | None = None
+        self._picture: MapPicture | None = None
+        self._visited: list[Point] = []
+        self._view_task: MapView | None = None
+        self._write_task: WriteMap | None = None
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.setInterval(_SETTLE_MS)
+        self.mode_action = actions.add(
+            "class_map", "Class map", self.set_mode, group="Class map", shortcut="L", icon="classmap", checkable=True,
+            tip="Clicks and scribbles name places of a class, and the whole view is mapped",
+        )  # fmt: skip
+        self.next_action = actions.add(
+            "next_place", "Next place", self.show_next, group="Class map", shortcut="N",
+            tip="Go to the place where the class map is most in doubt",
+        )  # fmt: skip
+        self._connect()
+        self._show()
+
+    def dispose(self) -> None:
+        """Leave the canvas."""
+        self._settle.stop()
+        self._canvas.extentsChanged.disconnect(self._settle.start)
+        self._canvas.destinationCrsChanged.disconnect(self._draw)
+        self.item.clear()
+        if self._canvas.scene() is not None:  # gone already where QGIS closes
+            self._canvas.scene().removeItem(self.item)
+            self._canvas.scene().removeItem(self._band)
+
+    @property
+    def picture(self) -> MapPicture | None:
+        """What was last drawn."""
+        return self._picture
+
+    def wants_clicks(self) -> bool:
+        """Say whether clicks and scribbles of the tool belong to the class map."""
+        return bool(self.mode_action.isChecked())
+
+    def set_mode(self, is_on: bool) -> None:
+        """Begin or leave the class map; what was clicked stays."""
+        self.mode_action.setChecked(is_on)
+        if is_on:
+            self._encode_view()
+        else:
+            self._settle.stop()
+            self._cancel_view()
+            self._hide_place()
+        self._draw()
+        self._show()
+
+    def click(self, point_raster: Point, is_foreground: bool) -> None:
+        """Name the place (raster's CRS) as being of the class at hand."""
+        self.scribble([point_raster], is_foreground)
+
+    def scribble(self, points_raster: Sequence[Point], is_foreground: bool) -> None:
+        """Name a line of places; the class map knows no background, only other classes."""
+        if not is_foreground:
+            self.notified.emit("The class map has no 'not this': choose the class that is there and click with it.")
+            return
+        name, colour = self._class_choice()
+        if not name:
+            self.notified.emit("No class is chosen; name one in the panel, or press the number of one.")
+            return
+        self._hide_place()
+        self._do(AddStroke, points_map=tuple(points_raster), class_name=name, colour=colour.getRgb()[:3])
+        self._encode_view()
+
+    def undo(self) -> None:
+        """Take the last click or scribble back."""
+        self._do(UndoStroke)
+
+    def show_next(self) -> None:
+        """Take the canvas to the place that is most in doubt."""
+        if self._picture is None or not self._picture.n_strokes:
+            self.notified.emit("There is no class map to be in doubt; press L and click on places of two classes.")
+            return
+        self._do(FindNext, visited_map=tuple(self._visited))
+
+    def write_raster(self, path: Path) -> None:
+        """Map the whole raster into a file, or stop doing so."""
+        self._write_task = self._do(WriteMap, path=path)
+        self._show()
+
+    def write_polygons(self, path: Path) -> None:
+        """Write the polygons of the view."""
+        self._do(WritePolygons, path=path)
+
+    def save_model(self, path: Path) -> None:
+        """Save what was learned."""
+        self._do(SaveClassModel, path=path)
+
+    def _connect(self) -> None:
+        buttons = self.panel.buttons
+        buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
+        buttons["raster"].clicked.connect(self._on_raster_button)
+        buttons["polygons"].clicked.connect(
+            lambda: self._with_path("Polygons of the class map", "GeoPackage (*.gpkg)", self.write_polygons)
+        )
+        buttons["save"].clicked.connect(
+            lambda: self._with_path("Class map model", "Class map model (*.safetensors)", self.save_model)
+        )
+        self.panel.snap_box.toggled.connect(lambda is_snapped: self._do(SetSnapping, is_snapped=is_snapped))
+        self._settle.timeout.connect(self._encode_view)
+        self._canvas.extentsChanged.connect(self._settle.start)
+        self._canvas.destinationCrsChanged.connect(self._draw)
+        self._scene.changed.connect(self._on_scene_changed)
+        self._worker.worked.connect(self._on_worked)
+        self._worker.done.connect(self._on_done)
+        self._worker.failed.connect(self._on_failed)
+
+    def _do(self, kind: type[Any], **values: Any) -> Any:
+        """Hand a task to the worker; None where no raster is open."""
+        mapping = self._scene.mapping
+        if mapping is None or not self._scene.is_ready:
+            self.notified.emit("The raster is not open yet; choose one and wait a moment.")
+            return None
+        try:
+            view = mapping.view()
+        except CoordinateError as error:
+            self.notified.emit(str(error))
+            return None
+        if self._handle is None:
+            self._handle = MapHandle(read_settings())
+        task = kind(self._handle, view, **values)
+        self._worker.do(task)
+        return task
+
+    def _encode_view(self) -> None:
+        if not self.wants_clicks() or not self._scene.is_ready:
+            return
+        self._cancel_view()
+        self._view_task = self._do(MapView)
+        self._show()
+
+    def _cancel_view(self) -> None:
+        if self._view_task is not None:
+            self._worker.cancel(self._view_task)
+            self._view_task = None
+
+    def _on_worked(self, task: Any, item: Any) -> None:
+        if not isinstance(task, MapTask) or task.handle is not self._handle:
+            return
+        if isinstance(item, MapPicture):
+            self._picture = item
+            self._draw()
+        elif isinstance(task, FindNext):
+            self._go_to(item)
+        elif isinstance(task, WriteMap):
+            self.panel.progress_bar.setValue(round(100 * item))
+        elif isinstance(item, str):
+            self.notified.emit(item)
+        self._show()
+
+    def _on_done(self, task: Any) -> None:
+        if task is self._view_task:
+            self._view_task = None
+        elif self._write_task is not None and task is self._write_task:
+            path = self._write_task.path
+            self._write_task = None
+            self.notified.emit(f"The class map of the whole raster is in {path}.")
+        else:
+            return
+        self._show()
+
+    def _on_failed(self, failure: Failure) -> None:
+        if failure.task is None or not isinstance(failure.task, MapTask):
+            return
+        if failure.task is self._view_task:
+            self._view_task = None
+        if failure.task is self._write_task:
+            self._write_task = None
+        self.notified.emit(failure.sentence)
+        self._show()
+
+    def _on_scene_changed(self) -> None:
+        self._handle = self._picture = self._view_task = self._write_task = None
+        self._visited.clear()
+        self._hide_place()
+        self._draw()
+        self._show()
+        self._settle.start()
+
+    def _go_to(self, place: NextPlace | None) -> None:
+        mapping = self._scene.mapping
+        if place is None or mapping is None:
+            self.notified.emit("No place is left that is in doubt; encode more of the raster, or click elsewhere.")
+            return
+        self._visited.append(place.centre_map)
+        try:
+            centre = mapping.point_to_canvas(place.centre_map)
+            outline = mapping.to_canvas(QgsGeometry.fromPolygonXY([[QgsPointXY(*p) for p in place.outline_map]]))
+        except CoordinateError as error:
+            self.notified.emit(str(error))
+            return
+        self._band.setToGeometry(outline, None)
+        box = outline.boundingBox()
+        needed = _SURROUNDINGS * max(box.width(), box.height(), 1e-9) / self._canvas.mapUnitsPerPixel()
+        if needed > min(self._canvas.width(), self._canvas.height()):
+            self._canvas.zoomByFactor(needed / min(self._canvas.width(), self._canvas.height()))
+        self._canvas.setCenter(centre)
+        self._canvas.refresh()
+
+    def _hide_place(self) -> None:
+        self._band.reset(QgsWkbTypes.GeometryType.PolygonGeometry)
+
+    def _draw(self) -> None:
+        picture, mapping = self._picture, self._scene.mapping
+        if picture is None or mapping is None or not self.wants_clicks() or not picture.labels.size:
+            self.item.clear()
+            return
+        try:
+            net = [[mapping.point_to_canvas(p) for p in line] for line in _net(picture.corners_map)]
+        except CoordinateError as error:
+            self.item.clear()
+            self.notified.emit(str(error))
+            return
+        self.item.show_labels(picture.labels, colours=picture.colours, net=net)
+
+    def _show(self) -> None:
+        picture, panel = self._picture, self.panel
+        n_strokes = picture.n_strokes if picture is not None else 0
+        panel.status_label.setText(self._status(n_strokes))
+        for name in ("undo", "polygons", "save", "raster"):
+            panel.buttons[name].setEnabled(n_strokes > 0)
+        panel.buttons["raster"].setText("Stop" if self._write_task is not None else "Whole raster…")
+        panel.progress_bar.setVisible(self._write_task is not None)
+        self.next_action.setEnabled(self.wants_clicks())
+
+    def _status(self, n_strokes: int) -> str:
+        if not self.wants_clicks():
+            return "Press L, choose a class and click on places of it."
+        missing = self._picture.n_missing if self._picture is not None else 0
+        clicks = "1 click or scribble" if n_strokes == 1 else f"{n_strokes} clicks and scribbles"
+        if missing:
+            return f"{clicks} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
+        return clicks if n_strokes else HINT
+
+    def _on_raster_button(self, _checked: bool = False) -> None:
+        if self._write_task is not None:
+            self._worker.cancel(self._write_task)
+            self._write_task = None
+            self._show()
+        else:
+            self._with_path("Class map", "GeoTIFF (*.tif)", self.write_raster)
+
+    def _with_path(self, title: str, kinds: str, use: Any) -> None:
+        path, _ = QFileDialog.getSaveFileName(self.panel, title, "", kinds)
+        if path:
+            suffix = kinds[kinds.index("*") + 1 : -1]
+            use(Path(path if path.lower().endswith(suffix) else path + suffix))
+
+
+def _button(text: str, tip: str) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    # Keys belong to the canvas.
+    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return button
+
+
+def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:
+    """Points of the picture's pieces, row by row, in the raster's CRS: a raster is an affine picture."""
+    (x0, y0), (x1, y1), _, (x3, y3) = corners
+    return [
+        [
+            (x0 + (x1 - x0) * col / PIECES + (x3 - x0) * row / PIECES,
+             y0 + (y1 - y0) * col / PIECES + (y3 - y0) * row / PIECES)
+            for col in range(PIECES + 1)
+        ]
+        for row in range(PIECES + 1)
+    ]  # fmt: skip

@@ -1,0 +1,263 @@
+"""What the worker does for the live class map; all state stays in the handle, which only the worker touches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .exchange import Bounds, Point, Task
+
+if TYPE_CHECKING:
+    from ..models.progress import Progress
+    from ..processing.algorithms.settings import EngineSettings
+    from ..processing.jobs.class_map import ClassMapper
+    from ..processing.jobs.interactive import InteractiveSegmenter
+
+# A view of more pixels is drawn coarser; the screen shows no more.
+_MOST_PICTURE_PX = 4_000_000
+# A view of more of the raster is mapped in its middle: encoding more takes minutes.
+_MOST_VIEW_PX = 40_000_000
+
+
+class MapHandle:
+    """The class map of one scene: made in the worker thread, opaque elsewhere."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self._mapper: ClassMapper | None = None
+        self._backbone: Any = None
+
+    def mapper(self, segmenter: InteractiveSegmenter, progress: Progress) -> ClassMapper:
+        """Return the mapper of the segmenter's scene, a new one where the scene is another."""
+        from ..models.backbone import open_backbone
+        from ..processing.jobs.class_map import ClassMapper
+
+        scene = segmenter.scene
+        if self._backbone is None:
+            self._backbone = open_backbone(
+                device=scene.engine.device,
+                checkpoint_folder=self.settings.checkpoint_folder,
+                offline=self.settings.offline,
+                progress=progress,
+            )
+        if self._mapper is None or self._mapper.scene is not scene:
+            self._mapper = ClassMapper(scene, self._backbone)
+        return self._mapper
+
+
+@dataclass(frozen=True, eq=False)
+class MapPicture:
+    """Labels of part of a raster, to be drawn.
+
+    `labels`: uint8 (rows, cols), 0 nothing; `corners_map`: upper left, upper right, lower right, lower left in the
+    raster's CRS; `colours` by class id; `n_missing`: windows of the view that are not encoded yet.
+    """
+
+    labels: Any
+    corners_map: tuple[Point, Point, Point, Point]
+    colours: dict[int, tuple[int, int, int]]
+    n_missing: int
+    n_strokes: int
+
+
+@dataclass(frozen=True, eq=False)
+class NextPlace:
+    """Where to look next: `bounds_map` in the raster's CRS, `outline_map` its four corners."""
+
+    centre_map: Point
+    outline_map: tuple[Point, Point, Point, Point]
+
+
+@dataclass(frozen=True, eq=False)
+class MapTask(Task):
+    """A task on the class map; `view_map` is what the user sees, in the raster's CRS."""
+
+    handle: MapHandle
+    view_map: Bounds
+    is_urgent: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, eq=False)
+class AddStroke(MapTask):
+    """A click (one point) or a scribble of a class. Yields the picture of what is encoded."""
+
+    points_map: tuple[Point, ...]
+    class_name: str
+    colour: tuple[int, int, int]
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Learn and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        one = mapper.add_class(self.class_name, self.colour)
+        places = segmenter.scene.reader.to_pixels(self.points_map)
+        mapper.scribble([(float(x), float(y)) for x, y in places], one.class_id)
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class UndoStroke(MapTask):
+    """Take the last click or scribble back. Yields the picture."""
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Forget and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        mapper.undo()
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class SetSnapping(MapTask):
+    """Snap to segments or not. Yields the picture."""
+
+    is_snapped: bool
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Set the option and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        mapper.set_options(replace(mapper.options, is_snapped=self.is_snapped))
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class MapView(MapTask):
+    """Encode what the view lacks, the picture after each window."""
+
+    is_urgent: ClassVar[bool] = False
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Encode and draw."""
+        from ..models.progress import raise_if_cancelled
+
+        mapper = self.handle.mapper(segmenter, progress)
+        bounds = view_px(mapper, self.view_map)
+        if bounds is None:
+            return
+        yield picture(mapper, self.view_map)
+        for cell in mapper.missing(bounds):
+            raise_if_cancelled(progress)
+            mapper.encode(cell)
+            yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class FindNext(MapTask):
+    """Where to look next; yields a `NextPlace`, or None. `visited_map`: places shown before."""
+
+    visited_map: tuple[Point, ...]
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[NextPlace | None]:
+        """Look in what is encoded around the view, then anywhere that is encoded."""
+        from ..processing.jobs.guidance import uncertain_regions
+
+        mapper, reader = self.handle.mapper(segmenter, progress), segmenter.scene.reader
+        visited = reader.to_pixels(self.visited_map or [])
+        regions = uncertain_regions(mapper, None, visited_px=visited, most=1, only_encoded=True)
+        if not regions:
+            yield None
+            return
+        left, top, right, bottom = regions[0].bounds
+        corners = reader.to_map([(left, top), (right, top), (right, bottom), (left, bottom)])
+        yield NextPlace(_point(reader.to_map([regions[0].centre])[0]), _corners(corners))
+
+
+@dataclass(frozen=True, eq=False)
+class WriteMap(MapTask):
+    """Map the whole raster into a GeoTIFF. Yields the fraction done after each window."""
+
+    path: Path
+    is_urgent: ClassVar[bool] = False
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float]:
+        """Map and write."""
+        from ..processing.jobs.class_map import write_class_map
+
+        yield from write_class_map(self.handle.mapper(segmenter, progress), self.path, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class WritePolygons(MapTask):
+    """Write the areas of the view's classes into a GeoPackage. Yields a sentence."""
+
+    path: Path
+    is_urgent: ClassVar[bool] = False
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Map, outline and write."""
+        import geopandas
+        from affine import Affine
+
+        from ..processing.errors import JobError
+        from ..processing.jobs.class_map import class_polygons
+
+        mapper, reader = self.handle.mapper(segmenter, progress), segmenter.scene.reader
+        bounds = view_px(mapper, self.view_map)
+        if bounds is None or not mapper.is_fitted:
+            raise JobError("The view shows no class map; click on places of each class first.")
+        labels = mapper.labels(bounds)
+        found = list(
+            class_polygons(labels, reader.transform @ Affine.translation(bounds[0], bounds[1]), mapper.classes)
+        )
+        table = {"class": [one.name for _, one in found], "class_id": [one.class_id for _, one in found]}
+        frame = geopandas.GeoDataFrame(table, geometry=[polygon for polygon, _ in found], crs=reader.crs)
+        frame.to_file(self.path, driver="GPKG", engine="pyogrio")
+        yield f"{len(found)} polygons of the view are in {self.path}."
+
+
+@dataclass(frozen=True, eq=False)
+class SaveClassModel(MapTask):
+    """Save what was learned. Yields a sentence."""
+
+    path: Path
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Write the file."""
+        self.handle.mapper(segmenter, progress).save(self.path)
+        yield f"The class map model is saved in {self.path}."
+
+
+def view_px(mapper: ClassMapper, view_map: Bounds) -> tuple[int, int, int, int] | None:
+    """Bounds in raster pixels of what a view shows of the raster, its middle where that is too much; None for none."""
+    reader = mapper.scene.reader
+    left, bottom, right, top = view_map
+    corners = reader.to_pixels([(left, bottom), (left, top), (right, bottom), (right, top)])
+    rows, cols = reader.shape
+    (x0, y0), (x1, y1) = corners.min(axis=0).clip(0, (cols, rows)), corners.max(axis=0).clip(0, (cols, rows))
+    if x1 - x0 < 1 or y1 - y0 < 1:
+        return None
+    area = (x1 - x0) * (y1 - y0)
+    if area > _MOST_VIEW_PX:
+        shrink = (1 - (_MOST_VIEW_PX / area) ** 0.5) / 2
+        x0, x1 = x0 + shrink * (x1 - x0), x1 - shrink * (x1 - x0)
+        y0, y1 = y0 + shrink * (y1 - y0), y1 - shrink * (y1 - y0)
+    return int(x0), int(y0), min(cols, int(x1) + 1), min(rows, int(y1) + 1)
+
+
+def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
+    """What the view shows of the map at present."""
+    import numpy as np
+
+    bounds = view_px(mapper, view_map)
+    colours = {one.class_id: one.colour for one in mapper.classes}
+    if bounds is None:
+        nowhere = (0.0, 0.0)
+        empty = np.zeros((0, 0), np.uint8)
+        return MapPicture(empty, (nowhere, nowhere, nowhere, nowhere), colours, 0, mapper.n_strokes)
+    left, top, right, bottom = bounds
+    labels = mapper.labels(bounds, only_encoded=True)
+    step = max(1, int(np.ceil((labels.size / _MOST_PICTURE_PX) ** 0.5)))
+    labels = np.ascontiguousarray(labels[step // 2 :: step, step // 2 :: step])
+    # The pixels of the picture stand for whole steps, the last of which may reach beyond the view.
+    right, bottom = left + step * labels.shape[1], top + step * labels.shape[0]
+    corners = mapper.scene.reader.to_map([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return MapPicture(labels, _corners(corners), colours, len(mapper.missing(bounds)), mapper.n_strokes)
+
+
+def _corners(xy: Any) -> tuple[Point, Point, Point, Point]:
+    first, second, third, fourth = map(_point, xy)
+    return first, second, third, fourth
+
+
+def _point(xy: Any) -> Point:
+    return float(xy[0]), float(xy[1])

@@ -1,0 +1,147 @@
+"""The list of classes inside the dock: numbers, swatches and names; add, rename, recolour, remove."""
+
+from __future__ import annotations
+
+from qgis.core import QgsApplication
+from qgis.gui import QgsColorDialog
+from qgis.PyQt.QtCore import QRect, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtGui import QColor, QIcon, QPainter, QPixmap
+from qgis.PyQt.QtWidgets import (
+    QAbstractItemView,
+    QHBoxLayout,
+    QLineEdit,
+    QListWidget,
+    QListWidgetItem,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from .classes import Classes
+
+_NO_CLASS = "(no class)"
+_NAME = Qt.ItemDataRole.UserRole
+_MOST_VISIBLE = 10
+# Lightness (0 to 1) above which black reads better than white.
+_LIGHT = 0.45
+
+
+class ClassPanel(QWidget):
+    """A click chooses, a double click renames, the swatch's button recolours. `notified` carries a sentence."""
+
+    notified = pyqtSignal(str)
+
+    def __init__(self, classes: Classes, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._classes = classes
+        self.list = QListWidget()
+        self.list.setToolTip("Class of the next objects; keys 1 to 9 choose, a double click renames, drag to reorder")
+        self.list.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked)
+        self.list.setDragDropMode(QAbstractItemView.DragDropMode.InternalMove)
+        # Keys belong to the canvas; the list gets the focus only while a name is edited.
+        self.list.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+        self.name_edit = QLineEdit()
+        self.name_edit.setPlaceholderText("New class, e.g. building")
+        self.add_button = _button("symbologyAdd.svg", "Add this class (Enter)")
+        self.colour_button = _button("propertyicons/symbology.svg", "Change the colour of the chosen class")
+        self.remove_button = _button("symbologyRemove.svg", "Forget the chosen class; features that have it keep it")
+        row = QHBoxLayout()
+        row.addWidget(self.name_edit, 1)
+        for button in (self.add_button, self.colour_button, self.remove_button):
+            row.addWidget(button)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.list)
+        column.addLayout(row)
+        self.list.itemClicked.connect(lambda item: classes.choose(item.data(_NAME)))
+        self.list.itemChanged.connect(self._on_renamed)
+        # Later: the list must not be filled anew while it is still moving a row.
+        self.list.model().rowsMoved.connect(lambda: QTimer.singleShot(0, self._read_order))
+        self.name_edit.returnPressed.connect(self.add)
+        self.add_button.clicked.connect(self.add)
+        self.colour_button.clicked.connect(self._ask_colour)
+        self.remove_button.clicked.connect(lambda: classes.remove(classes.current))
+        classes.changed.connect(self._show)
+        classes.chosen.connect(self._show_chosen)
+        self._show()
+
+    def add(self) -> None:
+        """Add what was typed and choose it."""
+        if self.name_edit.text().strip():
+            self._classes.choose(self.name_edit.text())
+            self.name_edit.clear()
+
+    def recolour(self, colour: QColor) -> None:
+        """Give the chosen class this colour."""
+        self._classes.set_colour(self._classes.current, colour)
+
+    def _ask_colour(self) -> None:
+        name = self._classes.current
+        colour = QgsColorDialog.getColor(self._classes.colour(name), self, f"Colour of {name or _NO_CLASS}")
+        if colour.isValid():
+            self.recolour(colour)
+
+    def _show(self) -> None:
+        self.list.blockSignals(True)
+        self.list.clear()
+        for name in ("", *self._classes.names()):
+            number = self._classes.number(name)
+            item = QListWidgetItem(
+                _swatch(self._classes.colour(name), number, side_px=self._swatch_px()), name or _NO_CLASS
+            )
+            item.setData(_NAME, name)
+            item.setToolTip(f"Key {number} chooses {name}" if number else name or "Objects without a class")
+            if name:
+                item.setFlags(item.flags() | Qt.ItemFlag.ItemIsEditable)
+            else:
+                item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsDragEnabled)
+            self.list.addItem(item)
+        self.list.blockSignals(False)
+        row_height = max(1, self.list.sizeHintForRow(0))
+        n_rows = min(self.list.count(), _MOST_VISIBLE)
+        self.list.setFixedHeight(n_rows * row_height + 2 * self.list.frameWidth())
+        self._show_chosen(self._classes.current)
+
+    def _show_chosen(self, name: str) -> None:
+        for row in range(self.list.count()):
+            if self.list.item(row).data(_NAME) == name:
+                self.list.setCurrentRow(row)
+        self.remove_button.setEnabled(bool(name))
+
+    def _swatch_px(self) -> int:
+        # In pixels of the screen, which are more on a high-DPI one.
+        return int(1.2 * self.fontMetrics().height() * self.devicePixelRatioF())
+
+    def _on_renamed(self, item: QListWidgetItem) -> None:
+        problem = self._classes.rename(item.data(_NAME), item.text())
+        if problem:
+            self.notified.emit(problem)
+        self._show()
+
+    def _read_order(self) -> None:
+        names = [self.list.item(row).data(_NAME) for row in range(self.list.count())]
+        self._classes.set_order([name for name in names if name])
+
+
+def _button(icon: str, tip: str) -> QToolButton:
+    button = QToolButton()
+    button.setIcon(QgsApplication.getThemeIcon(icon))
+    button.setToolTip(tip)
+    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return button
+
+
+def _swatch(colour: QColor, number: int | None, *, side_px: int) -> QIcon:
+    """The colour of a class with the key that chooses it."""
+    pixmap = QPixmap(side_px, side_px)
+    pixmap.fill(colour)
+    if number is not None:
+        painter = QPainter(pixmap)
+        font = painter.font()
+        font.setBold(True)
+        font.setPixelSize(round(0.75 * side_px))
+        painter.setFont(font)
+        painter.setPen(QColor("black") if colour.lightnessF() > _LIGHT else QColor("white"))
+        painter.drawText(QRect(0, 0, side_px, side_px), Qt.AlignmentFlag.AlignCenter, str(number))
+        painter.end()
+    return QIcon(pixmap)

@@ -1,0 +1,96 @@
+"""The shape options inside the dock: widgets that remember what was chosen last."""
+
+from __future__ import annotations
+
+from qgis.core import QgsSettings
+from qgis.PyQt.QtCore import pyqtSignal
+from qgis.PyQt.QtWidgets import QCheckBox, QDoubleSpinBox, QFormLayout, QWidget
+
+from .shaping import ShapeOptions
+
+_PREFIX = "segadapt/shape/"
+
+
+class ShapePanel(QWidget):
+    """`changed` carries the new `ShapeOptions`."""
+
+    changed = pyqtSignal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.simplify_m = _metres("Off", maximum=100.0)
+        self.simplify_m.setToolTip("Fewer corners: how far the outline may move, in metres on the ground")
+        self.right_angles = QCheckBox("Right angles")
+        self.right_angles.setToolTip("Straight walls at right angles, along the object's own direction")
+        self.min_area_m2 = _metres("Off", maximum=1e6, suffix=" m²")
+        self.min_area_m2.setToolTip("Parts and holes that are smaller go")
+        self.no_overlaps = QCheckBox("No overlaps")
+        self.no_overlaps.setToolTip("The object leaves to its neighbours in the target layer what they cover (O)")
+        self.new_on_top = QCheckBox("Cut the others instead")
+        self.new_on_top.setToolTip("When it is accepted, the new object is cut out of those that it overlaps")
+        self.snap_m = _metres("Off", maximum=100.0)
+        self.snap_m.setToolTip("Borders that are nearer to a neighbour's than this become one, in metres")
+        form = QFormLayout(self)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow(self.right_angles)
+        form.addRow("Simplify by", self.simplify_m)
+        form.addRow("Smallest part or hole", self.min_area_m2)
+        form.addRow(self.no_overlaps)
+        form.addRow(self.new_on_top)
+        form.addRow("Share borders within", self.snap_m)
+        self._read()
+        for box in self._boxes():
+            box.toggled.connect(self._on_changed)
+        for spin in self._spins():
+            spin.valueChanged.connect(self._on_changed)
+
+    @property
+    def options(self) -> ShapeOptions:
+        """What is chosen."""
+        return ShapeOptions(
+            simplify_m=self.simplify_m.value(),
+            right_angles=self.right_angles.isChecked(),
+            min_area_m2=self.min_area_m2.value(),
+            no_overlaps=self.no_overlaps.isChecked(),
+            snap_m=self.snap_m.value(),
+            new_on_top=self.new_on_top.isChecked(),
+        )
+
+    def toggle_no_overlaps(self) -> bool:
+        """Switch overlaps off or on and return whether they are off now (a key does this)."""
+        self.no_overlaps.toggle()
+        return bool(self.no_overlaps.isChecked())
+
+    def _boxes(self) -> tuple[QCheckBox, ...]:
+        return self.right_angles, self.no_overlaps, self.new_on_top
+
+    def _spins(self) -> tuple[QDoubleSpinBox, ...]:
+        return self.simplify_m, self.min_area_m2, self.snap_m
+
+    def _read(self) -> None:
+        settings = QgsSettings()
+        for name in ("right_angles", "no_overlaps", "new_on_top"):
+            getattr(self, name).setChecked(settings.value(_PREFIX + name, False, type=bool))
+        for name in ("simplify_m", "min_area_m2", "snap_m"):
+            getattr(self, name).setValue(settings.value(_PREFIX + name, 0.0, type=float))
+        self.new_on_top.setEnabled(self.no_overlaps.isChecked())
+
+    def _on_changed(self) -> None:
+        self.new_on_top.setEnabled(self.no_overlaps.isChecked())
+        options = self.options
+        settings = QgsSettings()
+        for name, value in vars(options).items():
+            settings.setValue(_PREFIX + name, value)
+        self.changed.emit(options)
+
+
+def _metres(off: str, *, maximum: float, suffix: str = " m") -> QDoubleSpinBox:
+    spin = QDoubleSpinBox()
+    spin.setRange(0.0, maximum)
+    spin.setDecimals(2)
+    spin.setSingleStep(0.25)
+    spin.setSuffix(suffix)
+    spin.setSpecialValueText(off)
+    # Typing "12" must not act on "1" first.
+    spin.setKeyboardTracking(False)
+    return spin

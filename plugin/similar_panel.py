@@ -1,0 +1,160 @@
+"""What is seen of a review of similar objects: the page in the dock, and the candidates on the map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from qgis.core import QgsGeometry, QgsWkbTypes
+from qgis.gui import QgsMapCanvas, QgsRubberBand
+from qgis.PyQt.QtCore import Qt, pyqtSignal
+from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QSlider, QVBoxLayout, QWidget
+
+# Viridis in five steps, from unlikely to likely: told apart without colour vision, by brightness.
+_COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+_FILL_ALPHA = 70
+
+
+class CandidateOverlay:
+    """Candidates on the canvas, coloured by probability, the one that is asked about in white; examples dashed.
+
+    All geometries are in the CRS of the canvas. One rubber band per colour: a thousand bands of one polygon each
+    would slow down every repaint.
+    """
+
+    def __init__(self, canvas: QgsMapCanvas) -> None:
+        self._canvas = canvas
+        self._bands = [_band(canvas, QColor(colour), width_px=2) for colour in _COLOURS]
+        self._examples = _band(canvas, QColor("#ffd400"), width_px=2, style=Qt.PenStyle.DashLine, alpha=0)
+        self._current = _band(canvas, QColor("white"), width_px=4, alpha=0)
+
+    def show(self, candidates: Iterable[tuple[QgsGeometry, float]]) -> None:
+        """Draw candidates, each with its probability."""
+        binned: list[list[QgsGeometry]] = [[] for _ in _COLOURS]
+        for geometry, probability in candidates:
+            binned[min(int(probability * len(_COLOURS)), len(_COLOURS) - 1)].append(geometry)
+        for band, geometries in zip(self._bands, binned, strict=True):
+            _show(band, geometries)
+
+    def show_current(self, geometry: QgsGeometry | None) -> None:
+        """Draw the one that is asked about, None for none."""
+        _show(self._current, [] if geometry is None else [geometry])
+
+    def show_examples(self, geometries: Sequence[QgsGeometry]) -> None:
+        """Draw the examples."""
+        _show(self._examples, geometries)
+
+    @property
+    def n_parts(self) -> list[int]:
+        """Number of polygons drawn per colour, from unlikely to likely."""
+        return [band.numberOfVertices() and len(band.asGeometry().asGeometryCollection()) for band in self._bands]
+
+    @property
+    def current(self) -> QgsGeometry:
+        """The outline in white."""
+        return self._current.asGeometry()
+
+    def dispose(self) -> None:
+        """Leave the canvas."""
+        if self._canvas.scene() is not None:
+            for band in (*self._bands, self._examples, self._current):
+                self._canvas.scene().removeItem(band)
+
+
+class SimilarPanel(QWidget):
+    """The page in the dock. Signals carry what the user wants; `above_changed` a probability, 0 to 1."""
+
+    search_wanted = pyqtSignal()
+    stop_wanted = pyqtSignal()
+    forget_wanted = pyqtSignal()
+    accept_wanted = pyqtSignal()
+    reject_wanted = pyqtSignal()
+    leave_wanted = pyqtSignal()
+    accept_all_wanted = pyqtSignal()
+    above_changed = pyqtSignal(float)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.example_label = _label("No example yet: accept an object, or press X on one.")
+        self.status_label = _label("")
+        self.progress_bar = QProgressBar()
+        self.progress_bar.setTextVisible(False)
+        self.progress_bar.setMaximumHeight(8)
+        self.progress_bar.setMaximum(1000)
+        self.view_only_check = QCheckBox("Only in this view")
+        self.view_only_check.setToolTip("Look where the map shows now, not in the whole raster")
+        self.view_only_check.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.search_button = _button("Find similar", "Look for objects like the examples (F)", self.search_wanted)
+        self.stop_button = _button("Stop", "Stop looking; what was found stays", self.stop_wanted)
+        self.forget_button = _button("Forget examples", "Take the examples back", self.forget_wanted)
+        self.accept_button = _button("Accept", "It is one: add it to the target layer (A)", self.accept_wanted)
+        self.reject_button = _button("Reject", "It is none; the ranking learns from it (R)", self.reject_wanted)
+        self.leave_button = _button("Leave", "Leave the review; F comes back to it (Esc)", self.leave_wanted)
+        self.accept_all_button = _button("Accept all", "Accept all candidates above the slider", self.accept_all_wanted)
+        self.above_slider = QSlider(Qt.Orientation.Horizontal)
+        self.above_slider.setRange(0, 100)
+        self.above_slider.setValue(80)
+        self.above_slider.setToolTip("Least probability of the candidates that are accepted at once")
+        self.above_slider.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.above_slider.valueChanged.connect(lambda value: self.above_changed.emit(value / 100))
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for row in (
+            (self.example_label,),
+            (self.view_only_check,),
+            (self.search_button, self.stop_button, self.forget_button),
+            (self.progress_bar,),
+            (self.status_label,),
+            (self.accept_button, self.reject_button, self.leave_button),
+            (self.above_slider, self.accept_all_button),
+        ):
+            line = QHBoxLayout()
+            for widget in row:
+                line.addWidget(widget)
+            column.addLayout(line)
+
+    @property
+    def above(self) -> float:
+        """Least probability of what is accepted at once, 0 to 1."""
+        return float(self.above_slider.value() / 100)
+
+
+def _band(
+    canvas: QgsMapCanvas,
+    colour: QColor,
+    *,
+    width_px: int,
+    style: Qt.PenStyle = Qt.PenStyle.SolidLine,
+    alpha: int = _FILL_ALPHA,
+) -> QgsRubberBand:
+    band = QgsRubberBand(canvas, QgsWkbTypes.GeometryType.PolygonGeometry)
+    fill = QColor(colour)
+    fill.setAlpha(alpha)
+    band.setStrokeColor(colour)
+    band.setFillColor(fill)
+    band.setWidth(width_px)
+    band.setLineStyle(style)
+    return band
+
+
+def _show(band: QgsRubberBand, geometries: Sequence[QgsGeometry]) -> None:
+    if geometries:
+        parts = [part for geometry in geometries for part in geometry.asGeometryCollection()]
+        band.setToGeometry(QgsGeometry.collectGeometry(parts), None)
+    else:
+        band.reset(QgsWkbTypes.GeometryType.PolygonGeometry)
+
+
+def _label(text: str) -> QLabel:
+    label = QLabel(text)
+    label.setWordWrap(True)
+    return label
+
+
+def _button(text: str, tip: str, signal: pyqtSignal) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    # Keys belong to the canvas: a button with the focus would take Enter for itself.
+    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    button.clicked.connect(lambda _checked=False: signal.emit())
+    return button

@@ -1,0 +1,89 @@
+"""What the worker does about learning: from an accepted object, on or off, forgotten, saved, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from .exchange import Answer, Task
+
+if TYPE_CHECKING:
+    from ..models.progress import Progress
+    from ..processing.jobs.interactive import InteractiveSegmenter, LearningReport
+
+
+@dataclass(frozen=True, eq=False)
+class Learn(Task):
+    """Learn from an object that was accepted: its answer and its final outline (WKB, raster's CRS).
+
+    Empty `wkb` stands for the outline of the answer itself. Yields one `LearningReport`.
+    """
+
+    answer: Answer
+    wkb: bytes = b""
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningReport]:
+        """Take one object in."""
+        import shapely
+
+        geometry = shapely.from_wkb(self.wkb) if self.wkb else None
+        yield segmenter.learn(self.answer.result, geometry)
+
+
+@dataclass(frozen=True, eq=False)
+class SetLearning(Task):
+    """Switch learning from clicks and objects on or off; what was learned stays. Yields a sentence."""
+
+    is_on: bool
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Set the options."""
+        segmenter.options = replace(segmenter.options, per_click=self.is_on, per_object=self.is_on)
+        yield "The model learns from your clicks." if self.is_on else "The model no longer learns from your clicks."
+
+
+@dataclass(frozen=True, eq=False)
+class ResetLearning(Task):
+    """Forget what was learned. Yields a sentence."""
+
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Start anew."""
+        n_objects = segmenter.n_learned
+        segmenter.reset()
+        yield f"What was learned from {_objects(n_objects)} is forgotten."
+
+
+@dataclass(frozen=True, eq=False)
+class SaveAdapter(Task):
+    """Write what was learned to a file that another project or a batch job can load. Yields a sentence."""
+
+    path: Path
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Write the file."""
+        segmenter.save(self.path)
+        yield f"What was learned from {_objects(segmenter.n_learned)} is saved in {self.path}."
+
+
+@dataclass(frozen=True, eq=False)
+class LoadAdapter(Task):
+    """Work with what was learned elsewhere. Yields a sentence."""
+
+    path: Path
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Read the file."""
+        segmenter.load(self.path)
+        yield f"{segmenter.adapter_name or self.path.stem} is loaded."
+
+
+def _objects(count: int) -> str:
+    return "1 object" if count == 1 else f"{count} objects"

@@ -1,0 +1,200 @@
+"""The class map on a real canvas: clicks become tasks, pictures become an overlay that lies where the raster does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from qgis.core import QgsCoordinateReferenceSystem
+from qgis.PyQt.QtCore import QObject, pyqtSignal
+from qgis.PyQt.QtGui import QColor, QImage, QPainter
+from segadapt.plugin.actions import Actions
+from segadapt.plugin.class_map_control import ClassMapControl
+from segadapt.plugin.class_map_tasks import (
+    AddStroke,
+    FindNext,
+    MapPicture,
+    MapView,
+    NextPlace,
+    SetSnapping,
+    UndoStroke,
+    WriteMap,
+)
+from segadapt.plugin.exchange import Failure
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+class FakeWorker(QObject):
+    """Remembers tasks; the test says what comes of them."""
+
+    worked = pyqtSignal(object, object)
+    done = pyqtSignal(object)
+    failed = pyqtSignal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[Any] = []
+        self.cancelled: list[Any] = []
+
+    def do(self, task: Any) -> None:
+        self.tasks.append(task)
+
+    def cancel(self, task: Any) -> None:
+        self.cancelled.append(task)
+
+    def last(self, kind: type[Any]) -> Any:
+        return next(task for task in reversed(self.tasks) if isinstance(task, kind))
+
+
+@pytest.fixture
+def worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+def control(gui: Any, worker: FakeWorker) -> Any:
+    gui.start()
+    control = ClassMapControl(
+        gui.canvas,
+        worker,
+        scene=gui.controller.scene,
+        actions=Actions(gui.window),
+        class_choice=lambda: (control.class_name, QColor(*RED)),
+        parent=gui.window,
+    )
+    control.class_name = "water"
+    control.said = []
+    control.notified.connect(control.said.append)
+    yield control
+    control.dispose()
+
+
+def halves(at: Any, *, n_strokes: int = 1, n_missing: int = 0) -> MapPicture:
+    """The whole raster: class 1 on the left half, class 2 on the right."""
+    labels = np.ones((64, 64), np.uint8)
+    labels[:, 32:] = 2
+    corners = tuple((p.x(), p.y()) for p in (at(0, 0), at(1024, 0), at(1024, 1024), at(0, 1024)))
+    return MapPicture(labels, corners, {1: RED, 2: BLUE}, n_missing, n_strokes)
+
+
+def painted(gui: Any, control: Any, point: Any) -> QColor:
+    """Colour of the overlay alone at a point of the canvas's CRS."""
+    image = QImage(gui.canvas.size(), QImage.Format.Format_ARGB32)
+    image.fill(QColor(0, 0, 0, 0))
+    painter = QPainter(image)
+    control.item.paint(painter)
+    painter.end()
+    place = gui.pixel(point)
+    return image.pixelColor(place)
+
+
+def test_a_click_names_a_place_and_the_map_is_drawn(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    assert not control.wants_clicks()
+    control.mode_action.trigger()
+    assert control.wants_clicks()
+    control.click((1.0, 2.0), True)
+    task = worker.last(AddStroke)
+    assert (task.points_map, task.class_name, task.colour) == (((1.0, 2.0),), "water", RED)
+    worker.worked.emit(task, halves(at, n_missing=2))
+    assert "1 click" in control.panel.status_label.text()
+    assert "2 windows" in control.panel.status_label.text()
+    left, right = painted(gui, control, at(300, 500)), painted(gui, control, at(700, 500))
+    assert left.red() > 150 > left.blue()
+    assert right.blue() > 150 > right.red()
+    assert 0 < left.alpha() < 255
+
+
+@pytest.mark.parametrize("rotation", [0.0, 33.0])
+@pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:3857"])
+def test_the_picture_lies_on_the_raster(
+    gui: Any, control: Any, worker: FakeWorker, at: Any, rotation: float, crs: str
+) -> None:
+    gui.canvas.setDestinationCrs(QgsCoordinateReferenceSystem(crs))
+    gui.canvas.setRotation(rotation)
+    gui.controller.scene.zoom_to_layer()
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    mapping = gui.controller.scene.mapping
+    for x in (450, 495, 529, 575):
+        place = at(x, 512)
+        colour = painted(gui, control, mapping.point_to_canvas((place.x(), place.y())))
+        assert (colour.red() > colour.blue()) == (x < 512), x
+    outside = at(1060, 512)
+    assert painted(gui, control, mapping.point_to_canvas((outside.x(), outside.y()))).alpha() == 0
+
+
+def test_leaving_hides_the_map_and_coming_back_shows_it(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    view = worker.last(MapView)
+    control.mode_action.trigger()
+    assert control.item.image is None
+    assert view in worker.cancelled
+    control.mode_action.trigger()
+    assert control.item.image is not None
+
+
+def test_what_makes_no_sense_is_said(control: Any, worker: FakeWorker) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), False)
+    assert "choose the class" in control.said[-1]
+    control.class_name = ""
+    control.click((1.0, 2.0), True)
+    assert "No class" in control.said[-1]
+    control.show_next()
+    assert "no class map" in control.said[-1]
+    assert not any(isinstance(task, (AddStroke, FindNext)) for task in worker.tasks)
+
+
+def test_next_place_moves_the_canvas_and_is_not_shown_twice(
+    gui: Any, control: Any, worker: FakeWorker, at: Any
+) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    control.next_action.trigger()
+    corners = tuple((p.x(), p.y()) for p in (at(800, 800), at(820, 800), at(820, 820), at(800, 820)))
+    centre = at(810, 810)
+    worker.worked.emit(worker.last(FindNext), NextPlace((centre.x(), centre.y()), corners))
+    assert gui.canvas.center().distance(centre) < 1
+    control.next_action.trigger()
+    assert worker.last(FindNext).visited_map == ((centre.x(), centre.y()),)
+    worker.worked.emit(worker.last(FindNext), None)
+    assert "No place is left" in control.said[-1]
+
+
+def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> None:
+    assert not control.panel.buttons["undo"].isEnabled()
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    control.panel.buttons["undo"].click()
+    assert worker.last(UndoStroke)
+    control.panel.snap_box.click()
+    assert worker.last(SetSnapping).is_snapped is False
+    control.write_raster(tmp_path / "map.tif")
+    task = worker.last(WriteMap)
+    worker.worked.emit(task, 0.5)
+    assert control.panel.progress_bar.value() == 50
+    control.panel.buttons["raster"].click()
+    assert task in worker.cancelled
+    control.write_raster(tmp_path / "map.tif")
+    worker.done.emit(worker.last(WriteMap))
+    assert "map.tif" in control.said[-1]
+    worker.failed.emit(Failure("The disk is full; free some space.", task=worker.last(AddStroke)))
+    assert control.said[-1].startswith("The disk is full")
+
+
+def test_another_scene_begins_anew(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    old = worker.last(AddStroke)
+    worker.worked.emit(old, halves(at))
+    gui.controller.scene.reset()
+    assert control.picture is None
+    worker.worked.emit(old, halves(at))
+    assert control.picture is None

@@ -1,0 +1,110 @@
+"""The dock's page about learning, with a fake engine that counts what it is taught."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qgis.core import QgsSettings
+from qgis.PyQt.QtCore import Qt
+
+
+@dataclass
+class Report:
+    sentence: str
+
+
+class Learner:
+    """The part of a segmenter that learns; mixed into the fake engine."""
+
+    def __init__(self) -> None:
+        self.lessons: list[Any] = []
+        self.paths: list[Any] = []
+        self.options = Options()
+        self.n_learned, self.adapter_name = 0, "adapter of Banepa"
+
+    def learn(self, result: Any, geometry: Any = None) -> Report:
+        self.lessons.append((result, geometry))
+        self.n_learned += 1
+        return Report(f"Learned from {self.n_learned} objects.")
+
+    def reset(self) -> None:
+        self.n_learned = 0
+
+    def save(self, path: Path) -> None:
+        self.paths.append(("save", path))
+
+    def load(self, path: Path) -> None:
+        self.paths.append(("load", path))
+
+
+@dataclass(frozen=True)
+class Options:
+    per_click: bool = True
+    per_object: bool = True
+
+
+@pytest.fixture
+def learner(gui: Any, monkeypatch: pytest.MonkeyPatch) -> Learner:
+    learner = Learner()
+    plain = gui.backend._answer
+    monkeypatch.setattr(gui.backend, "_answer", lambda prompt: replace(plain(prompt), result=f"result {prompt.labels}"))
+    monkeypatch.setattr(gui.backend, "run_task", lambda task, progress: iter(task.run(learner, progress)))
+    return learner
+
+
+def accept(gui: Any, at: Any) -> None:
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    gui.key(Qt.Key.Key_Return)
+
+
+def test_an_accepted_object_is_learned_with_its_final_outline(gui: Any, at: Any, learner: Learner) -> None:
+    gui.start()
+    panel = gui.controller.learning.panel
+    assert "Nothing learned yet" in panel.report.text()
+    accept(gui, at)
+    gui.wait_for(lambda: panel.report.text() == "Learned from 1 objects.")
+    ((result, geometry),) = learner.lessons
+    assert result == "result (1,)"
+    assert geometry.area == pytest.approx(400.0)
+
+
+def test_learning_can_be_switched_off_and_stays_off(gui: Any, at: Any, learner: Learner, make_gui: Any) -> None:
+    gui.start()
+    gui.controller.learning.panel.is_on.click()
+    gui.wait_for(lambda: not learner.options.per_object)
+    assert not learner.options.per_click
+    accept(gui, at)
+    gui.wait_for(lambda: gui.session.is_empty)
+    assert learner.lessons == []
+    assert QgsSettings().value("segadapt/learning", type=bool) is False
+    learner.options = Options()
+    gui.controller.scene.reset()  # another scene begins anew
+    gui.wait_for(lambda: not learner.options.per_object)
+    gui.controller.learning.panel.is_on.click()
+    gui.wait_for(lambda: learner.options.per_object)
+
+
+def test_what_was_learned_is_saved_loaded_and_forgotten(
+    gui: Any, at: Any, learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    control, panel = gui.controller.learning, gui.controller.learning.panel
+    monkeypatch.setattr(control, "_ask_save", lambda: tmp_path / "a.safetensors")
+    monkeypatch.setattr(control, "_ask_open", lambda: None)
+    assert not panel.save.isEnabled()
+    gui.start()
+    accept(gui, at)
+    gui.wait_for(lambda: learner.n_learned == 1)
+    panel.save.click()
+    gui.wait_for(lambda: learner.paths == [("save", tmp_path / "a.safetensors")])
+    gui.wait_for(lambda: "is saved in" in panel.report.text())
+    panel.load.click()  # cancelled
+    monkeypatch.setattr(control, "_ask_open", lambda: tmp_path / "b.safetensors")
+    panel.load.click()
+    gui.wait_for(lambda: learner.paths[1:] == [("load", tmp_path / "b.safetensors")])
+    panel.reset.click()
+    gui.wait_for(lambda: "forgotten" in panel.report.text())
+    assert learner.n_learned == 0

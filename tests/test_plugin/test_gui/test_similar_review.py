@@ -1,0 +1,353 @@
+"""Finding similar objects in the map window: examples, the queue, answers by key and click, and what is kept."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from qgis.core import QgsGeometry, QgsPointXY, QgsRectangle
+from qgis.PyQt.QtCore import QObject, Qt, pyqtSignal
+from qgis.PyQt.QtTest import QTest
+from segadapt.plugin.actions import Actions
+from segadapt.plugin.exchange import Failure
+from segadapt.plugin.similar_control import SimilarControl
+from segadapt.plugin.similar_tasks import Found, LearnAnswers, Search, SearchHandle
+
+A, R, ESCAPE = Qt.Key.Key_A, Qt.Key.Key_R, Qt.Key.Key_Escape
+
+
+class FakeWorker(QObject):
+    """Remembers tasks; the test says what comes of them."""
+
+    worked = pyqtSignal(object, object)
+    done = pyqtSignal(object)
+    task_progressed = pyqtSignal(object, float)
+    failed = pyqtSignal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[Any] = []
+        self.cancelled: list[Any] = []
+
+    def do(self, task: Any) -> None:
+        self.tasks.append(task)
+
+    def cancel(self, task: Any) -> None:
+        self.cancelled.append(task)
+
+    @property
+    def search(self) -> Search:
+        return next(task for task in reversed(self.tasks) if isinstance(task, Search))
+
+    @property
+    def learned(self) -> LearnAnswers:
+        return next(task for task in reversed(self.tasks) if isinstance(task, LearnAnswers))
+
+
+def square(point: QgsPointXY, half_m: float = 10.0) -> bytes:
+    x, y = point.x(), point.y()
+    geometry = QgsGeometry.fromRect(QgsRectangle(x - half_m, y - half_m, x + half_m, y + half_m))
+    geometry.convertToMultiType()
+    return bytes(geometry.asWkb())
+
+
+@pytest.fixture
+def worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+def review(gui: Any, worker: FakeWorker) -> Any:
+    """A control on the real canvas, scene and target, and the sentences it said."""
+    gui.start()
+    gui.controller.classes.choose("building")
+    control = SimilarControl(
+        gui.canvas,
+        worker,
+        scene=gui.controller.scene,
+        target=gui.controller.target,
+        actions=Actions(gui.window),
+        classes=gui.controller.classes,
+        parent=gui.window,
+    )
+    control.said = []
+    control.notified.connect(control.said.append)
+    yield control
+    control.dispose()
+
+
+def begin(review: Any, worker: FakeWorker, at: Any, probabilities: tuple[float, ...] = (0.4, 0.9, 0.6)) -> None:
+    """Search with one example; candidate n is a square at (100 n, 300) px of the given probability."""
+    review.add_example(square(at(512, 800)), "building")
+    review.start()
+    for number, probability in enumerate(probabilities, 1):
+        found = Found(number, square(at(100 * number, 300)), 0.9, 0.95, 400.0, probability, "fake")
+        worker.worked.emit(worker.search, found)
+    worker.done.emit(worker.search)
+
+
+def features(gui: Any) -> list[Any]:
+    layer = gui.controller.target.layer()
+    return [] if layer is None else list(layer.getFeatures())
+
+
+def test_the_likeliest_comes_first_and_answers_go_to_the_worker(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    begin(review, worker, at)
+    # The first one to come in is asked about; it does not change under the user's eyes.
+    assert review.current == 1
+    gui.key(R)
+    assert review.current == 2
+    assert review.overlay.current.intersects(QgsGeometry.fromPointXY(at(200, 300)))
+    assert (worker.learned.accepted, worker.learned.rejected) == ((), (1,))
+    assert worker.learned.handle is worker.search.handle
+    gui.key(A)
+    assert (worker.learned.accepted, worker.learned.rejected) == ((2,), (1,))
+    assert review.current == 3
+    (feature,) = features(gui)
+    assert feature["class"] == "building"
+    assert feature.geometry().area() == pytest.approx(400)
+    gui.key(A)
+    assert review.current is None
+    assert "All reviewed: 0 to review, 2 accepted, 1 rejected" in review.panel.status_label.text()
+
+
+def test_an_accept_is_one_step_of_undo(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    gui.key(A)
+    gui.key(A)
+    assert len(features(gui)) == 2
+    gui.controller.target.history.undo()
+    assert len(features(gui)) == 1
+
+
+def test_answers_change_the_order(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at, (0.9, 0.8, 0.7, 0.6))
+    gui.key(R)
+    assert review.current == 2
+    worker.worked.emit(worker.learned, {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.95, 77: 0.5})
+    assert review.current == 2  # not taken away from under the user's eyes
+    assert review.review.queue() == [4, 2, 3]
+    assert review.overlay.n_parts == [0, 2, 0, 0, 1]
+    gui.key(R)
+    assert review.current == 4
+
+
+def test_an_older_ranking_is_not_taken(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at, (0.9, 0.8, 0.7))
+    gui.key(R)
+    old = worker.learned
+    gui.key(R)
+    assert worker.cancelled == [old]
+    worker.worked.emit(old, {3: 0.01})
+    assert review.review.probabilities[3] == 0.7
+
+
+def test_accept_all_above_the_slider(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at, (0.4, 0.9, 0.6, 0.85))
+    review.panel.above_slider.setValue(60)
+    assert "(3)" in review.panel.accept_all_button.text()
+    review.panel.above_slider.setValue(80)
+    assert review.panel.accept_all_button.text() == "Accept all from 0.80 (2)"
+    review.panel.accept_all_button.click()
+    gui.wait_for(lambda: len(features(gui)) == 2)
+    gui.wait_for(lambda: worker.learned.accepted == (2, 4))
+    assert "(0)" in review.panel.accept_all_button.text()
+    assert not review.panel.accept_all_button.isEnabled()
+
+
+def test_leaving_loses_nothing(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    gui.key(R)
+    gui.key(ESCAPE)
+    assert not review.is_reviewing
+    assert not review.wants_clicks()
+    assert review.overlay.current.isEmpty()
+    assert sum(review.overlay.n_parts) == 0
+    gui.key(A)
+    assert features(gui) == []  # the key is not ours any more
+    n_tasks = len(worker.tasks)
+    review.start()
+    assert len(worker.tasks) == n_tasks  # no new search
+    assert review.is_reviewing
+    assert (review.current, review.review.rejected) == (2, [1])
+
+
+def test_keys_are_ours_before_the_tool_takes_them(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    gui.controller.activate_tool(False)
+    gui.controller.activate_tool(True)  # installs its filter anew
+    QTest.qWait(20)
+    gui.key(ESCAPE)
+    assert not review.is_reviewing
+
+
+def test_clicks_answer_for_what_is_under_them(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    assert review.wants_clicks()
+    third, first, nowhere = at(300, 300), at(100, 300), at(700, 700)
+    review.click((third.x(), third.y()), True)
+    review.click((first.x(), first.y()), False)
+    assert (review.review.accepted, review.review.rejected) == ([3], [1])
+    review.click((nowhere.x(), nowhere.y()), True)
+    assert review.said == ["No candidate is there; click inside one, or leave the review with Esc."]
+    assert len(features(gui)) == 1
+
+
+def test_the_canvas_goes_to_the_next_one(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    corner = at(900, 100)
+    gui.canvas.setExtent(QgsRectangle(corner.x() - 30, corner.y() - 30, corner.x() + 30, corner.y() + 30))
+    scale = gui.canvas.scale()
+    begin(review, worker, at)
+    assert gui.canvas.extent().contains(at(100, 300))
+    assert gui.canvas.scale() == pytest.approx(scale)
+
+
+def test_accepted_objects_of_the_class_are_the_examples(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    review.start()
+    assert "There is no example" in review.said[-1]
+    assert worker.tasks == []
+    for class_name, x_px in (("building", 100), ("tank", 300), ("building", 500)):
+        answer = SimpleNamespace(wkb=square(at(x_px, 200)), score=0.9, stability=0.9, area_m2=400.0, model="fake")
+        answer.adapter = ""
+        colour = gui.controller.classes.colour(class_name)
+        gui.controller.target.accept(answer, class_name=class_name, colour=colour)
+    review.start()
+    assert len(worker.search.examples) == 2
+    assert worker.search.bounds_map is None
+    assert review.review.class_name == "building"
+
+
+def test_only_in_this_view(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    corner, opposite = at(100, 400), at(300, 300)
+    gui.canvas.setExtent(QgsRectangle(corner, opposite))
+    review.panel.view_only_check.setChecked(True)
+    review.add_example(square(at(512, 800)))
+    review.start()
+    left, bottom, right, top = worker.search.bounds_map
+    assert QgsRectangle(left, bottom, right, top).contains(QgsRectangle(corner, opposite))
+    assert right - left < gui.layer.extent().width()
+
+
+def test_examples_can_be_forgotten(gui: Any, review: Any, at: Any) -> None:
+    review.add_example(square(at(100, 100)), "building")
+    review.add_example(square(at(300, 100)), "building")
+    assert review.panel.example_label.text() == "2 examples chosen with X."
+    review.panel.forget_button.click()
+    assert review.n_examples == 0
+    assert not review.panel.forget_button.isEnabled()
+
+
+def test_the_next_search_knows_what_was_rejected(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at, (0.9,))
+    gui.key(R)
+    first = worker.search
+    review.start()  # nothing is left to review: a new search
+    assert worker.search is not first
+    assert worker.search.rejected == (square(at(100, 300)),)
+
+
+def test_what_is_known_is_not_offered_again(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    """Neither the example, nor what is in the target layer, nor what was rejected."""
+    begin(review, worker, at, (0.9, 0.8))
+    gui.key(A)
+    gui.key(R)
+    review.start()
+    for number, place in enumerate((at(512, 800), at(100, 300), at(200, 300), at(500, 500)), 1):
+        worker.worked.emit(worker.search, Found(number, square(place, 9.5), 0.9, 0.9, 361.0, 0.8, "fake"))
+    assert review.review.queue() == [4]
+
+
+def test_stop_keeps_what_was_found(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    review.add_example(square(at(512, 800)))
+    review.start()
+    worker.task_progressed.emit(worker.search, 0.25)
+    assert review.panel.progress_bar.value() == 250
+    worker.worked.emit(worker.search, None)
+    worker.worked.emit(worker.search, Found(1, square(at(100, 300)), 0.9, 0.9, 400.0, 0.7, "fake"))
+    review.panel.stop_button.click()
+    assert worker.cancelled == [worker.search]
+    assert review.review.queue() == [1]
+    assert not review.panel.stop_button.isEnabled()
+
+
+def test_failures_and_empty_results_are_sentences(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at, ())
+    assert "Nothing similar was found" in review.said[-1]
+    review.start()
+    worker.failed.emit(Failure("The example lies outside.", task=worker.search))
+    assert review.said[-1] == "The example lies outside."
+    assert not review.panel.stop_button.isEnabled()
+    worker.failed.emit(Failure("Of somebody else.", task=LearnAnswers(SearchHandle())))
+    assert "somebody" not in review.said[-1]
+
+
+def test_a_target_that_refuses_keeps_the_candidate(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    from segadapt.plugin.feature_sink import SinkError
+
+    begin(review, worker, at)
+
+    def refuse(*_arguments: Any, **_more: Any) -> None:
+        raise SinkError("The disk is full; make room.")
+
+    review._target = SimpleNamespace(accept=refuse, neighbours=lambda *_arguments: [])
+    gui.key(A)
+    assert review.said == ["The disk is full; make room."]
+    assert review.current == 1
+    assert review.review.accepted == []
+
+
+def test_another_raster_ends_the_review(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    gui.controller.scene.choose_layer(None)
+    assert review.review is None
+    assert not review.is_reviewing
+    review.start()
+    assert "not open yet" in review.said[-1]
+
+
+def test_a_canvas_in_another_crs_draws_in_the_right_place(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    from qgis.core import QgsCoordinateReferenceSystem, QgsCoordinateTransform, QgsProject
+
+    begin(review, worker, at)
+    degrees = QgsCoordinateReferenceSystem("EPSG:4326")
+    there = QgsCoordinateTransform(gui.layer.crs(), degrees, QgsProject.instance()).transform(at(100, 300))
+    gui.canvas.setDestinationCrs(degrees)
+    assert review.overlay.current.intersects(QgsGeometry.fromPointXY(there))
+
+
+@pytest.mark.slow
+def test_with_the_real_model(make_gui: Any, at: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the worker's own thread, beside a canvas that is drawn: the building's like is found and ranked again."""
+    from segadapt.models.checkpoints import fetch_checkpoint
+    from segadapt.models.registry import get_card
+    from segadapt.plugin.backend import SceneBackend
+
+    with monkeypatch.context() as patch:
+        patch.delenv("SEGADAPT_HOME")
+        weights = fetch_checkpoint(get_card("mobile_sam"))
+    folder = tmp_path / "home" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / weights.name).symlink_to(weights)
+    gui = make_gui(SceneBackend())
+    gui.dock.raster_combo.setLayer(gui.layer)
+    gui.wait_for(lambda: gui.controller.scene.is_ready, seconds=120)
+    review = gui.controller.similar
+    corners = at(300, 420), at(460, 540)
+    # Half of the building is the example, so that the whole of it is something new.
+    example = QgsGeometry.fromRect(QgsRectangle(corners[0].x(), corners[1].y(), corners[1].x() - 45, corners[0].y()))
+    example.convertToMultiType()
+    review.add_example(bytes(example.asWkb()), "building")
+    gui.controller.actions["find_similar"].trigger()
+    gui.wait_for(lambda: review.review.candidates and not review.panel.stop_button.isEnabled(), seconds=240)
+    assert review.is_reviewing
+    truth = QgsGeometry.fromRect(QgsRectangle(corners[0], corners[1]))
+    found = review.review.geometries.values()
+    assert max(g.intersection(truth).area() / g.combine(truth).area() for g in found) > 0.85
+    before = dict(review.review.probabilities)
+    rejected = review.current
+    gui.key(R)
+    gui.wait_for(lambda: review.review.probabilities != before, seconds=60)
+    assert review.review.probabilities[rejected] < before[rejected]

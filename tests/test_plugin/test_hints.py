@@ -1,0 +1,51 @@
+"""What the next click does, in words."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from segadapt.plugin.hints import hint_text
+
+NAMES = ("point", "box", "scribble", "polygon", "refine", "exemplar", "cut", "merge")
+
+
+def hint(name: str = "point", **changes: Any) -> str:
+    usual = {
+        "is_begun": False,
+        "class_name": "",
+        "raster_name": "scene",
+        "target_name": "'roofs'",
+        "is_batch": False,
+        "taken_hint": "",
+    }
+    return hint_text(SimpleNamespace(value=SimpleNamespace(name=name)), **{**usual, **changes})  # type: ignore[arg-type]
+
+
+def test_every_mode_says_something_of_its_own() -> None:
+    sentences = {hint(name) for name in NAMES}
+    assert len(sentences) == len(NAMES)
+    assert all(sentence.endswith(".") for sentence in sentences)
+
+
+@pytest.mark.parametrize("name", ["point", "box", "scribble", "polygon"])
+def test_it_names_class_and_raster_and_then_the_target(name: str) -> None:
+    assert "a 'tank' in 'scene'" in hint(name, class_name="tank")
+    assert "an object in 'scene'" in hint(name)
+    assert "as a 'tank' into 'roofs'" in hint(name, class_name="tank", is_begun=True)
+
+
+def test_a_polygon_that_is_corrected_goes_nowhere_else() -> None:
+    assert "'roofs'" not in hint("refine", is_begun=True)
+
+
+def test_edits_do_not_care_about_the_object_in_the_making() -> None:
+    for name in ("exemplar", "cut", "merge"):
+        assert hint(name, is_begun=True) == hint(name)
+
+
+def test_batch_and_other_takers_of_clicks_go_first_and_without_raster_there_is_nothing() -> None:
+    assert "Esc stops" in hint(is_batch=True, taken_hint="Elsewhere.")
+    assert hint(taken_hint="Elsewhere.", is_begun=True) == "Elsewhere."
+    assert hint(raster_name="") == ""
