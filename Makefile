@@ -11,10 +11,10 @@ RUN = PYTHONPATH="$(CURDIR)/.link" "$(PYTHON)"
 DISPLAY_RUN = QT_QPA_PLATFORM=xcb xvfb-run -a -s "-screen 0 1600x1200x24"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types link package bench environment
+.PHONY: help setup demo test lint types link package bench train-adapter environment
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing, link this checkout into QGIS; says so where nothing is to be done
 	@tools/setup.sh
@@ -39,8 +39,11 @@ link: ## link this checkout into the QGIS profile and enable the plugin
 package: environment ## build dist/segadapt-<version>.zip and scan it as the plugin repository does
 	@"$(PYTHON)" tools/package.py
 
-bench: setup ## measure speed side by side with the reference packages; prints the table
-	@QT_QPA_PLATFORM=offscreen $(RUN) benchmarks/run.py $(ARGS)
+bench: setup ## measure speed; BENCH=clicks, similar or class_map: accuracy on the labelled imagery; prints tables
+	@QT_QPA_PLATFORM=offscreen $(RUN) benchmarks/$(or $(BENCH),run).py $(ARGS)
+
+train-adapter: setup ## train the adapter that ships, one place left out in turn, then on all (an hour on 2 CPU cores)
+	@QT_QPA_PLATFORM=offscreen $(RUN) tools/train_adapter.py $(ARGS)
 
 environment:
 	@test -x "$(PYTHON)" || { echo "No Python environment yet; run 'make setup' first." >&2; exit 1; }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -133,6 +134,15 @@ class InferenceEngine:
 
         with self._lock, torch.no_grad():
             return self._in_batches(decode, [prompts], "objects", NullProgress())[0]
+
+    @contextmanager
+    def borrowed_model(self) -> Iterator[Any]:
+        """Hand out the promptable model itself, in inference mode, for a method that decodes in its own way.
+
+        Everybody else waits meanwhile, so keep it short. Raises `EngineError` where the engine is closed.
+        """
+        with self._lock, torch.inference_mode():
+            yield self._running_model()
 
     def close(self) -> None:
         """Free the device's memory. Calls after this raise `EngineError`."""

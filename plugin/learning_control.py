@@ -14,7 +14,7 @@ from .engine_worker import EngineWorker
 from .exchange import Answer, Task
 from .scene_control import SceneControl
 from .settings import LEARNING, write_setting
-from .tasks import Learn, LoadAdapter, ResetLearning, SaveAdapter, SetLearning
+from .tasks import Learn, LearnOutline, LoadAdapter, ResetLearning, SaveAdapter, SetLearning
 
 _NOTHING = "Nothing learned yet: every accepted object teaches the model a little."
 _OFF = "The model stays as it is, whatever is accepted."
@@ -70,6 +70,11 @@ class LearningControl(QObject):
         if self.panel.is_on.isChecked() and answer.result is not None:
             self._worker.do(Learn(answer, wkb))
 
+    def learn_outline(self, wkb: bytes) -> None:
+        """Learn from an outline (raster's CRS) that was accepted without prompts."""
+        if self.panel.is_on.isChecked():
+            self._worker.do(LearnOutline(wkb))
+
     def _on_toggled(self, is_on: bool) -> None:
         write_setting(LEARNING, is_on)
         self._show()
@@ -97,8 +102,9 @@ class LearningControl(QObject):
             self._worker.do(task)
 
     def _on_worked(self, task: Task, item: Any) -> None:
-        if isinstance(task, Learn):
-            self.panel.report.setText(item.sentence)
+        if isinstance(task, (Learn, LearnOutline)):
+            if item is not None:  # a step on the way
+                self.panel.report.setText(item.sentence)
         elif isinstance(task, (ResetLearning, SaveAdapter, LoadAdapter)):
             self.panel.report.setText(item)
 

@@ -18,19 +18,45 @@ if TYPE_CHECKING:
 class Learn(Task):
     """Learn from an object that was accepted: its answer and its final outline (WKB, raster's CRS).
 
-    Empty `wkb` stands for the outline of the answer itself. Yields one `LearningReport`.
+    Empty `wkb` stands for the outline of the answer itself. Yields None after each step and a `LearningReport` at last.
     """
 
     answer: Answer
     wkb: bytes = b""
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningReport]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningReport | None]:
         """Take one object in."""
         import shapely
 
         geometry = shapely.from_wkb(self.wkb) if self.wkb else None
-        yield segmenter.learn(self.answer.result, geometry)
+        yield (yield from segmenter.learning(self.answer.result, geometry))
+
+
+@dataclass(frozen=True, eq=False)
+class LearnOutline(Task):
+    """Learn from an outline (WKB, raster's CRS) that was accepted without prompts, as a candidate of a search is.
+
+    What one click in it would have got is compared with it. Yields as `Learn` does, or nothing where its window
+    is not encoded: an accept must not wait for that.
+    """
+
+    wkb: bytes
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningReport | None]:
+        """Take one object in."""
+        import shapely
+
+        from ..models.prompts import FOREGROUND
+        from ..processing.jobs.interactive import PromptRequest
+
+        geometry = shapely.from_wkb(self.wkb)
+        place = geometry.representative_point()
+        request = PromptRequest(request_id=0, points_map=((place.x, place.y),), labels=(FOREGROUND,))
+        result = segmenter.answer(request, only_if_encoded=True)
+        if result is not None:
+            yield (yield from segmenter.learning(result, geometry))
 
 
 @dataclass(frozen=True, eq=False)

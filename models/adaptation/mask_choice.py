@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Values = npt.NDArray[np.float64]
 
@@ -62,6 +63,21 @@ class MaskChoice:
             return
         worth = {weight: self._mean_iou(weight) - (_MARGIN if weight else 0) for weight in _WEIGHTS}
         self._weight = max(_WEIGHTS, key=lambda weight: (worth[weight], -weight))
+
+    def state(self) -> torch.Tensor:
+        """What was learned, (N, 10): per click three predicted IoUs, log sizes and true IoUs, log accepted size."""
+        rows = [
+            [*one.scores, *np.log(one.sizes.clip(1)), *one.ious, np.log(max(one.accepted_size, 1.0))]
+            for one in self._choices
+        ]
+        return torch.tensor(np.reshape(rows, (-1, 10)), dtype=torch.float32)
+
+    def load_state(self, state: torch.Tensor) -> None:
+        """Take over what `state` gave, in place of what was learned here."""
+        self._choices.clear()
+        self._weight = 0.0
+        for row in state.double().numpy():
+            self.learn(Choice(row[:3], np.exp(row[3:6]), row[6:9], float(np.exp(row[9]))))
 
     def _mean_iou(self, weight: float) -> float:
         sizes = self._accepted_sizes()

@@ -6,10 +6,11 @@ et al. 2020, https://arxiv.org/abs/1911.12709) and "You Point, I Learn" (https:/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +22,21 @@ from ..engine import InferenceEngine
 from ..losses import click_loss
 from ..promptable.decode import place_cells
 from ..prompts import LOW_RES_PX, Prompts
+from .adapter import Adapter
 from .clicks import contradicted
 from .mask_choice import Choice, MaskChoice
 from .refiner import MaskRefiner, RefinerInput, changes, refiner_input
+from .shipped import CHOICES, refiner_of
 
+_Result = TypeVar("_Result")
 Points = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 # Per accepted object: steps, their rate, remembered answers that go along, that are judged by, and that are kept.
-_OBJECT_STEPS, _OBJECT_RATE = 2, 3e-4
+_OBJECT_STEPS, _OBJECT_RATE = 3, 1e-3
 _REPLAY, _JUDGED, _MOST_REMEMBERED = 6, 12, 96
+# What a change of one logit costs: where nothing speaks for it, the refiner stays with the frozen decoder.
+_STAY = 0.03
 # Per click: steps and rate of Adam, weights of drift and of the size of the change, logits that count as confident.
 _CLICK_STEPS, _CLICK_RATE = 5, 0.05
 _DRIFT, _SIZE, _CONFIDENT = 0.5, 0.01, 2.0
@@ -42,12 +48,12 @@ _SHARPER, _ELSEWHERE = 3, 0.05
 class Look:
     """One decoded object, its prompts in `cells` of the window.
 
-    `fine` (32, 256, 256): the decoder's finest features; `logits` (4, 256, 256) and predicted `iou` (4,) of all masks;
-    `chosen`: the mask that is the answer.
+    `fine_cells` (1, 65536, 32): the decoder's finest features in its own order; `logits` (4, 256, 256) and predicted
+    `iou` (4,) of all masks; `chosen`: the mask that is the answer.
     """
 
     cells: Prompts
-    fine: torch.Tensor
+    fine_cells: torch.Tensor
     logits: torch.Tensor
     iou: torch.Tensor
     chosen: int
@@ -57,15 +63,20 @@ class Look:
         """What the refiner sees of the chosen mask."""
         return refiner_input(self.logits, self.iou, chosen=self.chosen, cells=self.cells)
 
+    @cached_property
+    def fine(self) -> torch.Tensor:
+        """The decoder's finest features as a picture, (32, 256, 256); made when a click asks for it."""
+        return place_cells(self.fine_cells)[0]
+
     def alternatives(self, choice: MaskChoice, *, cell_px: float) -> list[Look]:
         """The three masks for an ambiguous prompt, the likeliest first; a cell has a side of `cell_px` pixels."""
         sizes = (self.logits[1:] > 0).sum((1, 2)) * cell_px**2
         return [replace(self, chosen=1 + n) for n in choice.order(self.iou[1:].tolist(), sizes.tolist())]
 
     def refined(self, refiner: MaskRefiner | None, *, half: bool) -> torch.Tensor:
-        """Logits (256, 256) of the chosen mask, as the refiner sees it; SAM's own without one."""
+        """Logits (256, 256) of the chosen mask; SAM's own without a refiner, and for the first answer to an object."""
         base = self.logits[self.chosen]
-        if refiner is None:
+        if refiner is None or not self.seen.is_correction:
             return base
         with torch.no_grad():
             return self.seen.crop.paste(changes(refiner, [self.seen], half=half)[0, 0], base)
@@ -87,20 +98,21 @@ def look(
     box = None if cells.box_xyxy is None else cells.box_xyxy * scale
     prompts = Prompts(cells.points_xy * scale, cells.labels, box, cells.mask_logits)
     decoded = engine.predict_features(embedding, prompts)
-    picture = place_cells(torch.cat([decoded.fine @ decoded.hyper, decoded.fine], dim=2))[0]
+    logits = place_cells(decoded.fine @ decoded.hyper)[0]
     iou = decoded.iou[0]
     if chosen is None:
         chosen = 1 + int(iou[1:].argmax()) if prompts.is_ambiguous else 0
-    n_masks = decoded.hyper.shape[-1]
-    return Look(cells, picture[n_masks:], picture[:n_masks], iou, chosen)
+    return Look(cells, decoded.fine, logits, iou, chosen)
 
 
 def example_loss(
     refiner: MaskRefiner, seen: Sequence[RefinerInput], truth: torch.Tensor, *, half: bool
 ) -> torch.Tensor:
-    """Mean loss of refined answers against `truth` (B, 1, 128, 128), 0 or 1, in the crops."""
-    logits = torch.stack([one.base for one in seen]).float() + changes(refiner, seen, half=half)
-    return click_loss(logits, truth, torch.stack([one.click_discs for one in seen])).mean()
+    """Mean loss of refined answers against `truth` (B, 1, 128, 128), 0 or 1, in the crops; changes cost a little."""
+    change = changes(refiner, seen, half=half)
+    logits = torch.stack([one.base for one in seen]).float() + change
+    clicks = torch.stack([one.click_discs for one in seen])
+    return click_loss(logits, truth, clicks).mean() + _STAY * change.abs().mean()
 
 
 @dataclass(frozen=True)
@@ -133,9 +145,16 @@ class OnlineAdapter:
         self._n_seen = 0
         self.choice = MaskChoice()
 
-    def load(self, refiner: MaskRefiner) -> None:
-        """Go on from another refiner; what is remembered stays."""
-        self.refiner = deepcopy(refiner)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was learned, for an adapter."""
+        refiner = {} if self.refiner is None else self.refiner.state_dict()
+        return {**refiner, CHOICES: self.choice.state()}
+
+    def load(self, adapter: Adapter) -> None:
+        """Go on from what was learned elsewhere. Raises `CheckpointError` for an adapter of another kind."""
+        refiner = refiner_of(adapter)
+        self.refiner = refiner if refiner is not None else deepcopy(self._shipped)
+        self.choice.load_state(adapter.tensors.get(CHOICES, torch.zeros(0, 10)))
 
     def refined(self, view: Look) -> torch.Tensor:
         """Logits (256, 256) of the chosen mask."""
@@ -150,7 +169,7 @@ class OnlineAdapter:
         only if it breaks no click that held and lets more of them hold.
         """
         wrong = contradicted(logits.numpy(), points, labels)
-        if not wrong.any():
+        if not wrong.any() or not (logits > 0).any():
             return logits
         crop = view.seen.crop
         change = _click_change(view.seen, crop.cut(view.fine), crop.cut(logits[None])[0])
@@ -163,13 +182,15 @@ class OnlineAdapter:
         adjusted = torch.where(torch.from_numpy(meant), adjusted, logits)
         wrong_after = contradicted(adjusted.numpy(), points, labels)
         is_better = wrong_after.sum() < wrong.sum() and not (wrong_after & ~wrong).any()
-        return adjusted if is_better else logits
+        # A click corrects an object; what is larger than the object is a flood.
+        return adjusted if is_better and meant.sum() <= int((logits > 0).sum()) else logits
 
-    def learn(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Learned:
+    def learning(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Generator[None, None, Learned]:
         """Take in the answers on the way to an accepted object, and the object (1, 128, 128) in the crop of each.
 
-        A step on these answers and on remembered ones; it is kept only if the mean IoU of what is remembered does
-        not fall (no harm). Reservoir sampling keeps at most `_MOST_REMEMBERED`.
+        A few steps on these answers and on remembered ones; they are kept only if the mean IoU of what is remembered
+        does not fall (no harm). Reservoir sampling keeps at most `_MOST_REMEMBERED`. Yields between steps, so that a
+        click can be answered in between.
         """
         new = list(zip(seen, truth, strict=True))
         replay = self._sample(_REPLAY)
@@ -188,11 +209,16 @@ class OnlineAdapter:
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)
             optimizer.step()
+            yield
         after = self._mean_iou(candidate, judged)
         is_kept = after >= before
         if is_kept:
             self.refiner = candidate
         return Learned(is_kept, before, after)
+
+    def learn(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Learned:
+        """Do all of `learning` at once."""
+        return run_to_end(self.learning(seen, truth))
 
     def learn_choice(self, seen: RefinerInput, truth: torch.Tensor, *, cell_px: float) -> None:
         """Take in which of the three masks of a single click an accepted object (1, 128, 128) shows to be right."""
@@ -228,6 +254,15 @@ class OnlineAdapter:
         overlap = (masks & truths).sum((1, 2, 3)).float()
         union = (masks | truths).sum((1, 2, 3)).clamp(min=1)
         return float((overlap / union).mean())
+
+
+def run_to_end(steps: Generator[None, None, _Result]) -> _Result:
+    """Run what yields between its steps, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast("_Result", end.value)
 
 
 def _slopes(seen: RefinerInput) -> tuple[torch.Tensor, torch.Tensor]:

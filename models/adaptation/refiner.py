@@ -78,12 +78,14 @@ class Crop:
 class RefinerInput:
     """What the refiner sees of one answer, on the CPU, in half precision so that many can be remembered.
 
-    `inputs` (14, 128, 128), `base` (1, 128, 128) SAM's logits that are refined.
+    `inputs` (14, 128, 128), `base` (1, 128, 128) SAM's logits that are refined. `is_correction`: there was an answer
+    before this one.
     """
 
     crop: Crop
     inputs: torch.Tensor
     base: torch.Tensor
+    is_correction: bool
 
     @property
     def masks(self) -> torch.Tensor:
@@ -122,7 +124,8 @@ def refiner_input(logits: torch.Tensor, iou: torch.Tensor, *, chosen: int, cells
         _click_maps(crop, points, cells.labels),
         _box_map(crop, cells.box_xyxy),
     ]
-    return RefinerInput(crop, torch.cat(parts).half(), crop.cut(logits[chosen][None]).half())
+    base = crop.cut(logits[chosen][None])
+    return RefinerInput(crop, torch.cat(parts).half(), base.half(), previous is not None)
 
 
 def _click_maps(crop: Crop, points: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -12,6 +12,9 @@ from .refiner import MaskRefiner
 SHIPPED_NAME = "eo"
 """Name of the adapter for Earth observation; its file is `eo_<model>.safetensors` beside this module."""
 
+CHOICES = "choices"
+"""Tensor of an adapter with what `MaskChoice.state` gives; the others are the refiner's."""
+
 
 @lru_cache(maxsize=4)
 def shipped_refiner(model: str, checkpoint_sha256: str) -> MaskRefiner | None:
@@ -22,11 +25,17 @@ def shipped_refiner(model: str, checkpoint_sha256: str) -> MaskRefiner | None:
     return refiner_of(load_adapter(path, base_model=model, base_sha256=checkpoint_sha256))
 
 
-def refiner_of(adapter: Adapter) -> MaskRefiner:
-    """The refiner of an adapter. Raises `CheckpointError` for an adapter of another kind."""
+def refiner_of(adapter: Adapter) -> MaskRefiner | None:
+    """The refiner of an adapter; None where it holds choices of masks only.
+
+    Raises `CheckpointError` for an adapter of another kind.
+    """
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name != CHOICES}
+    if not tensors and CHOICES in adapter.tensors:
+        return None
     refiner = MaskRefiner()
     try:
-        refiner.load_state_dict(adapter.tensors)
+        refiner.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"The adapter '{adapter.card.name}' is not a mask refiner; choose another one."

@@ -1,14 +1,14 @@
 """Fine-tunes the mask refiner on labelled places by simulated clicks: the adapter for Earth observation.
 
 The analyst is simulated (`clicker`); encoder and decoder stay as they are, so that a place is encoded once. Examples
-are the states that such an analyst meets: an answer, the clicks so far, and the truth. Later rounds are simulated with
-the refiner of the round before (DAgger, https://arxiv.org/abs/1011.0686), since its answers attract other clicks.
+are the states that such an analyst meets: an answer to the first correction or a later one, the clicks so far, and the
+truth. The answer to the first prompt is not among them: what the object is, a place teaches for itself only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +118,8 @@ def simulate(
             labels = np.append(labels, FOREGROUND if click.is_foreground else BACKGROUND)
         view = look(engine, found.embedding, Prompts(points, labels, box, previous))
         truth = view.seen.crop.cut(torch.from_numpy(found.truth).float()[None]).round()
-        examples.append(Example(found.place, view.seen, truth))
+        if view.seen.is_correction:
+            examples.append(Example(found.place, view.seen, truth))
         previous = view.refined(refiner, half=half).numpy()
         mask = previous > 0
         ious.append(iou(found.truth, mask))
@@ -174,7 +175,7 @@ def _varied(example: Example, rng: np.random.Generator) -> Example:
         picture = torch.rot90(picture, n_turns, (1, 2))
         return picture.flip(2) if is_mirrored else picture
 
-    seen = RefinerInput(example.seen.crop, turned(example.seen.inputs), turned(example.seen.base))
+    seen = replace(example.seen, inputs=turned(example.seen.inputs), base=turned(example.seen.base))
     return Example(example.place, seen, turned(example.truth))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +20,7 @@ from shapely.geometry.base import BaseGeometry
 
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from ...models.adaptation.clicks import respect_clicks
-from ...models.adaptation.online import Look, OnlineAdapter, look
+from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
 from ...models.adaptation.refiner import MaskRefiner, RefinerInput
 from ...models.adaptation.shipped import SHIPPED_NAME, refiner_of, shipped_refiner
 from ...models.prompts import FOREGROUND, LOW_RES_PX
@@ -118,14 +119,16 @@ class InteractiveOptions:
     """What may help to answer; each can be left out, which the evaluation does in turn.
 
     `window_px`: side of the first window of an object, None to choose it (`click_window_px`, or what the request says);
-    `fixed_window`: stay in it. `adapter`: use the adapter that ships with SegAdapt for this model, if there is one.
-    `cascade`: how often an answer is fed back with the same prompts. `repair`: turn over what contradicts a click.
-    `per_click`: a few gradient steps where clicks are contradicted. `per_object`: learn from accepted objects.
+    `fixed_window`: stay in it. `adapter`: use the adapter that ships with SegAdapt for this model, if there is one, or
+    that of `adapter_path`. `cascade`: how often an answer is fed back with the same prompts. `repair`: turn over what
+    contradicts a click. `per_click`: a few gradient steps where clicks are contradicted. `per_object`: learn from
+    accepted objects.
     """
 
     window_px: int | None = None
     fixed_window: bool = False
     adapter: bool = True
+    adapter_path: Path | None = None
     cascade: int = 0
     repair: bool = True
     per_click: bool = True
@@ -164,12 +167,14 @@ class InteractiveSegmenter:
         self.scene, self.options = scene, options or InteractiveOptions()
         self.n_learned = 0
         self._loaded_name = ""
-        self._online = OnlineAdapter(self._shipped(), half=self._half)
+        start = self._start()
+        self._has_adapter = start is not None
+        self._online = OnlineAdapter(start, half=self._half)
 
     @property
     def adapter_name(self) -> str:
         """What is laid over the model: shipped, loaded, learned here; "" for nothing."""
-        shipped = SHIPPED_NAME if self.options.adapter and self._shipped() is not None else ""
+        shipped = SHIPPED_NAME if self._has_adapter else ""
         learned = f"{self.n_learned} objects learned" if self.n_learned else ""
         return " + ".join(name for name in (self._loaded_name or shipped, learned) if name)
 
@@ -202,17 +207,29 @@ class InteractiveSegmenter:
 
     def learn(self, result: PromptResult, geometry: BaseGeometry | None = None) -> LearningReport:
         """Take in an accepted object; `geometry` is its final outline in the raster's CRS, None for the answer's."""
+        return run_to_end(self.learning(result, geometry))
+
+    def learning(
+        self, result: PromptResult, geometry: BaseGeometry | None = None
+    ) -> Generator[None, None, LearningReport]:
+        """Do as `learn`, and yield between steps, so that prompts can be answered in between."""
         accepted = result.geometry if geometry is None else geometry
         if not self.options.per_object or not result.trail or accepted.is_empty:
             return LearningReport(False, self.n_learned, math.nan, math.nan, "Nothing was learned from this object.")
-        # First and last answers teach most: where clicks can be saved, and what the analyst wanted.
-        trail = [*result.trail[:2], result.trail[-1]] if len(result.trail) > 3 else list(result.trail)
-        truths = [self._truth(one, accepted) for one in trail]
-        learned = self._online.learn([one.seen for one in trail], truths)
-        if trail[0].is_choice:
-            self._online.learn_choice(trail[0].seen, truths[0], cell_px=trail[0].window.size_px / LOW_RES_PX)
         self.n_learned += 1
-        verb = "Learned from" if learned.is_kept else "Looked at, but did no good to keep:"
+        if result.trail[0].is_choice:
+            first = result.trail[0]
+            cell_px = first.window.size_px / LOW_RES_PX
+            self._online.learn_choice(first.seen, self._truth(first, accepted), cell_px=cell_px)
+        corrections = [one for one in result.trail if one.seen.is_correction]
+        if not corrections:
+            sentence = f"Object {self.n_learned} needed no correction; its size was noted."
+            return LearningReport(False, self.n_learned, math.nan, math.nan, sentence)
+        # The first corrections teach most, where clicks can be saved, and the last: what the analyst wanted.
+        chosen = [*corrections[:2], corrections[-1]] if len(corrections) > 3 else corrections
+        truths = [self._truth(one, accepted) for one in chosen]
+        learned = yield from self._online.learning([one.seen for one in chosen], truths)
+        verb = "Learned from" if learned.is_kept else "Looked at, but found nothing worth keeping in,"
         sentence = (
             f"{verb} object {self.n_learned}: agreement with the accepted objects "
             f"{learned.iou_before:.3f} before, {learned.iou_after:.3f} after."
@@ -226,36 +243,41 @@ class InteractiveSegmenter:
 
     def save(self, path: Path) -> None:
         """Write what was learned as an adapter. Raises `JobError` where nothing was, `CheckpointError` on failure."""
-        refiner = self._online.refiner
-        if refiner is None or not self.n_learned:
+        if not self.n_learned:
             raise JobError(f"Nothing was learned yet that could go to {path}; accept some objects first.")
         engine = self.scene.engine
         card = AdapterCard(
             name=path.stem,
             base_model=engine.card.name,
             base_sha256=engine.checkpoint_sha256,
-            method="mask refiner, learned from accepted objects",
+            method="mask refiner and choice of masks, learned from accepted objects",
             trained_on=tuple(name for name in (self._loaded_name or SHIPPED_NAME, Path(self.scene.reader.path).name)),
             n_objects=self.n_learned,
             licence="of its maker",
             made_on=datetime.now(timezone.utc).date().isoformat(),
         )
-        save_adapter(Adapter(card, refiner.state_dict()), path)
+        save_adapter(Adapter(card, self._online.tensors()), path)
 
     def load(self, path: Path) -> None:
         """Use an adapter that was saved, here or elsewhere. Raises `CheckpointError` where it does not fit."""
         engine = self.scene.engine
         adapter = load_adapter(path, base_model=engine.card.name, base_sha256=engine.checkpoint_sha256)
-        self._online.load(refiner_of(adapter))
+        self._online.load(adapter)
         self._loaded_name = adapter.card.name
 
     @property
     def _half(self) -> bool:
         return self.scene.engine.precision == "bf16"
 
-    def _shipped(self) -> MaskRefiner | None:
-        engine = self.scene.engine
-        return shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
+    def _start(self) -> MaskRefiner | None:
+        """Where learning starts; `CheckpointError` for a chosen adapter that does not fit."""
+        engine, options = self.scene.engine, self.options
+        if not options.adapter:
+            return None
+        if options.adapter_path is None:
+            return shipped_refiner(engine.card.name, engine.checkpoint_sha256)
+        base = {"base_model": engine.card.name, "base_sha256": engine.checkpoint_sha256}
+        return refiner_of(load_adapter(options.adapter_path, **base))
 
     def _window(self, request: PromptRequest, prompts: ObjectPrompts) -> tuple[SquareWindow, PreviousAnswer | None]:
         previous = request.previous

@@ -123,13 +123,12 @@ def _first_mask(
         mixed: FloatArray = np.tensordot(one_shot.weights, offered.logits[0], axes=1)
         return mixed
     deviation = (similarity - similarity.mean()) / similarity.std(ddof=1)
-    engine = scene.engine
-    with engine._lock, torch.inference_mode():
-        model = engine._running_model()
+    embedding = scene.embedding(window)
+    with scene.engine.borrowed_model() as model:
         device = model.cells_pe.device
         logits, _ = guided_decode(
             model,
-            scene.embedding(window),
+            embedding,
             [prompts],
             guidance=torch.from_numpy(deviation.ravel()).to(device).sigmoid(),
             target=torch.from_numpy(one_shot.feature).to(device),

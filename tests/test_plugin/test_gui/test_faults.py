@@ -75,7 +75,8 @@ class FakeSegmenter:
             **values,
         )
 
-    def learn(self, result: Any, geometry: Any = None) -> Any:
+    def learning(self, result: Any, geometry: Any = None) -> Any:
+        yield  # as between two steps
         self.learned.append((result, geometry))
         self.n_learned += 1
         return "report"
@@ -194,7 +195,7 @@ def test_learning_tasks_reach_the_segmenter(backend_on: SceneBackend, tmp_path: 
     import shapely
 
     def done(task: Task) -> Any:
-        (item,) = backend_on.run_task(task, NullProgress())
+        *_, item = backend_on.run_task(task, NullProgress())
         return item
 
     segmenter = backend_on._segmenter

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import QgsSettings
+from qgis.core import QgsGeometry, QgsSettings
 from qgis.PyQt.QtCore import Qt
 
 
@@ -24,8 +24,14 @@ class Learner:
         self.paths: list[Any] = []
         self.options = Options()
         self.n_learned, self.adapter_name = 0, "adapter of Banepa"
+        self.is_encoded = True
 
-    def learn(self, result: Any, geometry: Any = None) -> Report:
+    def answer(self, request: Any, *, only_if_encoded: bool = False) -> str | None:
+        assert only_if_encoded
+        return f"answer at {request.points_map}" if self.is_encoded else None
+
+    def learning(self, result: Any, geometry: Any = None) -> Any:
+        yield  # as between two steps
         self.lessons.append((result, geometry))
         self.n_learned += 1
         return Report(f"Learned from {self.n_learned} objects.")
@@ -70,6 +76,28 @@ def test_an_accepted_object_is_learned_with_its_final_outline(gui: Any, at: Any,
     ((result, geometry),) = learner.lessons
     assert result == "result (1,)"
     assert geometry.area == pytest.approx(400.0)
+
+
+def test_an_accepted_candidate_is_learned_where_its_window_is_encoded(gui: Any, at: Any, learner: Learner) -> None:
+    gui.start()
+    control, place = gui.controller.learning, at(300, 400)
+    wkb = bytes(QgsGeometry.fromPointXY(place).buffer(10, 8).asWkb())
+    gui.controller.similar.accepted.emit(wkb)
+    gui.wait_for(lambda: control.panel.report.text() == "Learned from 1 objects.")
+    ((result, geometry),) = learner.lessons
+    assert result.startswith(f"answer at (({place.x():.0f}")
+    assert geometry.area == pytest.approx(312, rel=0.01)
+    learner.is_encoded = False
+    gui.controller.similar.accepted.emit(wkb)
+    control.panel.reset.click()  # done after it
+    gui.wait_for(lambda: "forgotten" in control.panel.report.text())
+    control.panel.is_on.click()
+    gui.wait_for(lambda: not learner.options.per_object)
+    learner.is_encoded = True
+    gui.controller.similar.accepted.emit(wkb)
+    control.panel.is_on.click()
+    gui.wait_for(lambda: learner.options.per_object)
+    assert len(learner.lessons) == 1
 
 
 def test_learning_can_be_switched_off_and_stays_off(gui: Any, at: Any, learner: Learner, make_gui: Any) -> None:
