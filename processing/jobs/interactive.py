@@ -41,6 +41,8 @@ _CLICK_WINDOW_M = 77.0
 # Feeding an answer back changes nothing more (CFR, Wang et al. 2023, https://arxiv.org/abs/2308.13174).
 _SETTLED = 0.99
 _LONGEST_TRAIL = 8
+# A window this many times as large as the object needs shows it too coarsely.
+_SMALL_IN = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +333,8 @@ class InteractiveSegmenter:
         return _Found(answer, view.seen, is_choice)
 
     def _whole(self, found: list[_Found], prompts: ObjectPrompts, request: PromptRequest) -> list[_Found]:
-        """Follow an object that its window cuts into larger windows."""
+        """Look closer at an object that is small in its window; follow one that its window cuts into larger ones."""
+        found = self._closer(found, prompts, request)
         for _ in range(_MOST_WINDOWS):
             window = next_window(found[0].answer, prompts, self.scene.reader.shape)
             if window is None:
@@ -341,6 +344,19 @@ class InteractiveSegmenter:
                 break
             found = larger
         return found
+
+    def _closer(self, found: list[_Found], prompts: ObjectPrompts, request: PromptRequest) -> list[_Found]:
+        """Zoom in to the window of a click where a wider view brought a wider window for a small object."""
+        mask, window = found[0].answer.mask, found[0].answer.window
+        left, top, right, bottom = mask.bounds
+        size_px = max(click_window_px(self.scene.reader), fitting_size_px(max(right - left, bottom - top)))
+        if request.previous is not None or not mask.n_pixels or window.size_px < _SMALL_IN * size_px:
+            return found
+        closer = first_window(prompts, self.scene.reader.shape, window_px=size_px)
+        if closer is None or closer.size_px >= window.size_px:
+            return found
+        again = self._ask(closer, prompts, request, None)
+        return again if again[0].answer.mask.n_pixels else found
 
     def _option(self, found: _Found, request: PromptRequest, trail: tuple[Seen, ...]) -> MaskOption:
         answer = found.answer

@@ -7,6 +7,7 @@ import pytest
 from affine import Affine
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs.interactive import (
+    InteractiveOptions,
     PreviousAnswer,
     PromptRequest,
     segment_prompts,
@@ -172,3 +173,15 @@ def test_refined_by_clicks_with_the_real_model(paint_scene, open_scene, engine, 
     second = segment_prompts(scene, click(scene, (100, 100), (180, 130), window_px=512, previous=previous))
     assert iou(scene, second.geometry, box(60, 60, 200, 150)) > 0.9
     assert second.window == first.window
+
+
+def test_a_small_object_in_a_wide_view_is_looked_at_closer(paint_scene, open_scene, fake_engine):
+    scene = open_scene(paint_scene((1500, 1500), [box(700, 640, 720, 655)]), fake_engine)
+    wide = segment_prompts(scene, click(scene, (710, 648), window_px=1024))
+    assert wide.window.size_px == 256
+    kept = segment_prompts(scene, click(scene, (710, 648), window_px=512))
+    assert kept.window.size_px == 512  # not coarse enough to be worth an encoding
+    fixed = segment_prompts(
+        scene, click(scene, (710, 648), window_px=1024), options=InteractiveOptions(fixed_window=True)
+    )
+    assert fixed.window.size_px == 1024

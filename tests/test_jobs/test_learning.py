@@ -1,0 +1,112 @@
+"""Learning on a scene: what is taken in, switched off, saved, and loaded elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import shapely
+from segadapt.models.adaptation.online import run_to_end
+from segadapt.models.errors import CheckpointError
+from segadapt.processing.errors import JobError
+from segadapt.processing.jobs.interactive import InteractiveOptions, InteractiveSegmenter, PromptRequest
+from shapely.geometry import box
+
+ROOFS = [box(100 + 150 * n, 100, 160 + 150 * n, 140) for n in range(6)]
+
+
+@pytest.fixture
+def scene(paint_scene, open_scene, fake_engine):
+    return open_scene(paint_scene((300, 1000), ROOFS), fake_engine)
+
+
+def session(segmenter, roof, n_clicks=2):
+    """Click a roof, then beside it, each answer on top of the one before; the last answer."""
+    x, y = roof.centroid.x, roof.centroid.y
+    points_px = [(x, y), (x + 45, y), (x, y + 30)][:n_clicks]
+    labels, result = (1, 0, 0)[:n_clicks], None
+    for n in range(1, n_clicks + 1):
+        points = tuple(map(tuple, segmenter.scene.reader.to_map(points_px[:n])))
+        previous = None if result is None else result.as_previous()
+        result = segmenter.answer(PromptRequest(request_id=n, points_map=points, labels=labels[:n], previous=previous))
+    return result
+
+
+def outline(segmenter, roof):
+    return shapely.transform(roof, segmenter.scene.reader.to_map)
+
+
+def test_the_trail_of_an_object_reaches_the_lesson(scene):
+    segmenter = InteractiveSegmenter(scene)
+    result = session(segmenter, ROOFS[0], n_clicks=3)
+    assert [one.seen.is_correction for one in result.trail] == [False, True, True]
+    assert result.trail[0].is_choice
+    assert not result.trail[1].is_choice
+    report = segmenter.learn(result, outline(segmenter, ROOFS[0]))
+    assert segmenter.n_learned == report.n_objects == 1
+    assert report.iou_after >= report.iou_before or not report.is_kept
+    assert "object 1" in report.sentence
+
+
+def test_an_object_that_was_right_at_once_teaches_its_size(scene):
+    segmenter = InteractiveSegmenter(scene)
+    report = segmenter.learn(session(segmenter, ROOFS[0], n_clicks=1))
+    assert not report.is_kept
+    assert "its size was noted" in report.sentence
+    assert segmenter.n_learned == 1
+
+
+def test_a_click_can_be_answered_between_the_steps(scene):
+    segmenter = InteractiveSegmenter(scene)
+    steps = segmenter.learning(session(segmenter, ROOFS[0]), outline(segmenter, ROOFS[0]))
+    next(steps)
+    assert not session(segmenter, ROOFS[1], n_clicks=1).geometry.is_empty
+    assert run_to_end(steps).n_objects == 1
+
+
+def test_learning_can_be_switched_off(scene):
+    segmenter = InteractiveSegmenter(scene, InteractiveOptions(per_object=False))
+    assert "Nothing was learned" in segmenter.learn(session(segmenter, ROOFS[0])).sentence
+    assert segmenter.n_learned == 0
+    segmenter.options = replace(segmenter.options, per_object=True)
+    segmenter.learn(session(segmenter, ROOFS[0]))
+    assert segmenter.n_learned == 1
+
+
+def test_the_plain_model_leaves_no_trail(scene):
+    plain = InteractiveOptions(adapter=False, cascade=0, repair=False, per_click=False, per_object=False)
+    assert session(InteractiveSegmenter(scene, plain), ROOFS[0]).trail == ()
+
+
+def test_what_was_learned_goes_to_another_scene(scene, tmp_path, paint_scene, open_scene, fake_engine):
+    segmenter = InteractiveSegmenter(scene)
+    with pytest.raises(JobError, match="accept some objects first"):
+        segmenter.save(tmp_path / "roofs.safetensors")
+    for roof in ROOFS:
+        segmenter.learn(session(segmenter, roof), outline(segmenter, roof))
+    segmenter.save(tmp_path / "roofs.safetensors")
+    other = InteractiveSegmenter(open_scene(paint_scene((300, 1000), ROOFS[:2], name="other.tif"), fake_engine))
+    other.load(tmp_path / "roofs.safetensors")
+    assert other.adapter_name == "roofs"
+    assert session(other, ROOFS[1]).adapter == "roofs"
+    started_with = InteractiveSegmenter(
+        other.scene, InteractiveOptions(adapter_path=tmp_path / "roofs.safetensors", per_object=False)
+    )
+    learned, loaded = segmenter._online.tensors(), started_with._online.tensors()
+    assert loaded["stem.weight"].allclose(learned["stem.weight"], atol=1e-3)
+    segmenter.reset()
+    assert (segmenter.n_learned, segmenter.adapter_name) == (0, "")
+    fake_engine.checkpoint_sha256 = "f" * 64
+    with pytest.raises(CheckpointError, match="was made for fake with weights 0000"):
+        other.load(tmp_path / "roofs.safetensors")
+
+
+def test_clicks_hold_in_the_answer_whatever_the_model_says(scene):
+    segmenter = InteractiveSegmenter(scene)
+    roof = ROOFS[0]
+    x, y = roof.centroid.x, roof.centroid.y
+    points_px = [(x, y), (x - 20, y), (x + 40, y)]  # the second lies on the roof, and is said not to belong to it
+    points = tuple(map(tuple, scene.reader.to_map(points_px)))
+    result = segmenter.answer(PromptRequest(request_id=1, points_map=points, labels=(1, 0, 1)))
+    inside = [result.geometry.contains(shapely.Point(*point)) for point in points]
+    assert inside == [True, False, True]
