@@ -1,7 +1,7 @@
 """Precision and recall of "find similar" against the number of examples, on buildings of four places.
 
-    python benchmarks/similar.py                                   prints the tables
-    python benchmarks/similar.py --write docs/similar.md           and keeps them below the marker
+    make bench BENCH=similar                                         prints the tables
+    make bench BENCH=similar ARGS="--write docs/similar.md"          and keeps them below the marker
 
 Examples are reference buildings, drawn by seed and segmented by box as an analyst would do it; a mask that misses its
 building (IoU below 0.6) is no example, as the analyst would not accept it. What is found counts as right where its IoU
@@ -46,7 +46,7 @@ BASELINES = ("persam", "persam_f")
 _MATCH_IOU, _EXAMPLE_IOU = 0.5, 0.6
 # A reference of fewer pixels is a shed or a slip of the pen; nobody starts a search from it.
 _SMALLEST_EXAMPLE_PX = 36
-_MARKER = "<!-- below: written by `python benchmarks/similar.py` -->\n"
+_MARKER = "<!-- below: written by `make bench BENCH=similar` -->\n"
 
 
 @dataclass(frozen=True)
