@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from segadapt.models.adaptation import shipped
 from segadapt.models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from segadapt.models.adaptation.clicks import contradicted, respect_clicks
 from segadapt.models.adaptation.mask_choice import Choice, MaskChoice
@@ -14,6 +17,7 @@ from segadapt.models.adaptation.shipped import refiner_of, shipped_refiner
 from segadapt.models.errors import CheckpointError
 from segadapt.models.losses import click_loss
 from segadapt.models.prompts import Prompts
+from segadapt.models.registry import get_card
 
 SHA = "a" * 64
 
@@ -315,3 +319,14 @@ def test_other_safetensors_are_no_adapters(tmp_path):
 
 def test_a_model_without_a_shipped_adapter_has_none():
     assert shipped_refiner("sam_vit_b", SHA) is None
+
+
+def test_the_shipped_adapter_fits_the_published_weights_and_says_what_it_is():
+    published = get_card("mobile_sam").checkpoint.sha256
+    assert shipped_refiner("mobile_sam", published) is not None
+    path = Path(shipped.__file__).with_name("eo_mobile_sam.safetensors")
+    assert path.stat().st_size < 2 * 2**20
+    found = load_adapter(path, base_model="mobile_sam", base_sha256=published).card
+    assert found.trained_on
+    assert "CC BY 4.0" in found.licence
+    assert any("held out" in name for name in found.metrics)
