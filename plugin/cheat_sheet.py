@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from qgis.gui import QgsMapCanvas
 from qgis.PyQt.QtCore import QEvent, QObject, Qt
@@ -18,7 +19,7 @@ _MOUSE = (
     ("Alt+wheel", "Next mask"),
     ("Wheel", "Zoom"),
 )
-_NUMBERED = "class_"
+_NUMBERED = re.compile(r"SegAdapt_class_\d")
 """Actions of the number keys are one line together."""
 
 
@@ -157,7 +158,7 @@ def _lines(actions: Actions) -> dict[str, list[tuple[str, str]]]:
     groups: dict[str, list[tuple[str, str]]] = {}
     for title, members in actions.groups().items():
         with_keys = [action for action in members if not action.shortcut().isEmpty()]
-        numbered = [action for action in with_keys if _NUMBERED in action.objectName()]
+        numbered = [action for action in with_keys if _NUMBERED.fullmatch(action.objectName())]
         lines = [(_keys(action.shortcut()), action.iconText()) for action in with_keys if action not in numbered]
         if numbered:
             first, last = _keys(numbered[0].shortcut()), _keys(numbered[-1].shortcut())

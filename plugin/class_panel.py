@@ -144,4 +144,7 @@ def _swatch(colour: QColor, number: int | None, *, side_px: int) -> QIcon:
         painter.setPen(QColor("black") if colour.lightnessF() > _LIGHT else QColor("white"))
         painter.drawText(QRect(0, 0, side_px, side_px), Qt.AlignmentFlag.AlignCenter, str(number))
         painter.end()
-    return QIcon(pixmap)
+    icon = QIcon(pixmap)
+    # In the chosen row too: Qt would tint it with the colour of the selection.
+    icon.addPixmap(pixmap, QIcon.Mode.Selected)
+    return icon

@@ -233,6 +233,13 @@ class Controller(QObject):
             icon="no_overlaps",
             checkable=True,
         )
+        add(
+            "fields",
+            "Fields…",
+            lambda: self.target.ask_fields(self._dock),
+            tip="Choose which field of the target layer gets the class, the score, the area and so on",
+            group="Edit",
+        )
         for number in range(1, 10):
             add(
                 f"class_{number}",
@@ -303,6 +310,8 @@ class Controller(QObject):
         prompts.batch_progressed.connect(dock.show_batch)
         prompts.accepted.connect(lambda answer, wkb, _class_name: self.learning.learn(answer, wkb))
         prompts.exemplar_chosen.connect(self.similar.add_example)
+        self.similar.accepted.connect(self.learning.learn_outline)
+        self.similar.changed.connect(prompts.show_hint)
         prompts.add_click_taker(self.similar, hint=_REVIEW_HINT)
         prompts.add_click_taker(self.class_map, hint=CLASS_MAP_HINT, undo=self.class_map.undo)
         self.actions["find_similar"].triggered.connect(lambda _state: self._on_similar_wanted())
@@ -421,7 +430,9 @@ class Controller(QObject):
 
     def _show_status(self) -> None:
         status = self.scene.status
-        self._dock.show_status(status.headline(), device=status.device_line(), bar=status.bar())
+        self._dock.show_status(
+            status.headline(), device=status.device_line(), cache=status.cache_line(), bar=status.bar()
+        )
 
     def _show_hint(self) -> None:
         """Say what the next click does, while it does something of ours."""

@@ -107,6 +107,7 @@ class SegAdaptDock(QgsDockWidget):
         for command, button in self.buttons.items():
             button.setDefaultAction(actions[command.value])
         self.next_mask_button.setDefaultAction(actions["next_mask"])
+        self.fields_button.setDefaultAction(actions["fields"])
         for key in (*(mode.value.name for mode in modes), "cheat_sheet"):
             button = QToolButton()
             button.setAutoRaise(True)
@@ -137,11 +138,12 @@ class SegAdaptDock(QgsDockWidget):
         self.batch_bar.setMaximum(max(1, n_planned))
         self.batch_bar.setValue(n_done)
 
-    def show_status(self, headline: str, *, device: str, bar: tuple[int, int] | None) -> None:
+    def show_status(self, headline: str, *, device: str, cache: str, bar: tuple[int, int] | None) -> None:
         """Say what is going on; `headline` is HTML, `bar` value and maximum of the progress bar."""
         self.status_label.setText(headline)
-        self.device_label.setText(device)
-        self.device_label.setVisible(bool(device))
+        for label, text in ((self.device_label, device), (self.cache_label, cache)):
+            label.setText(text)
+            label.setVisible(bool(text))
         self.progress_bar.setVisible(bar is not None)
         if bar is not None:
             self.progress_bar.setMaximum(bar[1])
@@ -168,6 +170,8 @@ class SegAdaptDock(QgsDockWidget):
             QgsMapLayerProxyModel.Filter.PolygonLayer | QgsMapLayerProxyModel.Filter.WritableLayer
         )
         self.target_combo.setToolTip("Where accepted objects go; an existing polygon layer keeps its fields")
+        self.fields_button = _text_button()
+        self.fields_button.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
         for combo in (self.raster_combo, self.look_combo, self.model_combo, self.target_combo):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             combo.setMinimumContentsLength(8)
@@ -179,7 +183,10 @@ class SegAdaptDock(QgsDockWidget):
         form.addRow("Raster", self.raster_combo)
         form.addRow("Look at", self.look_combo)
         form.addRow("Model", self.model_combo)
-        form.addRow("Save to", self.target_combo)
+        row = QHBoxLayout()
+        row.addWidget(self.target_combo, 1)
+        row.addWidget(self.fields_button)
+        form.addRow("Save to", row)
         return page
 
     def _make_object(self) -> None:
@@ -215,11 +222,8 @@ class SegAdaptDock(QgsDockWidget):
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
         self.status_label.setTextFormat(Qt.TextFormat.RichText)
-        self.device_label = QLabel()
-        self.device_label.setWordWrap(True)
-        small = self.device_label.font()
-        small.setPointSizeF(0.85 * small.pointSizeF())
-        self.device_label.setFont(small)
+        self.device_label, self.cache_label = _small_label(), _small_label()
+        self.cache_label.setToolTip("What is encoded already, of all rasters, and need not be encoded again")
         self.progress_bar = _thin_bar()
 
     def _status_frame(self) -> QFrame:
@@ -228,6 +232,7 @@ class SegAdaptDock(QgsDockWidget):
         column.addWidget(self.status_label)
         column.addWidget(self.progress_bar)
         column.addWidget(self.device_label)
+        column.addWidget(self.cache_label)
         return frame
 
     def _on_folded(self, title: str, *, is_open: bool) -> None:
@@ -258,6 +263,15 @@ def _text_button() -> QToolButton:
     # Keys belong to the canvas: a button with the focus would take Enter for itself.
     button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return button
+
+
+def _small_label() -> QLabel:
+    label = QLabel()
+    label.setWordWrap(True)
+    small = label.font()
+    small.setPointSizeF(0.85 * small.pointSizeF())
+    label.setFont(small)
+    return label
 
 
 def _thin_bar() -> QProgressBar:

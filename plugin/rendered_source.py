@@ -8,14 +8,13 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from threading import Condition
-from xml.etree import ElementTree
 
 from qgis.core import (
     Qgis,
@@ -36,7 +35,7 @@ from qgis.core import (
 from qgis.PyQt.QtCore import QCoreApplication, QObject, QSize, Qt, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QImage
 from qgis.PyQt.QtNetwork import QNetworkReply, QNetworkRequest
-from qgis.PyQt.QtXml import QDomDocument
+from qgis.PyQt.QtXml import QDomDocument, QDomNode
 
 from ..models.errors import Cancelled
 from ..models.storage import cache_folder
@@ -452,8 +451,19 @@ def _style(layer: QgsMapLayer) -> str:
     document.appendChild(element)
     categories = QgsMapLayer.StyleCategory.Symbology | QgsMapLayer.StyleCategory.Rendering
     layer.writeSymbology(element, document, "", QgsReadWriteContext(), categories)
-    # Qt writes attributes in an order that differs from session to session.
-    return ElementTree.canonicalize(document.toString())
+    return " ".join(_parts(element))
+
+
+def _parts(node: QDomNode) -> Iterator[str]:
+    """All that an XML node holds, the attributes by name: Qt's own order differs from session to session."""
+    attributes = node.attributes()
+    values = [attributes.item(i) for i in range(attributes.count())]
+    yield repr((node.nodeName(), node.nodeValue(), sorted((one.nodeName(), one.nodeValue()) for one in values)))
+    child = node.firstChild()
+    while not child.isNull():
+        yield from _parts(child)
+        child = child.nextSibling()
+    yield "/"
 
 
 def _content(layer: QgsMapLayer) -> str:

@@ -66,13 +66,18 @@ class Review:
 
 
 class SimilarControl(QObject):
-    """Owns the search and its review. `notified` carries a sentence; `panel` is the page of the dock.
+    """Owns the search and its review; `panel` is the page of the dock.
+
+    `accepted` carries the outline (WKB, raster's CRS) of a candidate that was looked at, `notified` a sentence;
+    `changed`: a click may mean something else now.
 
     F looks for objects like the examples: those chosen with X (`add_example`), else the objects of the class at hand
     in the target layer. While the review lasts, A and R answer for the candidate in white, clicks for the one under
     the mouse, and Esc leaves; F comes back to where it was left.
     """
 
+    accepted = pyqtSignal(object)
+    changed = pyqtSignal()
     notified = pyqtSignal(str)
 
     def __init__(
@@ -176,7 +181,8 @@ class SimilarControl(QObject):
 
     def accept(self) -> None:
         """The candidate in white is one: it goes to the target layer, one step of undo."""
-        if self.current is not None and self._store(self.current):
+        if self.review is not None and self.current is not None and self._store(self.current):
+            self.accepted.emit(self.review.candidates[self.current].wkb)
             self._go_on()
 
     def reject(self) -> None:
@@ -500,6 +506,7 @@ class SimilarControl(QObject):
         panel.accept_all_button.setText(f"Accept all from {panel.above:.2f} ({n_above})")
         panel.accept_all_button.setEnabled(n_above > 0 and not self._accepting)
         panel.status_label.setText(self._status())
+        self.changed.emit()
 
     def _status(self) -> str:
         review = self.review

@@ -84,9 +84,9 @@ class SimilarPanel(QWidget):
         self.view_only_check = QCheckBox("Only in this view")
         self.view_only_check.setToolTip("Look where the map shows now, not in the whole raster")
         self.view_only_check.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.search_button = _button("Find similar", "Look for objects like the examples (F)", self.search_wanted)
+        self.search_button = _button("Find", "Look for objects like the examples (F)", self.search_wanted)
         self.stop_button = _button("Stop", "Stop looking; what was found stays", self.stop_wanted)
-        self.forget_button = _button("Forget examples", "Take the examples back", self.forget_wanted)
+        self.forget_button = _button("Forget", "Take the examples back that were chosen with X", self.forget_wanted)
         self.accept_button = _button("Accept", "It is one: add it to the target layer (A)", self.accept_wanted)
         self.reject_button = _button("Reject", "It is none; the ranking learns from it (R)", self.reject_wanted)
         self.leave_button = _button("Leave", "Leave the review; F comes back to it (Esc)", self.leave_wanted)
@@ -106,7 +106,8 @@ class SimilarPanel(QWidget):
             (self.progress_bar,),
             (self.status_label,),
             (self.accept_button, self.reject_button, self.leave_button),
-            (self.above_slider, self.accept_all_button),
+            (self.above_slider,),
+            (self.accept_all_button,),
         ):
             line = QHBoxLayout()
             for widget in row:

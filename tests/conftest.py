@@ -22,6 +22,13 @@ if _spec is None or _spec.loader is None:
 sys.modules["segadapt"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["segadapt"])
 
+# As `activate` does before torch is imported, whichever tests are chosen: after a canvas was drawn, torch's libraries
+# would meet those of the display and end QGIS.
+if importlib.util.find_spec("qgis") is not None:
+    from segadapt.processing.library_isolation import isolate_libraries
+
+    isolate_libraries()
+
 
 @pytest.fixture
 def raster_factory(tmp_path: Path) -> Callable[..., str]:

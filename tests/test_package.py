@@ -12,6 +12,7 @@ from segadapt.tools.package import build, scan, version
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 25_000_000  # plugins.qgis.org refuses more
+MAX_ADAPTER_BYTES = 2_000_000
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,10 @@ def test_nothing_of_development_or_binary_is_shipped(names: set[PurePosixPath]) 
     assert {name.parts[0] for name in inside} == allowed | {"models", "processing", "plugin"}
     assert [name for name in inside if any(part.startswith(".") for part in name.parts)] == []
     binary = {".so", ".pyd", ".dll", ".dylib", ".exe", ".pyc", ".pt", ".pth", ".safetensors"}
-    assert [name for name in inside if name.suffix in binary] == []
+    # The adapters that ship are numbers, not code, and small.
+    adapters = PurePosixPath("models", "adaptation")
+    assert [name for name in inside if name.suffix in binary and not name.match(f"{adapters}/eo_*.safetensors")] == []
+    assert [path for path in (ROOT / adapters).glob("*.safetensors") if path.stat().st_size > MAX_ADAPTER_BYTES] == []
 
 
 def test_the_newest_change_is_of_this_version() -> None:

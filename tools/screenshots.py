@@ -1,7 +1,8 @@
 """Take the pictures of the documentation: the real plugin in a real QGIS, with the real model, on the sample scene.
 
 `python3 tools/screenshots.py` starts QGIS under Xvfb with a profile of its own and runs this file in it (`--code`);
-there it clicks like a user and writes docs/screenshots/*.png. Needs what `make setup` installs, and xvfb-run.
+there it clicks like a user and writes docs/screenshots/*.jpg. Needs what `make setup` installs, and xvfb-run; the
+pictures of the class map need an aerial image of `SEGADAPT_DATA` (default ../shared/data), and are left out without.
 """
 
 from __future__ import annotations
@@ -14,14 +15,28 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-WAIT_S = 200.0
+WAIT_S = 600.0
 """A first start loads the model, and the machine may be busy."""
 
 FOLDER_VARIABLE = "SEGADAPT_SCREENSHOTS"
 """Says to the copy of this file that QGIS runs where the pictures go."""
+
+MOST_BYTES = 250_000
+"""Pictures are compressed to that."""
+
+AERIAL = "chico_2020_21"
+AERIAL_CLICKS = {
+    "grass": ("#7fbf3f", ((150, 30), (215, 95), (130, 55))),
+    "tree": ("#1b7837", ((110, 80), (205, 130), (85, 165), (95, 225))),
+    "roof": ("#d6604d", ((65, 22), (120, 160), (75, 210), (150, 197))),
+    "road": ("#878787", ((60, 72), (150, 152), (40, 130))),
+    "bare ground": ("#e0c080", ((215, 172), (238, 6))),
+}
+"""Colour and places, in pixels of the image, of each class."""
 
 Wait = Callable[[], Any]
 
@@ -51,7 +66,7 @@ def main() -> int:
         }
         command = ["xvfb-run", "-a", "-s", "-screen 0 1600x1000x24", qgis, "--nologo", "--noversioncheck"]
         command += ["--code", str(Path(__file__).resolve())]
-        return subprocess.run(command, env=environment, timeout=2 * WAIT_S, check=False).returncode
+        return subprocess.run(command, env=environment, timeout=4 * WAIT_S, check=False).returncode
 
 
 class Photographer:
@@ -77,7 +92,8 @@ class Photographer:
                 self._wait = next(self._steps)
                 self._deadline = time.monotonic() + WAIT_S
             elif time.monotonic() > self._deadline:
-                raise TimeoutError(f"Waited {WAIT_S:.0f} s; the dock says: {self._status()}")
+                notices = [item.text() for item in self._iface.messageBar().items()]
+                raise TimeoutError(f"Waited {WAIT_S:.0f} s; the dock says: {self._status()} {notices}")
         except StopIteration:
             self._leave(0)
         except Exception:
@@ -96,44 +112,170 @@ class Photographer:
         self._tidy_window()
         yield _seconds(1.0)
         self._plugin.load_sample()
-        yield lambda: "Loading" in self._status()
-        yield from self._take("1-loading")
         yield lambda: "is encoded" in self._status()
         objects = self._reference()
+        yield from self._offer_masks(objects)
+        yield from self._scribble(objects)
+        yield from self._accept_all(objects)
+        yield from self._review()
+        yield from self._show_help()
+        yield from self._show_web_map()
+        yield from self._map_classes()
+
+    def _offer_masks(self, objects: dict[str, Any]) -> Iterator[Wait]:
+        """Click where a mask may mean a part or the whole."""
         self._show(objects["church_roof"].geometry().buffer(45, 8))
-        yield _seconds(1.0)
-        yield lambda: "is encoded" in self._status()
-        self._move(objects["church_roof"].geometry().pointOnSurface().asPoint())
-        yield lambda: not self._prompts().overlay.hover.isEmpty()
-        yield from self._take("2-hover")
-        yield from self._segment_by_clicks()
-        yield from self._segment_all(objects)
-
-    def _segment_by_clicks(self) -> Iterator[Wait]:
-        """The prompts of one object of the sample, as its author placed them."""
-        for feature in self._points("church_roof"):
-            self._click(feature.geometry().asPoint(), is_foreground=bool(feature["label"]))
+        yield from self._encoded()
+        for name in ("church_roof", "hall_annex", "terrace_orange", "house_flat"):
+            self._click(objects[name].geometry().pointOnSurface().asPoint(), is_foreground=True)
             yield self._answered
-        yield from self._take("3-clicks")
-        self._plugin.controller.classes.choose("church")
-        self._press_enter()
-        yield _seconds(0.3)
-
-    def _segment_all(self, objects: dict[str, Any]) -> Iterator[Wait]:
-        """Box every object, leave the last one open, and show how the layer grows."""
-        self._plugin.controller.scene.zoom_to_layer()
-        yield _seconds(1.0)
-        yield lambda: "is encoded" in self._status()
-        names = [name for name in objects if name != "church_roof"]
-        for name in names:
-            self._drag(objects[name].geometry().boundingBox().buffered(1.5))
-            yield self._answered
-            self._plugin.controller.classes.choose(str(objects[name]["class"]))
-            if name == names[-1]:
+            if self._prompts().session.step.n_options > 1:
                 break
-            self._press_enter()
-            yield _seconds(0.2)
-        yield from self._take("4-boxes")
+            self._press(_key("Escape"))
+        yield from self._take("1-masks")
+        self._press(_key("Tab"))
+        self._press(_key("Escape"))
+
+    def _scribble(self, objects: dict[str, Any]) -> Iterator[Wait]:
+        """Draw over an object, and beside it."""
+        outline = objects["terrace_east"].geometry()
+        self._show(outline.buffer(25, 8))
+        yield from self._encoded()
+        self._press(_key("S"))
+        middle = outline.orientedMinimumBoundingBox()[0].buffer(-2.5, 2).simplify(3)
+        corners = list(middle.vertices())[:4]
+        corners.sort(key=lambda vertex: vertex.x())
+        first, last = (_halfway(*corners[:2]), _halfway(*corners[2:]))
+        self._draw([first, _halfway(first, last), last])
+        yield self._answered
+        yield from self._take("2-scribble")
+        self._press(_key("Escape"))
+        self._press(_key("P"))
+
+    def _accept_all(self, objects: dict[str, Any]) -> Iterator[Wait]:
+        """Box every object of the reference and accept it with its class."""
+        self._plugin.controller.scene.zoom_to_layer()
+        yield from self._encoded()
+        for feature in objects.values():
+            self._plugin.controller.classes.choose(str(feature["class"]))
+            self._drag(feature.geometry().boundingBox().buffered(1.5))
+            yield self._answered
+            self._press(_key("Return"))
+            yield _seconds(0.5)
+            if not self._prompts().session.is_empty:
+                sys.stdout.write(f"{feature['object_id']} is not accepted: {self._dock().object_label.text()}\n")
+                self._press(_key("Escape"))
+        self._dock().open_page("Learning")
+        yield lambda: "Nothing learned" not in self._plugin.controller.learning.panel.report.text()
+        yield _seconds(3.0)
+        yield from self._take("3-objects")
+
+    def _review(self) -> Iterator[Wait]:
+        """Look for the other buildings, and answer for some of them."""
+        controller = self._plugin.controller
+        controller.classes.choose("building")
+        self._press(_key("F"))
+        similar = controller.similar
+        yield lambda: similar.review is not None and not similar.panel.stop_button.isEnabled()
+        for _ in range(2):
+            self._press(_key("A"))
+            yield _seconds(0.5)
+        self._press(_key("R"))
+        yield _seconds(3.0)
+        yield from self._take("4-review")
+        self._press(_key("Escape"))
+
+    def _show_help(self) -> Iterator[Wait]:
+        from qgis.PyQt.QtWidgets import QFrame
+
+        controller = self._plugin.controller
+        controller.show_cheat_sheet()
+        yield from self._take("7-keys")
+        self._press(_key("Escape"), self._canvas.findChild(QFrame, "SegAdaptCheatSheet"))
+        controller.actions["coverage"].trigger()
+        controller.scene.zoom_to_layer()
+        self._canvas.zoomByFactor(0.6)
+        yield _seconds(3.0)
+        yield from self._take("8-encoded")
+        controller.actions["coverage"].trigger()
+
+    def _show_web_map(self) -> Iterator[Wait]:
+        """Tiles of the sample scene, as a web map serves them, and one object of it."""
+        from qgis.core import QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer
+
+        folder = Path(tempfile.mkdtemp(prefix="segadapt_tiles_"))
+        _write_tiles(Path(self._raster_path()), folder)
+        url = f"type=xyz&url=file://{folder}/{{z}}/{{x}}/{{y}}.png&zmin=14&zmax=19"
+        layer = QgsRasterLayer(url, "Web map (tiles)", "wms")
+        QgsProject.instance().addMapLayer(layer)
+        for other in QgsProject.instance().mapLayers().values():
+            QgsProject.instance().layerTreeRoot().findLayer(other).setItemVisibilityChecked(other is layer)
+        controller = self._plugin.controller
+        old = controller.scene.layer
+        place = self._reference()["church_roof"].geometry()
+        QgsProject.instance().setCrs(QgsCoordinateReferenceSystem("EPSG:3857"))
+        self._canvas.setExtent(controller.scene.mapping.to_canvas(place.buffer(60, 8)).boundingBox())
+        self._dock().raster_combo.setLayer(layer)
+        yield lambda: controller.scene.layer is layer and controller.scene.is_ready
+        from qgis.core import QgsCoordinateTransform
+
+        moved = type(place)(place)
+        moved.transform(QgsCoordinateTransform(old.crs(), layer.crs(), QgsProject.instance()))
+        self._drag(moved.boundingBox().buffered(2))
+        yield self._answered
+        self._dock().open_page("Scene")
+        yield from self._take("9-webmap")
+        self._press(_key("Escape"))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _map_classes(self) -> Iterator[Wait]:
+        """A few clicks per class on an aerial image, and where the map is most in doubt."""
+        from qgis.core import QgsGeometry, QgsProject, QgsRasterLayer
+
+        path = Path(os.environ.get("SEGADAPT_DATA", "../shared/data")) / "naip_trees" / f"{AERIAL}.tif"
+        if not path.is_absolute():
+            path = Path(__file__).resolve().parents[1] / path
+        if not path.exists():
+            sys.stdout.write(f"{path} is not there: no pictures of the class map.\n")
+            return
+        QgsProject.instance().clear()
+        layer = QgsRasterLayer(str(path.resolve()), f"NAIP {AERIAL}", "gdal")
+        QgsProject.instance().addMapLayer(layer)
+        QgsProject.instance().setCrs(layer.crs())
+        self._canvas.setExtent(layer.extent())
+        self._dock().raster_combo.setLayer(layer)
+        controller = self._plugin.controller
+        controller.activate_tool(True)
+        yield lambda: controller.scene.is_ready
+        controller.scene.zoom_to_layer()
+        yield from self._encoded()
+        self._press(_key("L"))
+        n_clicks = 0
+        for name, (colour, places) in AERIAL_CLICKS.items():
+            controller.classes.choose(name)
+            controller.classes.set_colour(name, _colour(colour))
+            for x, y in places:
+                extent = layer.extent()
+                px = layer.rasterUnitsPerPixelX()
+                point = QgsGeometry.fromWkt(f"POINT({extent.xMinimum() + x * px} {extent.yMaximum() - y * px})")
+                n_clicks += 1
+                self._click(point.asPoint(), is_foreground=True)
+                yield partial(self._has_strokes, n_clicks)
+        yield _seconds(1.0)
+        yield lambda: controller.class_map.picture.n_missing == 0
+        sys.stdout.write(f"The class map is made of {n_clicks} clicks.\n")
+        yield from self._take("5-classmap")
+        self._press(_key("N"))
+        yield _seconds(3.0)
+        yield from self._take("6-guidance")
+
+    def _has_strokes(self, n_strokes: int) -> bool:
+        picture = self._plugin.controller.class_map.picture
+        return picture is not None and int(picture.n_strokes) == n_strokes
+
+    def _encoded(self) -> Iterator[Wait]:
+        yield _seconds(1.5)
+        yield lambda: "is encoded" in self._status()
 
     def _tidy_window(self) -> None:
         from qgis.PyQt.QtWidgets import QDockWidget
@@ -148,17 +290,18 @@ class Photographer:
         yield lambda: not self._canvas.isDrawing()
         yield _seconds(0.5)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{name}.png"
-        if not self._iface.mainWindow().grab().save(str(path)):
-            raise OSError(f"Cannot write {path}")
+        path = self._folder / f"{name}.jpg"
+        picture = self._iface.mainWindow().grab().toImage()
+        for quality in range(88, 40, -6):
+            if not picture.save(str(path), "JPG", quality):
+                raise OSError(f"Cannot write {path}")
+            if path.stat().st_size <= MOST_BYTES:
+                break
         sys.stdout.write(f"{path}\n")
+        sys.stdout.flush()
 
     def _reference(self) -> dict[str, Any]:
         return {feature["object_id"]: feature for feature in self._table("reference").getFeatures()}
-
-    def _points(self, object_id: str) -> list[Any]:
-        features = list(self._table("prompt_points").getFeatures())
-        return [feature for feature in features if feature["object_id"] == object_id]
 
     def _table(self, name: str) -> Any:
         from qgis.core import QgsProject
@@ -190,10 +333,23 @@ class Photographer:
         place = self._canvas.getCoordinateTransform().transform(mapping.point_to_canvas((point.x(), point.y())))
         return QPoint(round(place.x()), round(place.y()))
 
-    def _move(self, point: Any) -> None:
-        from qgis.PyQt.QtTest import QTest
+    def _raster_path(self) -> str:
+        return str(self._plugin.controller.scene.layer.source())
 
-        QTest.mouseMove(self._canvas.viewport(), self._pixel(point))
+    def _draw(self, points: list[Any]) -> None:
+        """Drag along a line."""
+        from qgis.PyQt.QtCore import QEvent, QPointF, Qt
+        from qgis.PyQt.QtGui import QMouseEvent
+        from qgis.PyQt.QtTest import QTest
+        from qgis.PyQt.QtWidgets import QApplication
+
+        viewport, left, none = self._canvas.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+        places = [self._pixel(point) for point in points]
+        QTest.mousePress(viewport, left, none, places[0])
+        for place in places:
+            # QTest.mouseMove forgets the button on some platforms.
+            QApplication.sendEvent(viewport, QMouseEvent(QEvent.Type.MouseMove, QPointF(place), left, left, none))
+        QTest.mouseRelease(viewport, left, none, places[-1])
 
     def _click(self, point: Any, *, is_foreground: bool) -> None:
         from qgis.PyQt.QtCore import Qt
@@ -204,24 +360,44 @@ class Photographer:
 
     def _drag(self, box: Any) -> None:
         from qgis.core import QgsPointXY
-        from qgis.PyQt.QtCore import Qt
+
+        first, last = QgsPointXY(box.xMinimum(), box.yMaximum()), QgsPointXY(box.xMaximum(), box.yMinimum())
+        self._draw([first, _halfway(first, last), last])
+
+    def _press(self, key: Any, widget: Any = None) -> None:
         from qgis.PyQt.QtTest import QTest
 
-        viewport, left = self._canvas.viewport(), Qt.MouseButton.LeftButton
-        first = self._pixel(QgsPointXY(box.xMinimum(), box.yMaximum()))
-        last = self._pixel(QgsPointXY(box.xMaximum(), box.yMinimum()))
-        QTest.mousePress(viewport, left, Qt.KeyboardModifier.NoModifier, first)
-        QTest.mouseMove(viewport, (first + last) / 2)
-        QTest.qWait(30)
-        QTest.mouseMove(viewport, last)
-        QTest.qWait(30)
-        QTest.mouseRelease(viewport, left, Qt.KeyboardModifier.NoModifier, last)
+        QTest.keyClick(widget or self._canvas, key)
 
-    def _press_enter(self) -> None:
-        from qgis.PyQt.QtCore import Qt
-        from qgis.PyQt.QtTest import QTest
 
-        QTest.keyClick(self._canvas, Qt.Key.Key_Return)
+def _key(name: str) -> Any:
+    from qgis.PyQt.QtCore import Qt
+
+    return getattr(Qt.Key, f"Key_{name}")
+
+
+def _colour(name: str) -> Any:
+    from qgis.PyQt.QtGui import QColor
+
+    return QColor(name)
+
+
+def _halfway(first: Any, second: Any) -> Any:
+    from qgis.core import QgsPointXY
+
+    return QgsPointXY((first.x() + second.x()) / 2, (first.y() + second.y()) / 2)
+
+
+def _write_tiles(raster: Path, folder: Path) -> None:
+    """Cut a raster into 8-bit tiles of Web Mercator, FOLDER/z/x/y.png."""
+    from osgeo import gdal
+    from osgeo_utils import gdal2tiles  # type: ignore[import-untyped]
+
+    bytes_path = folder / "bytes.tif"
+    gdal.Translate(
+        str(bytes_path), str(raster), bandList=[1, 2, 3], outputType=gdal.GDT_Byte, scaleParams=[[10, 600, 0, 255]] * 3
+    )
+    gdal2tiles.main(["gdal2tiles", "-q", "--xyz", "-z", "14-19", "-w", "none", str(bytes_path), str(folder)])
 
 
 def _seconds(duration_s: float) -> Wait:

@@ -13,6 +13,7 @@ _CERTAIN = 1.0
 # Cells that the network held for nearly as likely as the clicked one belong to the same error.
 _TOLERANCE = 0.5
 _LEAST_RADIUS = 1.5
+_CRUMB_CELLS, _CRUMB_PART = 40, 0.05
 
 
 def contradicted(
@@ -42,6 +43,28 @@ def respect_clicks(
         for n in np.flatnonzero(contradicted(repaired, points, labels)):
             repaired = _turned(repaired, points[n], is_foreground=bool(labels[n] == FOREGROUND))
     return repaired
+
+
+def without_specks(
+    logits: npt.NDArray[np.float32], points: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Take out crumbs of the mask of `logits` (256, 256), and fill crumbs in it, where nobody clicked.
+
+    A crumb has less than `_CRUMB_PART` of the mask and fewer than `_CRUMB_CELLS` cells: smaller than what a person
+    would click. (segment-anything's generator does the same with `min_mask_region_area`.)
+    """
+    cleaned = logits
+    for sign, clicked in ((1, labels == FOREGROUND), (-1, labels != FOREGROUND)):
+        parts, n_parts = label(sign * cleaned > 0)
+        if n_parts < 2:
+            continue
+        sizes = np.bincount(parts.ravel())
+        limit = min(_CRUMB_CELLS, _CRUMB_PART * int((cleaned > 0).sum()))
+        crumbs = np.flatnonzero(sizes < limit)
+        rows, cols = _cells(points[clicked], logits.shape)
+        crumbs = np.setdiff1d(crumbs, [0, *parts[rows, cols]])
+        cleaned = np.where(np.isin(parts, crumbs), -sign * np.abs(cleaned), cleaned).astype(np.float32)
+    return cleaned
 
 
 def _turned(

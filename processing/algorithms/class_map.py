@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from ..jobs.scene import Scene
 
 # As in `outputs`: QGIS 3.38 moved fields from QVariant's types to QMetaType's.
-_TEXT, _DOUBLE, _INTEGER = outputs._TEXT, outputs._DOUBLE, outputs._INTEGER
 # `models.class_head.HEADS`; that module needs the environment (a test compares them).
 HEADS = ("ridge", "logistic", "tokens")
 
@@ -286,6 +285,6 @@ class ClassMapAlgorithm(RasterAlgorithm):
 
 def _fields() -> QgsFields:
     fields = QgsFields()
-    for name, kind in (("class", _TEXT), ("class_id", _INTEGER), ("area_m2", _DOUBLE)):
+    for name, kind in (("class", outputs.TEXT), ("class_id", outputs.INTEGER), ("area_m2", outputs.DOUBLE)):
         fields.append(QgsField(name, kind))
     return fields

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
-    Qgis,
-    QgsFeature,
-    QgsFeatureSink,
-    QgsField,
     QgsFields,
     QgsGeometry,
     QgsProcessing,
@@ -25,10 +21,10 @@ from qgis.core import (
     QgsProcessingParameterNumber,
     QgsWkbTypes,
 )
-from qgis.PyQt.QtCore import QMetaType, QVariant
 
 from ..errors import JobError
 from .feedback import FeedbackProgress
+from .outputs import DOUBLE, INTEGER, TEXT, feature_output, from_shapely, make_fields
 from .prompt_source import PromptFields, read_prompts
 from .raster_algorithm import RasterAlgorithm
 from .settings import EngineSettings
@@ -37,11 +33,6 @@ if TYPE_CHECKING:
     from ..jobs.click_curves import ObjectCurve
     from ..jobs.evaluate_interactive import Configuration, EvaluateInteractive, InteractiveEvaluation, Reference
 
-# QGIS 3.38 moved fields from QVariant's types to QMetaType's; Qt 6 knows only the latter.
-_NEW_TYPES = Qgis.versionInt() >= 33800
-_TEXT = QMetaType.Type.QString if _NEW_TYPES else QVariant.String
-_INTEGER = QMetaType.Type.Int if _NEW_TYPES else QVariant.Int
-_DOUBLE = QMetaType.Type.Double if _NEW_TYPES else QVariant.Double
 _TARGETS = (0.80, 0.85, 0.90)
 _AT_CLICKS = (1, 3, 5, 10)
 _ADAPTING, _PLAIN = "with adaptation", "plain model"
@@ -205,13 +196,14 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         job = self._job(parameters, context)
         with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
             evaluation = evaluate_interactive(scene, references, job, progress)
+            provenance = scene.provenance()
             page = ""
             if report:
                 title = self.tr("Clicks per object: {}").format(layer)
                 page = interactive_report(
                     evaluation, scene.reader, title=title, device=scene.engine.device, layer=layer
                 )
-        table = self._write_table(parameters, context, evaluation)
+        table = self._write_table(parameters, context, evaluation, provenance=provenance)
         if report:
             write_report(page, Path(report))
         return {self.TABLE: table, self.REPORT: report, **_numbers(evaluation)}
@@ -287,20 +279,26 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         return references, str(source.sourceName())
 
     def _write_table(
-        self, parameters: dict[str, Any], context: QgsProcessingContext, evaluation: InteractiveEvaluation
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        evaluation: InteractiveEvaluation,
+        *,
+        provenance: dict[str, str],
     ) -> str:
-        fields = _fields(evaluation.job.n_clicks)
-        sink, destination = self.parameterAsSink(
-            parameters, self.TABLE, context, fields, QgsWkbTypes.MultiPolygon, self.raster_crs
-        )
-        if sink is None:
-            raise QgsProcessingException(self.invalidSinkError(parameters, self.TABLE))
-        for result in evaluation.results:
-            for curve in result.curves:
-                feature = _feature(fields, curve, configuration=result.configuration.name)
-                if not sink.addFeature(feature, QgsFeatureSink.FastInsert):
-                    raise JobError(f"Cannot write to {destination} ({sink.lastError()}); check space and rights.")
-        return str(destination)
+        with feature_output(
+            self,
+            parameters,
+            context,
+            name=self.TABLE,
+            crs=self.raster_crs,
+            fields=_fields(evaluation.job.n_clicks),
+            provenance=provenance,
+        ) as output:
+            for result in evaluation.results:
+                for curve in result.curves:
+                    output.add(_outline(curve), _values(curve, configuration=result.configuration.name))
+        return output.destination
 
 
 def _noc(target: float) -> str:
@@ -321,44 +319,40 @@ def _numbers(evaluation: InteractiveEvaluation) -> dict[str, float]:
 
 def _fields(n_clicks: int) -> QgsFields:
     """Fields of the table; their names are public."""
-    fields = QgsFields()
-    for name, kind in (
-        ("configuration", _TEXT),
-        ("place", _INTEGER),
-        ("object_id", _TEXT),
-        ("class", _TEXT),
-        ("area_px", _INTEGER),
-        ("clicks", _INTEGER),
-        *((f"clicks_{100 * target:.0f}", _INTEGER) for target in _TARGETS),
-        *((f"iou_{number}", _DOUBLE) for number in range(1, n_clicks + 1)),
-        ("seconds", _DOUBLE),
-        ("learning_s", _DOUBLE),
-    ):
-        fields.append(QgsField(name, kind))
-    return fields
-
-
-def _feature(fields: QgsFields, curve: ObjectCurve, *, configuration: str) -> QgsFeature:
-    import numpy as np
-    import shapely
-
-    geometry = QgsGeometry()
-    geometry.fromWkb(shapely.to_wkb(curve.truth))
-    geometry.convertToMultiType()
-    feature = QgsFeature(fields)
-    feature.setGeometry(geometry)
-    feature.setAttributes(
-        [
-            configuration,
-            curve.order + 1,
-            curve.reference_id,
-            curve.class_name,
-            curve.area_px,
-            curve.n_clicks,
-            *(curve.clicks_to(target) for target in _TARGETS),
-            *curve.ious,
-            float(np.median(curve.click_s)),
-            curve.learn_s,
-        ]
+    return make_fields(
+        {
+            "configuration": TEXT,
+            "place": INTEGER,
+            "object_id": TEXT,
+            "class": TEXT,
+            "area_px": INTEGER,
+            "clicks": INTEGER,
+            **{f"clicks_{100 * target:.0f}": INTEGER for target in _TARGETS},
+            **{f"iou_{number}": DOUBLE for number in range(1, n_clicks + 1)},
+            "seconds": DOUBLE,
+            "learning_s": DOUBLE,
+        }
     )
-    return feature
+
+
+def _outline(curve: ObjectCurve) -> QgsGeometry:
+    geometry = from_shapely(curve.truth)
+    geometry.convertToMultiType()
+    return geometry
+
+
+def _values(curve: ObjectCurve, *, configuration: str) -> dict[str, Any]:
+    import numpy as np
+
+    return {
+        "configuration": configuration,
+        "place": curve.order + 1,
+        "object_id": curve.reference_id,
+        "class": curve.class_name,
+        "area_px": curve.area_px,
+        "clicks": curve.n_clicks,
+        **{f"clicks_{100 * target:.0f}": curve.clicks_to(target) for target in _TARGETS},
+        **{f"iou_{number}": value for number, value in enumerate(curve.ious, 1)},
+        "seconds": float(np.median(curve.click_s)),
+        "learning_s": curve.learn_s,
+    }

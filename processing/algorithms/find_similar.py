@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
-    QgsCoordinateReferenceSystem,
-    QgsFeature,
-    QgsFeatureSink,
-    QgsField,
-    QgsFields,
-    QgsGeometry,
     QgsProcessing,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterNumber,
-    QgsWkbTypes,
 )
 
 from ...models.errors import CheckpointError
 from ...models.progress import raise_if_cancelled
-from ..errors import JobError
-from . import outputs
 from .feedback import FeedbackProgress
+from .outputs import DOUBLE, INTEGER, object_output
 from .prompt_source import PromptFields, read_prompts
 from .raster_algorithm import RasterAlgorithm
 from .settings import EngineSettings
@@ -36,10 +26,12 @@ if TYPE_CHECKING:
 
     from ...models.backbone import Backbone
     from ..jobs.scene import Scene
+    from ..jobs.segment import SegmentedObject
     from ..jobs.similar import SimilarObject
 
 # `jobs.similar.METHODS`; that module needs the environment (a test compares them).
 METHODS = ("segadapt", "persam", "persam_f")
+MORE_FIELDS = {"rank": INTEGER, "probability": DOUBLE, "similarity": DOUBLE}
 
 
 class FindSimilarAlgorithm(RasterAlgorithm):
@@ -138,7 +130,15 @@ class FindSimilarAlgorithm(RasterAlgorithm):
                 min_area_m2=self.parameterAsDouble(parameters, self.MIN_AREA, context),
             )
             provenance = {**scene.provenance(), "SEGADAPT_METHOD": method, "SEGADAPT_EXAMPLES": str(len(exemplars))}
-            with _similar_output(self, parameters, context, provenance=provenance) as output:
+            with object_output(
+                self,
+                parameters,
+                context,
+                name=self.OUTPUT,
+                crs=self.raster_crs,
+                provenance=provenance,
+                more_fields=MORE_FIELDS,
+            ) as output:
                 backbone = _backbone(scene, settings, progress) if method == METHODS[0] else None
                 found = list(
                     find_similar(scene, exemplars, rejected=rejected, job=job, backbone=backbone, progress=progress)
@@ -146,7 +146,8 @@ class FindSimilarAlgorithm(RasterAlgorithm):
                 found.sort(key=lambda each: each.probability, reverse=True)
                 for rank, each in enumerate(found, 1):
                     raise_if_cancelled(progress)
-                    output.write(each, rank=rank, model=scene.engine.card.name)
+                    measures = {"rank": rank, "probability": each.probability, "similarity": each.similarity}
+                    output.write(_as_object(each, rank=rank, model=scene.engine.card.name), measures)
         use_style(context, output.destination, "masks")
         return {self.OUTPUT: output.destination, self.COUNT: len(found)}
 
@@ -180,78 +181,7 @@ def _backbone(scene: Scene, settings: EngineSettings, progress: FeedbackProgress
         return None
 
 
-class _SimilarSink:
-    """An open sink for similar objects."""
+def _as_object(found: SimilarObject, *, rank: int, model: str) -> SegmentedObject:
+    from ..jobs.segment import SegmentedObject
 
-    def __init__(
-        self, sink: QgsFeatureSink, destination: str, *, fields: QgsFields, ellipsoid: outputs.Ellipsoid
-    ) -> None:
-        self._sink, self._fields, self._ellipsoid = sink, fields, ellipsoid
-        self.destination = destination
-
-    def write(self, found: SimilarObject, *, rank: int, model: str) -> None:
-        """Add one object. Raises `JobError` where the file takes no more (a full disk)."""
-        import shapely
-
-        geometry = QgsGeometry()
-        geometry.fromWkb(shapely.to_wkb(found.geometry))
-        feature = QgsFeature(self._fields)
-        feature.setGeometry(geometry)
-        values = {
-            "object_id": str(rank),
-            "class": "",
-            "score": found.score,
-            "stability": found.stability,
-            "area_m2": found.area_m2,
-            "perimeter_m": self._ellipsoid.perimeter_m(geometry),
-            "model": model,
-            "adapter": "",
-            "date": outputs.now(),
-            "rank": rank,
-            "probability": found.probability,
-            "similarity": found.similarity,
-        }
-        feature.setAttributes([values.get(field.name()) for field in self._fields])
-        if not self._sink.addFeature(feature, QgsFeatureSink.FastInsert):
-            raise JobError(f"Cannot write to {self.destination} ({self._sink.lastError()}); check space and rights.")
-
-    def close(self) -> None:
-        """Let go of the sink, which completes the file."""
-        del self._sink
-
-
-def similar_fields() -> QgsFields:
-    """Return the fields of the output; their names are public."""
-    fields = outputs.object_fields()
-    for name, kind in (("rank", outputs._INTEGER), ("probability", outputs._DOUBLE), ("similarity", outputs._DOUBLE)):
-        fields.append(QgsField(name, kind))
-    return fields
-
-
-@contextmanager
-def _similar_output(
-    algorithm: FindSimilarAlgorithm,
-    parameters: dict[str, Any],
-    context: QgsProcessingContext,
-    *,
-    provenance: dict[str, str],
-) -> Iterator[_SimilarSink]:
-    """Open the output as `outputs.object_output` does: complete, or not at all."""
-    crs: QgsCoordinateReferenceSystem = algorithm.raster_crs
-    fields = similar_fields()
-    sink, destination = algorithm.parameterAsSink(
-        parameters, algorithm.OUTPUT, context, fields, QgsWkbTypes.MultiPolygon, crs
-    )
-    if sink is None:
-        raise QgsProcessingException(algorithm.invalidSinkError(parameters, algorithm.OUTPUT))
-    ellipsoid = outputs.Ellipsoid(crs, context.transformContext())
-    output = _SimilarSink(sink, destination, fields=fields, ellipsoid=ellipsoid)
-    del sink  # the output holds the only reference, so that closing it completes the file
-    try:
-        yield output
-    except BaseException:
-        output.close()
-        outputs._remove(destination, context)
-        raise
-    output.close()
-    outputs._record(destination, context, provenance)
+    return SegmentedObject(str(rank), "", found.geometry, found.score, found.stability, found.area_m2, model)

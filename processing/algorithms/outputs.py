@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -31,45 +31,48 @@ from qgis.PyQt.QtCore import QMetaType, QVariant
 from ..errors import JobError
 
 if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
     from ..jobs.segment import SegmentedObject
 
 # QGIS 3.38 moved fields from QVariant's types to QMetaType's; Qt 6 knows only the latter.
 _NEW_TYPES = Qgis.versionInt() >= 33800
-_TEXT = QMetaType.Type.QString if _NEW_TYPES else QVariant.String
-_DOUBLE = QMetaType.Type.Double if _NEW_TYPES else QVariant.Double
-_INTEGER = QMetaType.Type.Int if _NEW_TYPES else QVariant.Int
+TEXT = QMetaType.Type.QString if _NEW_TYPES else QVariant.String
+DOUBLE = QMetaType.Type.Double if _NEW_TYPES else QVariant.Double
+INTEGER = QMetaType.Type.Int if _NEW_TYPES else QVariant.Int
 
 _KINDS = {
-    "object_id": _TEXT,
-    "class": _TEXT,
-    "score": _DOUBLE,
-    "stability": _DOUBLE,
-    "area_m2": _DOUBLE,
-    "perimeter_m": _DOUBLE,
-    "clicks": _INTEGER,
-    "seconds": _DOUBLE,
-    "model": _TEXT,
-    "adapter": _TEXT,
-    "date": _TEXT,
+    "object_id": TEXT,
+    "class": TEXT,
+    "score": DOUBLE,
+    "stability": DOUBLE,
+    "area_m2": DOUBLE,
+    "perimeter_m": DOUBLE,
+    "clicks": INTEGER,
+    "seconds": DOUBLE,
+    "model": TEXT,
+    "adapter": TEXT,
+    "date": TEXT,
 }
 # The first six have been there since 0.1.0, in this order.
 _OBJECT_FIELDS = ("object_id", "class", "score", "stability", "area_m2", "model", "perimeter_m", "adapter", "date")
 
 
-def object_fields() -> QgsFields:
-    """Return the fields of every polygon output; their names are public."""
-    return _fields(_OBJECT_FIELDS)
+def object_fields(more: Mapping[str, Any] | None = None) -> QgsFields:
+    """Return the fields of every polygon output, then `more` (name and type); their names are public."""
+    return make_fields({name: _KINDS[name] for name in _OBJECT_FIELDS} | dict(more or {}))
 
 
 def accepted_fields() -> QgsFields:
     """Return the fields of objects that a person accepted: those of the outputs, the clicks and the seconds."""
-    return _fields(_KINDS)
+    return make_fields(_KINDS)
 
 
-def _fields(names: Iterable[str]) -> QgsFields:
+def make_fields(kinds: Mapping[str, Any]) -> QgsFields:
+    """Return fields by name and type (`TEXT`, `DOUBLE`, `INTEGER`), in this order."""
     fields = QgsFields()
-    for name in names:
-        fields.append(QgsField(name, _KINDS[name]))
+    for name, kind in kinds.items():
+        fields.append(QgsField(name, kind))
     return fields
 
 
@@ -100,25 +103,19 @@ class Ellipsoid:
         return self._measure.measurePerimeter(geometry) * self._unit_m if self._is_known else None
 
 
-class ObjectOutput:
-    """An open sink for segmented objects: where it writes to, and how many it got."""
+class FeatureOutput:
+    """An open sink for multipolygons: where it writes to, and how many it got."""
 
-    def __init__(self, sink: QgsFeatureSink, destination: str, *, ellipsoid: Ellipsoid, adapter: str) -> None:
-        self._sink, self._ellipsoid, self._adapter = sink, ellipsoid, adapter
-        self._fields = object_fields()
+    def __init__(self, sink: QgsFeatureSink, destination: str, *, fields: QgsFields) -> None:
+        self._sink, self._fields = sink, fields
         self.destination = destination
         self.n_written = 0
 
-    def write(self, found: SegmentedObject) -> None:
-        """Add one object. Raises `JobError` where the file takes no more (a full disk)."""
-        import shapely
-
-        geometry = QgsGeometry()
-        geometry.fromWkb(shapely.to_wkb(found.geometry))
+    def add(self, geometry: QgsGeometry, values: Mapping[str, Any]) -> None:
+        """Add a feature with values by name of the field. Raises `JobError` where the file takes no more."""
         feature = QgsFeature(self._fields)
         feature.setGeometry(geometry)
-        values = (found.object_id, found.class_name, found.score, found.stability, found.area_m2, found.model)
-        feature.setAttributes([*values, self._ellipsoid.perimeter_m(geometry), self._adapter, now()])
+        feature.setAttributes([values[name] for name in self._fields.names()])
         if not self._sink.addFeature(feature, QgsFeatureSink.FastInsert):
             raise JobError(f"Cannot write to {self.destination} ({self._sink.lastError()}); check space and rights.")
         self.n_written += 1
@@ -126,6 +123,48 @@ class ObjectOutput:
     def close(self) -> None:
         """Let go of the sink, which completes the file."""
         del self._sink
+
+
+class ObjectOutput:
+    """Segmented objects into an open sink; `adapter` goes into the field of that name."""
+
+    def __init__(self, output: FeatureOutput, *, ellipsoid: Ellipsoid, adapter: str) -> None:
+        self._output, self._ellipsoid, self._adapter = output, ellipsoid, adapter
+
+    @property
+    def destination(self) -> str:
+        """What the sink writes to: a file, a table, the id of a layer in memory."""
+        return self._output.destination
+
+    @property
+    def n_written(self) -> int:
+        """How many objects were written."""
+        return self._output.n_written
+
+    def write(self, found: SegmentedObject, more: Mapping[str, Any] | None = None) -> None:
+        """Add one object, with values for `more_fields`. Raises `JobError` where the file takes no more."""
+        geometry = from_shapely(found.geometry)
+        values = {
+            "object_id": found.object_id,
+            "class": found.class_name,
+            "score": found.score,
+            "stability": found.stability,
+            "area_m2": found.area_m2,
+            "model": found.model,
+            "perimeter_m": self._ellipsoid.perimeter_m(geometry),
+            "adapter": self._adapter,
+            "date": now(),
+        }
+        self._output.add(geometry, values | dict(more or {}))
+
+
+def from_shapely(geometry: BaseGeometry) -> QgsGeometry:
+    """Return QGIS's copy of a geometry."""
+    import shapely
+
+    copy = QgsGeometry()
+    copy.fromWkb(shapely.to_wkb(geometry))
+    return copy
 
 
 @contextmanager
@@ -138,19 +177,36 @@ def object_output(
     crs: QgsCoordinateReferenceSystem,
     provenance: Mapping[str, str],
     adapter: str = "",
+    more_fields: Mapping[str, Any] | None = None,
 ) -> Iterator[ObjectOutput]:
-    """Open the sink `name`; when the work inside fails or is cancelled, what it wrote is removed.
+    """Open the sink `name` for objects, as `feature_output` does; `more_fields`: those of `object_fields`."""
+    fields, ellipsoid = object_fields(more_fields), Ellipsoid(crs, context.transformContext())
+    with feature_output(
+        algorithm, parameters, context, name=name, crs=crs, fields=fields, provenance=provenance
+    ) as output:
+        yield ObjectOutput(output, ellipsoid=ellipsoid, adapter=adapter)
 
-    `provenance` goes into the metadata of the layer or of the GeoPackage's table, `adapter` into the field of that
-    name. Opened before the work, so that an output that cannot be written is known at once.
+
+@contextmanager
+def feature_output(
+    algorithm: QgsProcessingAlgorithm,
+    parameters: dict[str, Any],
+    context: QgsProcessingContext,
+    *,
+    name: str,
+    crs: QgsCoordinateReferenceSystem,
+    fields: QgsFields,
+    provenance: Mapping[str, str],
+) -> Iterator[FeatureOutput]:
+    """Open the sink `name` for multipolygons; when the work inside fails or is cancelled, what it wrote is removed.
+
+    `provenance` goes into the metadata of the layer or of the GeoPackage's table. Open it before the work, so that an
+    output that cannot be written is known at once.
     """
-    sink, destination = algorithm.parameterAsSink(
-        parameters, name, context, object_fields(), QgsWkbTypes.MultiPolygon, crs
-    )
+    sink, destination = algorithm.parameterAsSink(parameters, name, context, fields, QgsWkbTypes.MultiPolygon, crs)
     if sink is None:
         raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
-    ellipsoid = Ellipsoid(crs, context.transformContext())
-    output = ObjectOutput(sink, destination, ellipsoid=ellipsoid, adapter=adapter)
+    output = FeatureOutput(sink, destination, fields=fields)
     del sink  # the output holds the only reference, so that closing it completes the file
     try:
         yield output

@@ -97,7 +97,8 @@ class RasterAlgorithm(SegAdaptAlgorithm):
             self.MIN_AREA: self.tr("Drop parts, and fill holes, that are smaller than this many square metres."),
             self.OUTPUT: self.tr(
                 "Polygons in the raster's CRS with object_id, class, score (the model's own estimate of the "
-                "overlap with the truth, 0 to 1), stability (0 to 1), area_m2 (on the ellipsoid) and model."
+                "overlap with the truth, 0 to 1), stability (0 to 1), area_m2 and perimeter_m (on the ellipsoid), "
+                "model, adapter and date."
             ),
             self.COUNT: self.tr("Number of polygons."),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
@@ -11,6 +12,7 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterField,
+    QgsProcessingParameterFile,
 )
 
 from ...models.progress import raise_if_cancelled
@@ -22,7 +24,10 @@ from .settings import EngineSettings
 from .styling import use_style
 
 if TYPE_CHECKING:
+    from ..jobs.interactive import InteractiveSegmenter
     from ..jobs.objects import PromptGeometry
+    from ..jobs.scene import Scene
+    from ..jobs.segment import SegmentOptions
 
 
 class SegmentFromPromptsAlgorithm(RasterAlgorithm):
@@ -33,6 +38,7 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
     OBJECT_FIELD = "OBJECT_FIELD"
     CLASS_FIELD = "CLASS_FIELD"
     MULTIMASK = "MULTIMASK"
+    ADAPTER = "ADAPTER"
 
     def name(self) -> str:
         """Return the id."""
@@ -71,6 +77,10 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
                 "For a single point, let the model propose a part, the object and its surroundings, and keep "
                 "the one with the best score."
             ),
+            self.ADAPTER: self.tr(
+                "File with what the map tool learned (page Learning, Save adapter), to segment as it would: object by "
+                "object, which takes longer. It belongs to the model that it was learned with."
+            ),
             **self.polygon_helps(),
         }
 
@@ -91,6 +101,10 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
             QgsProcessingParameterBoolean(self.MULTIMASK, self.tr("Several masks for a single point"), True),
             advanced=True,
         )
+        self.add(
+            QgsProcessingParameterFile(self.ADAPTER, self.tr("Adapter"), extension="safetensors", optional=True),
+            advanced=True,
+        )
         self.add_polygons()
 
     def execute(
@@ -104,6 +118,7 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
         """Segment every object and write it as it comes."""
         from ..jobs.objects import gather_prompts
         from ..jobs.segment import SegmentOptions, segment_objects
+        from ..jobs.segment_adapted import segment_adapted
 
         geometries = self._read_prompts(parameters, context, progress)
         options = SegmentOptions(
@@ -112,21 +127,27 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
             tolerance=self.parameterAsDouble(parameters, self.SIMPLIFY, context),
             min_area_m2=self.parameterAsDouble(parameters, self.MIN_AREA, context),
         )
-        with (
-            self.open_scene(parameters, context, progress=progress, settings=settings) as scene,
-            object_output(
+        adapter = self.parameterAsFile(parameters, self.ADAPTER, context)
+        with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
+            segmenter = _segmenter(scene, Path(adapter), options) if adapter else None
+            provenance = scene.provenance() | ({"SEGADAPT_ADAPTER": Path(adapter).name} if adapter else {})
+            with object_output(
                 self,
                 parameters,
                 context,
                 name=self.OUTPUT,
                 crs=self.raster_crs,
-                provenance=scene.provenance(),
-            ) as output,
-        ):
-            objects = gather_prompts(geometries, scene.reader, progress=progress)
-            for found in segment_objects(scene, objects, options=options, progress=progress):
-                output.write(found)
-                raise_if_cancelled(progress)
+                provenance=provenance,
+                adapter="" if segmenter is None else segmenter.adapter_name,
+            ) as output:
+                objects = gather_prompts(geometries, scene.reader, progress=progress)
+                if segmenter is None:
+                    found = segment_objects(scene, objects, options=options, progress=progress)
+                else:
+                    found = segment_adapted(segmenter, objects, options=options, progress=progress)
+                for each in found:
+                    output.write(each)
+                    raise_if_cancelled(progress)
         use_style(context, output.destination, "objects")
         return {self.OUTPUT: output.destination, self.COUNT: output.n_written}
 
@@ -142,3 +163,12 @@ class SegmentFromPromptsAlgorithm(RasterAlgorithm):
             class_name=self.parameterAsString(parameters, self.CLASS_FIELD, context),
         )
         return read_prompts(source, fields, raster_crs=self.raster_crs, context=context, progress=progress)
+
+
+def _segmenter(scene: Scene, adapter: Path, options: SegmentOptions) -> InteractiveSegmenter:
+    """What answers with a learned adapter. Raises `CheckpointError` where the file is none for this model."""
+    from ..jobs.interactive import InteractiveOptions, InteractiveSegmenter
+
+    segmenter = InteractiveSegmenter(scene, InteractiveOptions(window_px=options.window_px))
+    segmenter.load(adapter)
+    return segmenter

@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from skimage.segmentation import slic
 from torch.nn import functional
 
-from ...models.backbone import CHANNELS, STRIDE_PX, Backbone
+from ...models.backbone import STRIDE_PX, Backbone
 from ...models.class_head import FeatureSpace, FloatArray, fit_feature_space
 from ..raster.windows import WINDOW_SIZES_PX, Bounds, CoreCell, core_grid
 from .scene import Scene
@@ -121,7 +121,6 @@ class BlockReader:
             zoom = STRIDE_PX // self.cell_px
             closer = chip if zoom == 1 else scene.reader.read_chip(window, out_px=zoom * window.size_px)
             described = self._backbone.features(closer.pixels).float()
-            assert described.shape[0] == CHANNELS
             parts.append(_sampled(described, y, x, step_px=self.cell_px))
         if self._with_sam:
             embedding = scene.embedding(window).float()

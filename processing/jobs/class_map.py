@@ -320,7 +320,8 @@ class ClassMapper:
     def model(self) -> ClassModel:
         """What was learned, with a card that says from what."""
         head, space = self._fitted(), self._space
-        assert space is not None
+        if space is None:
+            raise JobError("Nothing was clicked yet; click at least two classes before the model is saved.")
         reader = self.scene.reader
         counts = {self._classes[i].name: sum(stroke.class_id == i for stroke in self._strokes) for i in self._classes}
         event = {
@@ -499,9 +500,10 @@ class ClassMapper:
                     else (int(y) // block.cell_px, int(x) // block.cell_px)
                 )
                 places.setdefault(unit, []).append((int(x), int(y), stroke.class_id))
-        said = np.zeros(block.segments.shape, np.uint8) if places else None
+        if not places:
+            return None
+        said = np.zeros(block.segments.shape, np.uint8)
         for unit, clicks in places.items():
-            assert said is not None
             rows, cols = self._pixels_of(block, unit, clicks)
             nearest = (
                 np.argmin([(cols - x) ** 2 + (rows - y) ** 2 for x, y, _ in clicks], axis=0)

@@ -19,7 +19,7 @@ from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
-from ...models.adaptation.clicks import respect_clicks
+from ...models.adaptation.clicks import respect_clicks, without_specks
 from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
 from ...models.adaptation.refiner import MaskRefiner, RefinerInput
 from ...models.adaptation.shipped import SHIPPED_NAME, refiner_of, shipped_refiner
@@ -123,8 +123,8 @@ class InteractiveOptions:
     `window_px`: side of the first window of an object, None to choose it (`click_window_px`, or what the request says);
     `fixed_window`: stay in it. `adapter`: use the adapter that ships with SegAdapt for this model, if there is one, or
     that of `adapter_path`. `cascade`: how often an answer is fed back with the same prompts. `repair`: turn over what
-    contradicts a click. `per_click`: a few gradient steps where clicks are contradicted. `per_object`: learn from
-    accepted objects.
+    contradicts a click, and take specks out. `per_click`: a few gradient steps where clicks are contradicted.
+    `per_object`: learn from accepted objects.
     """
 
     window_px: int | None = None
@@ -177,7 +177,7 @@ class InteractiveSegmenter:
     def adapter_name(self) -> str:
         """What is laid over the model: shipped, loaded, learned here; "" for nothing."""
         shipped = SHIPPED_NAME if self._has_adapter else ""
-        learned = f"{self.n_learned} objects learned" if self.n_learned else ""
+        learned = f"learned from {self.n_learned}" if self.n_learned else ""
         return " + ".join(name for name in (self._loaded_name or shipped, learned) if name)
 
     def answer(self, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
@@ -329,6 +329,7 @@ class InteractiveSegmenter:
         logits = refined.numpy()
         if self.options.repair:
             logits = respect_clicks(logits, cells.points_xy, cells.labels)
+            logits = without_specks(logits, cells.points_xy, cells.labels)
         answer = make_answer(self.scene, window, logits, score=float(view.iou[view.chosen]))
         return _Found(answer, view.seen, is_choice)
 
@@ -428,7 +429,7 @@ def view_windows(reader: RasterReader, view_bounds_map: Bounds) -> list[SquareWi
     """The windows that clicks in a view can get, those in its centre first, to be encoded before a click.
 
     `view_bounds_map`: xmin, ymin, xmax, ymax in the raster's CRS. Empty where the view shows none of the
-    raster; at most 16, for a view zoomed far out.
+    raster; at most 48, for a view zoomed far out.
     """
     bounds = _pixel_bounds(reader, view_bounds_map)
     if not all(math.isfinite(value) for value in bounds):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -320,8 +320,7 @@ class SimilarSearch:
         )
 
     def _number(self, found: Iterable[Candidate]) -> Iterator[SimilarCandidate]:
-        for candidate in found:
-            assert isinstance(candidate, SimilarCandidate)
+        for candidate in cast("Iterable[SimilarCandidate]", found):  # what went into the pending ones
             candidate.number = len(self.candidates) + 1
             self.candidates.append(candidate)
             self._judge_candidates([candidate])  # answers may have come since it was found
@@ -411,7 +410,7 @@ class SimilarSearch:
             points_xy = self._points(seen, self._target.similarity(look.descriptors), core)
             masks = yield from self._looked(look, points_xy)
         else:
-            masks = yield from self._personalised(look, seen, core)
+            masks = yield from self._personalised(self._one_shot, look, seen, core)
         found = [self._candidate(window, masks, i) for i in range(len(masks))]
         whole: list[Candidate] = [candidate for candidate in found if candidate.mask.n_pixels]
         yield without_duplicates(whole, iou_threshold=self.job.nms_threshold)
@@ -424,20 +423,21 @@ class SimilarSearch:
             masks = look.best_of_points((yield from _in_batches(look.again, masks, empty=look.nothing())))
         return masks
 
-    def _personalised(self, look: _Look, seen: WindowFeatures, core: Bounds) -> Generator[None, None, _Masks]:
+    def _personalised(
+        self, one_shot: OneShot, look: _Look, seen: WindowFeatures, core: Bounds
+    ) -> Generator[None, None, _Masks]:
         """What a baseline finds; the log odds are those of its score, predicted IoU times cosine."""
-        assert self._one_shot is not None
-        cosine = self._one_shot.similarity(seen.parts[0])
+        cosine = one_shot.similarity(seen.parts[0])
         mean, deviation = self._one_shot_spread
         points_xy = self._points(seen, (cosine - mean) / deviation, core)
-        for step in persam_masks(self.scene, look.window, points_xy, one_shot=self._one_shot, features=seen.parts[0]):
+        for step in persam_masks(self.scene, look.window, points_xy, one_shot=one_shot, features=seen.parts[0]):
             if step is None:
                 yield None
                 continue
             masks = look.judged(step.logits, step.iou, step.points_xy)
             shares = np.array([cell_shares(mask > 0).ravel() for mask in masks.logits], np.float32)
             inside = shares.reshape(len(masks), CELLS * CELLS) @ seen.parts[0].reshape(CELLS * CELLS, -1)
-            score = masks.traits.score * self._one_shot.similarity(inside)
+            score = masks.traits.score * one_shot.similarity(inside)
             return replace(masks, odds=logit(score.clip(_LEAST_SCORE, 1 - _LEAST_SCORE)))
         return look.nothing()
 

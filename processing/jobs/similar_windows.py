@@ -48,13 +48,12 @@ class FeatureReader:
         embedding = self._scene.embedding(window)
         parts = [np.ascontiguousarray(embedding.permute(1, 2, 0).float().numpy())]
         if self._backbone is not None:
-            parts.append(self._kinds(window))
+            parts.append(self._kinds(window, self._backbone))
         return WindowFeatures(window, tuple(parts), self._valid(window))
 
-    def _kinds(self, window: SquareWindow) -> FloatArray:
-        assert self._backbone is not None
+    def _kinds(self, window: SquareWindow, backbone: Backbone) -> FloatArray:
         chip = self._scene.reader.read_chip(window, out_px=_BACKBONE_PX)
-        found = self._backbone.features(chip.pixels).permute(1, 2, 0).float().numpy()
+        found = backbone.features(chip.pixels).permute(1, 2, 0).float().numpy()
         padded = np.zeros((CELLS, CELLS, found.shape[2]), np.float32)
         padded[: found.shape[0], : found.shape[1]] = found
         return padded

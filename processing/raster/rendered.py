@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
-from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -156,7 +156,7 @@ def _vrt(grid: Grid, crs_wkt: str) -> str:
     bands = "\n".join(_band_xml(grid, band, colour) for band, colour in enumerate(_COLOURS, 1))
     return (
         f'<VRTDataset rasterXSize="{grid.n_cols * _BLOCK_PX}" rasterYSize="{grid.n_rows * _BLOCK_PX}">\n'
-        f"<SRS>{escape(crs_wkt)}</SRS>\n"
+        f"<SRS>{html.escape(crs_wkt)}</SRS>\n"
         f"<GeoTransform>{left!r}, {grid.units_per_px!r}, 0.0, {top!r}, 0.0, {-grid.units_per_px!r}</GeoTransform>\n"
         f"{bands}\n</VRTDataset>\n"
     )

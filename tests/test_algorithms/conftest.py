@@ -201,8 +201,8 @@ def cancel_after_first(feedback: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     write = ObjectOutput.write
 
-    def write_and_cancel(self: ObjectOutput, found: Any) -> None:
-        write(self, found)
+    def write_and_cancel(self: ObjectOutput, found: Any, more: Any = None) -> None:
+        write(self, found, more)
         feedback.cancel()
 
     monkeypatch.setattr(ObjectOutput, "write", write_and_cancel)

@@ -19,6 +19,11 @@ from segadapt.processing.environment import __file__ as environment_file
 
 pytestmark = pytest.mark.qgis
 
+ALGORITHM_NAMES = (
+    "checkpoint", "classmap", "encoderaster", "evaluateinteractive", "findsimilar", "segmenteverything",
+    "segmentfromprompts",
+)  # fmt: skip
+
 ROOT = Path(environment_file).resolve().parents[1]
 # Debian's `qgis_process` is a shell script that wants GRASS; the program itself is the same everywhere.
 PROGRAM = shutil.which("qgis_process.bin") or shutil.which("qgis_process")
@@ -92,15 +97,10 @@ def qgis_process(clean_environ: dict[str, str], segadapt_home: Path) -> Callable
     return call
 
 
-def test_lists_the_four(qgis_process: Any) -> None:
+def test_lists_all_algorithms(qgis_process: Any) -> None:
     """The provider is there with its algorithms."""
     listed = qgis_process("list")["providers"]["segadapt"]["algorithms"]
-    assert set(listed) == {
-        "segadapt:segmentfromprompts",
-        "segadapt:segmenteverything",
-        "segadapt:encoderaster",
-        "segadapt:checkpoint",
-    }
+    assert set(listed) == {f"segadapt:{name}" for name in ALGORITHM_NAMES}
 
 
 def test_help_explains_parameters(qgis_process: Any) -> None:
@@ -186,9 +186,9 @@ def test_without_environment_the_plugin_loads(clean_environ: dict[str, str], tmp
     (tmp_path / "empty").mkdir()
     variables = {**clean_environ, "SEGADAPT_ENV": str(tmp_path / "empty")}
     listed, *answers, loaded, provider = plain_qgis(PLAIN_QGIS, variables, tmp_path)
-    assert listed == "['checkpoint', 'encoderaster', 'segmenteverything', 'segmentfromprompts']"
+    assert listed == str(list(ALGORITHM_NAMES))
     sentence = f"SegAdapt's Python environment {tmp_path / 'empty'} has no torch; run `make setup`"
-    assert len(answers) == 4
+    assert len(answers) == len(ALGORITHM_NAMES)
     assert all(answer.startswith("(False,") and sentence in answer for answer in answers)
     assert loaded == "[]"
     assert provider == "None"
@@ -197,7 +197,7 @@ def test_without_environment_the_plugin_loads(clean_environ: dict[str, str], tmp
 def test_with_environment_the_plugin_stays_light(clean_environ: dict[str, str], tmp_path: Path) -> None:
     """Loading, listing and asking whether it can run import nothing heavy, not even numpy."""
     _, *answers, loaded, _ = plain_qgis(PLAIN_QGIS, clean_environ, tmp_path)
-    assert answers == ["(True, '')"] * 4
+    assert answers == ["(True, '')"] * len(ALGORITHM_NAMES)
     assert loaded == "[]"
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.qgis
 PUBLIC = {
     "segmentfromprompts": (
         {"INPUT", "PROMPTS", "PROMPT_FIELD", "OBJECT_FIELD", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE"}
-        | {"WINDOW", "MULTIMASK", "SIMPLIFY", "MIN_AREA", "STRETCH", "OUTPUT"},
+        | {"WINDOW", "MULTIMASK", "ADAPTER", "SIMPLIFY", "MIN_AREA", "STRETCH", "OUTPUT"},
         {"OUTPUT", "COUNT"},
     ),
     "segmenteverything": (
@@ -40,6 +40,11 @@ PUBLIC = {
         {"INPUT", "EXEMPLARS", "REJECTED", "EXTENT", "METHOD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW"}
         | {"THRESHOLD", "SIMPLIFY", "MIN_AREA", "OUTPUT"},
         {"OUTPUT", "COUNT"},
+    ),
+    "classmap": (
+        {"INPUT", "CLICKS", "CLASS_FIELD", "CLASS_MODEL", "EXTENT", "HEAD", "SNAP", "MODEL", "BANDS", "DEVICE"}
+        | {"STRETCH", "WINDOW", "OUTPUT", "POLYGONS", "SAVED_MODEL", "ENTROPY"},
+        {"OUTPUT", "POLYGONS", "SAVED_MODEL", "ENTROPY", "COUNT"},
     ),
     "encoderaster": (
         {"INPUT", "EXTENT", "MODEL", "BANDS", "DEVICE", "WINDOW", "STRETCH"},

@@ -309,3 +309,42 @@ def test_progress_and_device_are_reported(run: Any, scene_file: Path, prompts: A
     assert any("CPU" in line.upper() for line in feedback.seen.info)
     assert feedback.seen.progress
     assert max(feedback.seen.progress) == pytest.approx(100, abs=1)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """An adapter file for MobileSAM, as the map tool saves it."""
+    from segadapt.models.adaptation.adapter import Adapter, AdapterCard, save_adapter
+    from segadapt.models.adaptation.refiner import MaskRefiner
+    from segadapt.models.registry import get_card
+
+    card = AdapterCard(
+        name="roofs here", base_model="mobile_sam", base_sha256=get_card("mobile_sam").checkpoint.sha256,
+        method="none", trained_on=("nothing",), n_objects=0, licence="none", made_on="2026-01-01",
+    )  # fmt: skip
+    path = tmp_path / "roofs.safetensors"
+    save_adapter(Adapter(card, MaskRefiner().state_dict()), path)
+    return path
+
+
+def test_a_learned_adapter_answers(run: Any, scene_file: Path, prompts: Any, roofs: Any, adapter: Path) -> None:
+    """The objects tell which adapter helped, and so does the provenance."""
+    layer = prompts([(roofs[0].polygon, {"kind": "roof"})], kind="Polygon")
+    parameters = {"INPUT": str(scene_file), "PROMPTS": layer, "ADAPTER": str(adapter), "DEVICE": "cpu"}
+    output = run("segmentfromprompts", {**parameters, "OUTPUT": "memory:"})["OUTPUT"]
+    (feature,) = features_of(output)
+    assert roofs[0].iou(feature.geometry()) > 0.9
+    assert feature["adapter"] == "roofs here"
+    assert "SEGADAPT_ADAPTER=roofs.safetensors" in output.metadata().history()
+
+
+def test_a_wrong_adapter_is_a_sentence(
+    failure: Any, scene_file: Path, prompts: Any, roofs: Any, tmp_path: Path
+) -> None:
+    """A file that is no adapter, and nothing is left of the output."""
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(b"no adapter")
+    layer = prompts([(roofs[0].polygon, {"kind": "roof"})], kind="Polygon")
+    parameters = {"INPUT": str(scene_file), "PROMPTS": layer, "ADAPTER": str(wrong), "DEVICE": "cpu"}
+    assert "wrong.safetensors" in failure("segmentfromprompts", {**parameters, "OUTPUT": str(tmp_path / "out.gpkg")})
+    assert not (tmp_path / "out.gpkg").exists()

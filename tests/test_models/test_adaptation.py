@@ -9,7 +9,7 @@ import pytest
 import torch
 from segadapt.models.adaptation import shipped
 from segadapt.models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
-from segadapt.models.adaptation.clicks import contradicted, respect_clicks
+from segadapt.models.adaptation.clicks import contradicted, respect_clicks, without_specks
 from segadapt.models.adaptation.mask_choice import Choice, MaskChoice
 from segadapt.models.adaptation.online import Look, OnlineAdapter
 from segadapt.models.adaptation.refiner import CROP, Crop, MaskRefiner, changes
@@ -149,6 +149,18 @@ def test_all_clicks_hold_after_the_repair():
     points, labels = rng.uniform(0, 256, (12, 2)).astype(np.float32), rng.integers(0, 2, 12)
     assert contradicted(logits, points, labels).any()
     assert not contradicted(respect_clicks(logits, points, labels), points, labels).any()
+
+
+def test_specks_go_unless_somebody_clicked_them():
+    mask = (disc(120, 120, 30) & ~disc(125, 120, 2)) | disc(40, 40, 2) | disc(200, 60, 2) | disc(60, 200, 9)
+    points = np.array([[120.5, 120.5], [200.5, 60.5]], np.float32)
+    cleaned = without_specks(logits_of(mask), points, np.array([1, 1])) > 0
+    assert cleaned[120, 125]  # the hole is filled
+    assert not cleaned[40, 40]
+    assert cleaned[60, 200]  # was clicked
+    assert cleaned[200, 60]  # is a part, not a speck
+    hole = np.array([[120.5, 100.5], [125.5, 120.5]], np.float32)
+    assert not without_specks(logits_of(mask), hole, np.array([1, 0]))[120, 125] > 0
 
 
 def test_where_nothing_is_found_a_click_makes_no_dot():

@@ -343,6 +343,49 @@ def make_gui(raster_layer: QgsRasterLayer) -> Iterator[Callable[[Any], Gui]]:
         gui.dispose()
 
 
+@pytest.fixture(scope="session")
+def mobile_sam_weights() -> Path:
+    """The verified weights of the machine, looked up where SEGADAPT_HOME is not moved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SEGADAPT_HOME", raising=False)
+        from segadapt.models.checkpoints import fetch_checkpoint
+        from segadapt.models.registry import get_card
+
+        return fetch_checkpoint(get_card("mobile_sam"))
+
+
+@pytest.fixture(scope="session")
+def engine(mobile_sam_weights: Path) -> Iterator[Any]:
+    """MobileSAM on the CPU, loaded once."""
+    from segadapt.processing.environment import activate
+
+    activate(None)  # before torch: its libraries and those of QGIS do not go together by themselves
+    from segadapt.models.engine import InferenceEngine
+
+    engine = InferenceEngine("mobile_sam", checkpoint=mobile_sam_weights, device="cpu")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def real_backend(engine: Any) -> Any:
+    """The real backend with the engine of all tests, which it neither loads nor closes."""
+    import torch
+    from segadapt.models.device import cpu_threads
+    from segadapt.plugin.backend import SceneBackend
+
+    class SharedEngineBackend(SceneBackend):
+        def _load_engine(self, *_arguments: Any) -> Any:
+            torch.set_num_threads(cpu_threads())  # holds for this thread only
+            self._engine = engine
+            return engine
+
+        def _close_engine(self) -> None:
+            self._engine = self._engine_key = None
+
+    return SharedEngineBackend()
+
+
 @pytest.fixture
 def at() -> Callable[[float, float], QgsPointXY]:
     """Raster pixels to map units."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from qgis.core import QgsProject, QgsSettings
+from qgis.core import QgsProject, QgsSettings, QgsVectorLayer
 from qgis.gui import QgsGui
 from qgis.PyQt.QtCore import QEvent, Qt
 from qgis.PyQt.QtGui import QKeyEvent, QKeySequence
@@ -15,6 +15,8 @@ from segadapt.plugin.actions import Actions
 from segadapt.plugin.cheat_sheet import CheatSheet
 from segadapt.plugin.class_map_control import HINT as CLASS_MAP_HINT
 from segadapt.plugin.dock import MAP_AS_SHOWN, SegAdaptDock
+from segadapt.plugin.exchange import Coverage
+from segadapt.plugin.field_mapping import FieldMappingDialog
 from segadapt.plugin.modes import Mode
 from segadapt.plugin.rendered_source import Look
 
@@ -189,7 +191,7 @@ def test_buttons_of_the_dock_are_the_actions(gui: Any, at: Any) -> None:
 def test_pages_are_remembered_and_fit_a_narrow_dock(gui: Any) -> None:
     gui.window.resize(900, 1000)
     gui.window.resizeDocks([gui.dock], [300], Qt.Orientation.Horizontal)
-    for title in ("Scene", "Classes", "Shape", "Learning"):
+    for title in ("Scene", "Classes", "Shape", "Find similar", "Learning"):
         gui.dock.open_page(title)
     QTest.qWait(50)
     letter_px = QApplication.fontMetrics().averageCharWidth()
@@ -266,3 +268,25 @@ def test_the_class_map_takes_clicks_and_undo_while_it_is_on(gui: Any, at: Any, m
     gui.click(at(300, 400))
     gui.wait_for_answer()
     assert gui.dock.hint_label.text() != CLASS_MAP_HINT
+
+
+def test_the_cache_is_told_beside_the_device(gui: Any) -> None:
+    gui.backend.covered = Coverage((), 12, 40_000_000)
+    assert not gui.dock.cache_label.isVisible()
+    gui.start()
+    gui.wait_for(lambda: gui.dock.cache_label.text() == "Cache: 12 windows, 40 MB")
+    assert gui.dock.cache_label.isVisible()
+
+
+def test_fields_are_asked_for_the_target_layer(gui: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gui.start()
+    gui.dock.fields_button.click()
+    assert gui.notices == ["There is no target layer yet; a new one gets all fields."]
+    asked: list[Any] = []
+    monkeypatch.setattr(FieldMappingDialog, "exec", lambda dialog: asked.append(dialog.parent()))
+    layer = QgsVectorLayer("MultiPolygon?crs=EPSG:32631&field=kind:string", "mine", "memory")
+    QgsProject.instance().addMapLayer(layer)
+    gui.dock.target_combo.setLayer(layer)
+    gui.dock.target_combo.activated.emit(gui.dock.target_combo.currentIndex())
+    gui.controller.actions["fields"].trigger()
+    assert asked == [gui.dock]

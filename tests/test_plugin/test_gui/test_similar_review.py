@@ -71,8 +71,9 @@ def review(gui: Any, worker: FakeWorker) -> Any:
         classes=gui.controller.classes,
         parent=gui.window,
     )
-    control.said = []
+    control.said, control.taught = [], []
     control.notified.connect(control.said.append)
+    control.accepted.connect(control.taught.append)
     yield control
     control.dispose()
 
@@ -105,6 +106,7 @@ def test_the_likeliest_comes_first_and_answers_go_to_the_worker(
     assert worker.learned.handle is worker.search.handle
     gui.key(A)
     assert (worker.learned.accepted, worker.learned.rejected) == ((2,), (1,))
+    assert review.taught == [review.review.candidates[2].wkb]
     assert review.current == 3
     (feature,) = features(gui)
     assert feature["class"] == "building"
@@ -319,19 +321,9 @@ def test_a_canvas_in_another_crs_draws_in_the_right_place(gui: Any, review: Any,
 
 
 @pytest.mark.slow
-def test_with_the_real_model(make_gui: Any, at: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_real_model(make_gui: Any, real_backend: Any, at: Any) -> None:
     """From the worker's own thread, beside a canvas that is drawn: the building's like is found and ranked again."""
-    from segadapt.models.checkpoints import fetch_checkpoint
-    from segadapt.models.registry import get_card
-    from segadapt.plugin.backend import SceneBackend
-
-    with monkeypatch.context() as patch:
-        patch.delenv("SEGADAPT_HOME")
-        weights = fetch_checkpoint(get_card("mobile_sam"))
-    folder = tmp_path / "home" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / weights.name).symlink_to(weights)
-    gui = make_gui(SceneBackend())
+    gui = make_gui(real_backend)
     gui.dock.raster_combo.setLayer(gui.layer)
     gui.wait_for(lambda: gui.controller.scene.is_ready, seconds=120)
     review = gui.controller.similar
