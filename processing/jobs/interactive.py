@@ -21,8 +21,8 @@ from shapely.geometry.base import BaseGeometry
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from ...models.adaptation.clicks import respect_clicks, without_specks
 from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
-from ...models.adaptation.refiner import MaskRefiner, RefinerInput
-from ...models.adaptation.shipped import SHIPPED_NAME, refiner_of, shipped_refiner
+from ...models.adaptation.refiner import RefinerInput
+from ...models.adaptation.shipped import SHIPPED_NAME, shipped_refiner
 from ...models.prompts import FOREGROUND, LOW_RES_PX
 from ..errors import JobError
 from ..raster.reader import RasterReader
@@ -169,16 +169,18 @@ class InteractiveSegmenter:
         self.scene, self.options = scene, options or InteractiveOptions()
         self.n_learned = 0
         self._loaded_name = ""
-        start = self._start()
-        self._has_adapter = start is not None
-        self._online = OnlineAdapter(start, half=self._half)
+        engine, half = scene.engine, scene.engine.precision == "bf16"
+        shipped = shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
+        self._base_name = SHIPPED_NAME if shipped is not None else ""
+        self._online = OnlineAdapter(shipped, half=half)
+        if self.options.adapter and self.options.adapter_path is not None:
+            self.load(self.options.adapter_path)
 
     @property
     def adapter_name(self) -> str:
         """What is laid over the model: shipped, loaded, learned here; "" for nothing."""
-        shipped = SHIPPED_NAME if self._has_adapter else ""
         learned = f"learned from {self.n_learned}" if self.n_learned else ""
-        return " + ".join(name for name in (self._loaded_name or shipped, learned) if name)
+        return " + ".join(name for name in (self._loaded_name or self._base_name, learned) if name)
 
     def answer(self, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
         """Answer a request.
@@ -253,7 +255,7 @@ class InteractiveSegmenter:
             base_model=engine.card.name,
             base_sha256=engine.checkpoint_sha256,
             method="mask refiner and choice of masks, learned from accepted objects",
-            trained_on=tuple(name for name in (self._loaded_name or SHIPPED_NAME, Path(self.scene.reader.path).name)),
+            trained_on=tuple(filter(None, (self._loaded_name or self._base_name, Path(self.scene.reader.path).name))),
             n_objects=self.n_learned,
             licence="of its maker",
             made_on=datetime.now(timezone.utc).date().isoformat(),
@@ -266,20 +268,6 @@ class InteractiveSegmenter:
         adapter = load_adapter(path, base_model=engine.card.name, base_sha256=engine.checkpoint_sha256)
         self._online.load(adapter)
         self._loaded_name = adapter.card.name
-
-    @property
-    def _half(self) -> bool:
-        return self.scene.engine.precision == "bf16"
-
-    def _start(self) -> MaskRefiner | None:
-        """Where learning starts; `CheckpointError` for a chosen adapter that does not fit."""
-        engine, options = self.scene.engine, self.options
-        if not options.adapter:
-            return None
-        if options.adapter_path is None:
-            return shipped_refiner(engine.card.name, engine.checkpoint_sha256)
-        base = {"base_model": engine.card.name, "base_sha256": engine.checkpoint_sha256}
-        return refiner_of(load_adapter(options.adapter_path, **base))
 
     def _window(self, request: PromptRequest, prompts: ObjectPrompts) -> tuple[SquareWindow, PreviousAnswer | None]:
         previous = request.previous
