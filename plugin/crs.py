@@ -90,6 +90,13 @@ def transformed(
     return copy
 
 
+def geometry_from_wkb(wkb: bytes) -> QgsGeometry:
+    """Return the geometry that the worker or the target sent as WKB."""
+    geometry = QgsGeometry()
+    geometry.fromWkb(wkb)
+    return geometry
+
+
 def _no_counterpart(source: QgsCoordinateReferenceSystem, destination: QgsCoordinateReferenceSystem) -> CoordinateError:
     return CoordinateError(
         f"This place in {source.authid()} has no coordinates in {destination.authid()}; zoom to the "

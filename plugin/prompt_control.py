@@ -21,7 +21,7 @@ from qgis.PyQt.QtGui import QColor
 from .actions import Actions
 from .batch import Batch, Seed, seeds_of
 from .classes import Classes
-from .crs import CanvasToRaster, CoordinateError, transformed
+from .crs import CanvasToRaster, CoordinateError, geometry_from_wkb, transformed
 from .editing import set_outline
 from .engine_worker import EngineWorker
 from .exchange import Answer, Failure, Point, PromptInput
@@ -532,7 +532,7 @@ class PromptControl(QObject):
         if step.box_map is not None:
             box = mapping.to_canvas(QgsGeometry.fromRect(QgsRectangle(*step.box_map)).densifyByCount(8))
         if step.outline_wkb:
-            outline = mapping.to_canvas(_geometry(step.outline_wkb))
+            outline = mapping.to_canvas(geometry_from_wkb(step.outline_wkb))
         self.overlay.show_prompts(points, box=box, scribbles=scribbles, outline=outline)
         mask = self.outline()
         self.overlay.show_mask(None if mask is None else mapping.to_canvas(mask))
@@ -653,7 +653,7 @@ class PromptControl(QObject):
         if answer.request_id != self._hover_id or not self.session.is_empty or mapping is None:
             return
         try:
-            self.overlay.show_hover(mapping.to_canvas(_geometry(answer.wkb)) if answer.wkb else None)
+            self.overlay.show_hover(mapping.to_canvas(geometry_from_wkb(answer.wkb)) if answer.wkb else None)
         except CoordinateError:
             self.overlay.show_hover(None)
 
@@ -662,12 +662,6 @@ class PromptControl(QObject):
         self._hover_timer.stop()
         self.overlay.show_hover(None)
         self.overlay.show_highlight(None)
-
-
-def _geometry(wkb: bytes) -> QgsGeometry:
-    geometry = QgsGeometry()
-    geometry.fromWkb(wkb)
-    return geometry
 
 
 def _doing(verb: str, what: str) -> str:

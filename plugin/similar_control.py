@@ -14,7 +14,7 @@ from qgis.PyQt.QtGui import QColor
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .classes import Classes
-from .crs import CoordinateError, transformed
+from .crs import CoordinateError, geometry_from_wkb, transformed
 from .engine_worker import EngineWorker
 from .exchange import Answer, Failure, Point, Task
 from .feature_sink import SinkError
@@ -51,7 +51,7 @@ class Review:
 
     def add(self, found: Found) -> None:
         """Take in a candidate."""
-        self.candidates[found.number], self.geometries[found.number] = found, _geometry(found.wkb)
+        self.candidates[found.number], self.geometries[found.number] = found, geometry_from_wkb(found.wkb)
         self.probabilities[found.number] = found.probability
 
     def queue(self) -> list[int]:
@@ -166,7 +166,7 @@ class SimilarControl(QObject):
             return
         self._cancel_search()
         rejected = self._rejected_outlines(class_name)
-        self._known = [_geometry(wkb) for wkb in (*examples, *rejected)]
+        self._known = [geometry_from_wkb(wkb) for wkb in (*examples, *rejected)]
         self.review = Review(class_name)
         self.current = None
         self._task = Search(self.review.handle, tuple(examples), read_settings(), rejected, bounds_map)
@@ -420,7 +420,7 @@ class SimilarControl(QObject):
         if self.review is None:
             return
         if task is self._task and isinstance(item, Found):
-            if self._is_known(_geometry(item.wkb)):
+            if self._is_known(geometry_from_wkb(item.wkb)):
                 return
             self.review.add(item)
             if self.current is None:
@@ -466,7 +466,7 @@ class SimilarControl(QObject):
         geometries = []
         for wkb, _ in self._examples:
             try:
-                geometries.append(self._on_canvas(_geometry(wkb)))
+                geometries.append(self._on_canvas(geometry_from_wkb(wkb)))
             except CoordinateError:
                 continue  # not on this map; the search finds it in the raster
         self.overlay.show_examples(geometries)
@@ -523,12 +523,6 @@ class SimilarControl(QObject):
         if self._task is not None:
             return f"Looking for similar objects · {counts}."
         return f"{counts}." if n_open or not review.candidates else f"All reviewed: {counts}."
-
-
-def _geometry(wkb: bytes) -> QgsGeometry:
-    geometry = QgsGeometry()
-    geometry.fromWkb(wkb)
-    return geometry
 
 
 def _iou(first: QgsGeometry, second: QgsGeometry) -> float:

@@ -26,7 +26,7 @@ from ..models.storage import data_folder
 from ..processing.algorithms.outputs import now
 from .class_style import OWN_LAYER, show_class, show_classes
 from .classes import Classes
-from .crs import CoordinateError
+from .crs import CoordinateError, geometry_from_wkb
 from .dock import NEW_GEOPACKAGE, NEW_SCRATCH
 from .editing import rename_class, set_outline
 from .exchange import Answer
@@ -127,7 +127,7 @@ class TargetChoice(QObject):
         that it overlaps. `replaces`: id of the feature of the target layer whose outline this is from now on. The
         step is in `history`.
         """
-        outline = geometry if geometry is not None else _from_wkb(answer.wkb)
+        outline = geometry if geometry is not None else geometry_from_wkb(answer.wkb)
         if outline.isEmpty():
             raise SinkError("Nothing of the object is left with these shape options; change them, or its prompts.")
         found = self._found(answer, outline, class_name=class_name, n_clicks=n_clicks, seconds=seconds)
@@ -364,9 +364,3 @@ def _in_map_units(length_m: float, crs: QgsCoordinateReferenceSystem, *, latitud
         return length_m
     # Twice, for projections that stretch (Web Mercator at 60 degrees).
     return float(2 * length_m * QgsUnitTypes.fromUnitToUnitFactor(QgsUnitTypes.DistanceMeters, crs.mapUnits()))
-
-
-def _from_wkb(wkb: bytes) -> QgsGeometry:
-    geometry = QgsGeometry()
-    geometry.fromWkb(wkb)
-    return geometry
