@@ -31,6 +31,9 @@ from .class_style import OWN_LAYER
 from .crs import CoordinateError, transformed
 from .field_mapping import attributes_for
 
+OWN_COMMAND = "SegAdapt: "
+"""How the names of our edit commands begin, in QGIS's undo history."""
+
 _NEW = 0
 """Id of a feature that is not in the layer yet; the layer gives it one."""
 
@@ -283,7 +286,7 @@ def write(layer: QgsVectorLayer, label: str, changes: Sequence[FeatureChange], *
     is_users = layer.isEditable()
     if not is_users and not layer.startEditing():
         raise SinkError(f"'{layer.name()}' cannot be edited; choose another target layer.")
-    layer.beginEditCommand(f"SegAdapt: {label}")
+    layer.beginEditCommand(f"{OWN_COMMAND}{label}")
     try:
         done = [_apply(layer, change) for change in changes]
     except SinkError:

@@ -43,6 +43,7 @@ from .feature_sink import (
 )
 from .field_mapping import FieldMappingDialog, unstored
 from .history import EditHistory
+from .measure_keeper import MeasureKeeper
 
 AskPath = Callable[[], "Path | None"]
 
@@ -71,6 +72,7 @@ class TargetChoice(QObject):
         self._layer_id, self._fresh = "", AUTOSAVED
         self._said: set[tuple[str, str]] = set()
         self._held_id = ""
+        self._keepers: dict[str, MeasureKeeper] = {}
         self.history = EditHistory(self)
         self.history.failed.connect(self.failed)
         combo.setAdditionalItems([AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE])
@@ -85,8 +87,11 @@ class TargetChoice(QObject):
         self._restore()
 
     def dispose(self) -> None:
-        """Let go of the project and of the file."""
+        """Let go of the project, of its layers and of the file."""
         self._release()
+        for keeper in self._keepers.values():
+            keeper.dispose()
+        self._keepers.clear()
         project = QgsProject.instance()
         project.layersRemoved.disconnect(self._on_removed)
         project.readProject.disconnect(self._restore)
@@ -301,16 +306,29 @@ class TargetChoice(QObject):
             QgsProject.instance().writeEntry(_SCOPE, _KEY, self._layer_id)
         if layer is not None and self._classes is not None:
             self._classes.read_layer(layer)
+        if isinstance(layer, QgsVectorLayer):
+            self._keep_measures(layer)
         self._show_choice()
         self.layer_changed.emit(layer)
 
     def _restore(self, *_document: object) -> None:
         """Take the target that the project was saved with."""
         self._said.clear()
+        for own in QgsProject.instance().mapLayers().values():
+            if own.customProperty(OWN_LAYER) and isinstance(own, QgsVectorLayer):
+                self._keep_measures(own)
         layer = QgsProject.instance().mapLayer(QgsProject.instance().readEntry(_SCOPE, _KEY, "")[0])
         self._choose(layer if isinstance(layer, QgsVectorLayer) else None)
 
+    def _keep_measures(self, layer: QgsVectorLayer) -> None:
+        """Measure what is edited in a layer from now on, also when objects go to another one later."""
+        if layer.id() not in self._keepers:
+            self._keepers[layer.id()] = MeasureKeeper(layer, self)
+
     def _on_removed(self, layer_ids: list[str]) -> None:
+        for layer_id in layer_ids:
+            if (keeper := self._keepers.pop(layer_id, None)) is not None:
+                keeper.deleteLater()  # the layer is gone, and its signals with it
         if self._layer_id in layer_ids:
             self._layer_id = ""
             self.layer_changed.emit(None)
