@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ ClassChoice = Callable[[], "tuple[str, QColor]"]
 
 HINT = "Click or scribble on places of the class at hand; number keys choose it, N shows the next place, L leaves."
 _SETTLE_MS = 250
+# What takes a while and can be stopped, by the name of its button.
+_WRITING = {"raster": "Whole raster…", "all_polygons": "Raster's polygons…", "polygons": "View's polygons…"}
 _OUTLINE = QColor("#ffffff")
 # The next place fills about a third of the view.
 _SURROUNDINGS = 3.0
@@ -61,8 +64,9 @@ class ClassMapPanel(QWidget):
         self.snap_box.setChecked(True)
         self.buttons = {
             "undo": _button("Undo", "Take the last click or scribble of the class map back"),
-            "raster": _button("Whole raster…", "Map the whole raster into a GeoTIFF"),
-            "polygons": _button("Polygons…", "Write the areas of the view into a GeoPackage"),
+            "raster": _button(_WRITING["raster"], "Map the whole raster into a GeoTIFF"),
+            "all_polygons": _button(_WRITING["all_polygons"], "Write the areas of the whole raster into a GeoPackage"),
+            "polygons": _button(_WRITING["polygons"], "Write the areas of the view into a GeoPackage"),
             "save": _button("Save model…", "Save what was learned, to map other rasters"),
         }
         grid = QGridLayout(self)
@@ -102,7 +106,9 @@ class ClassMapControl(QObject):
         self._picture: MapPicture | None = None
         self._visited: list[Point] = []
         self._view_task: MapView | None = None
-        self._write_task: WriteMap | None = None
+        self._write_task: WriteMap | WritePolygons | None = None
+        self._writing = ""
+        """The button of what is written."""
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
@@ -177,13 +183,16 @@ class ClassMapControl(QObject):
         self._do(FindNext, visited_map=tuple(self._visited))
 
     def write_raster(self, path: Path) -> None:
-        """Map the whole raster into a file, or stop doing so."""
-        self._write_task = self._do(WriteMap, path=path)
-        self._show()
+        """Map the whole raster into a file."""
+        self._write("raster", WriteMap, path=path)
 
     def write_polygons(self, path: Path) -> None:
         """Write the polygons of the view."""
-        self._do(WritePolygons, path=path)
+        self._write("polygons", WritePolygons, path=path)
+
+    def write_all_polygons(self, path: Path) -> None:
+        """Write the polygons of the whole raster."""
+        self._write("all_polygons", WritePolygons, path=path, is_whole=True)
 
     def save_model(self, path: Path) -> None:
         """Save what was learned."""
@@ -192,10 +201,13 @@ class ClassMapControl(QObject):
     def _connect(self) -> None:
         buttons = self.panel.buttons
         buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
-        buttons["raster"].clicked.connect(self._on_raster_button)
-        buttons["polygons"].clicked.connect(
-            lambda: self._with_path("Polygons of the class map", "GeoPackage (*.gpkg)", self.write_polygons)
-        )
+        polygons = ("Polygons of the class map", "GeoPackage (*.gpkg)")
+        for name, title, kinds, write in (
+            ("raster", "Class map", "GeoTIFF (*.tif)", self.write_raster),
+            ("all_polygons", *polygons, self.write_all_polygons),
+            ("polygons", *polygons, self.write_polygons),
+        ):
+            buttons[name].clicked.connect(partial(self._write_or_stop, title, kinds, write))
         buttons["save"].clicked.connect(
             lambda: self._with_path("Class map model", "Class map model (*.safetensors)", self.save_model)
         )
@@ -245,19 +257,19 @@ class ClassMapControl(QObject):
             self._draw()
         elif isinstance(task, FindNext):
             self._go_to(item)
-        elif isinstance(task, WriteMap):
-            self.panel.progress_bar.setValue(round(100 * item))
         elif isinstance(item, str):
             self.notified.emit(item)
+        elif task is self._write_task:
+            self.panel.progress_bar.setValue(round(100 * item))
         self._show()
 
     def _on_done(self, task: Any) -> None:
         if task is self._view_task:
             self._view_task = None
         elif self._write_task is not None and task is self._write_task:
-            path = self._write_task.path
             self._write_task = None
-            self.notified.emit(f"The class map of the whole raster is in {path}.")
+            if isinstance(task, WriteMap):
+                self.notified.emit(f"The class map of the whole raster is in {task.path}.")
         else:
             return
         self._show()
@@ -320,9 +332,12 @@ class ClassMapControl(QObject):
         picture, panel = self._picture, self.panel
         n_strokes = picture.n_strokes if picture is not None else 0
         panel.status_label.setText(self._status(n_strokes))
-        for name in ("undo", "polygons", "save", "raster"):
-            panel.buttons[name].setEnabled(n_strokes > 0)
-        panel.buttons["raster"].setText("Stop" if self._write_task is not None else "Whole raster…")
+        writing = "" if self._write_task is None else self._writing
+        for name, button in panel.buttons.items():
+            is_free = not writing or name not in _WRITING
+            button.setEnabled(name == writing or (n_strokes > 0 and is_free))
+        for name, text in _WRITING.items():
+            panel.buttons[name].setText("Stop" if name == writing else text)
         panel.progress_bar.setVisible(self._write_task is not None)
         self.next_action.setEnabled(self.wants_clicks())
 
@@ -335,13 +350,17 @@ class ClassMapControl(QObject):
             return f"{clicks} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
         return clicks if n_strokes else HINT
 
-    def _on_raster_button(self, _checked: bool = False) -> None:
+    def _write(self, button: str, kind: type[Any], **values: Any) -> None:
+        self._write_task, self._writing = self._do(kind, **values), button
+        self._show()
+
+    def _write_or_stop(self, title: str, kinds: str, write: Callable[[Path], None], _checked: bool = False) -> None:
         if self._write_task is not None:
             self._worker.cancel(self._write_task)
             self._write_task = None
             self._show()
         else:
-            self._with_path("Class map", "GeoTIFF (*.tif)", self.write_raster)
+            self._with_path(title, kinds, write)
 
     def _with_path(self, title: str, kinds: str, use: Any) -> None:
         path, _ = QFileDialog.getSaveFileName(self.panel, title, "", kinds)

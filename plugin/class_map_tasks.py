@@ -178,31 +178,28 @@ class WriteMap(MapTask):
 
 @dataclass(frozen=True, eq=False)
 class WritePolygons(MapTask):
-    """Write the areas of the view's classes into a GeoPackage. Yields a sentence."""
+    """Write the areas of the classes into a GeoPackage. Yields the fraction done, a sentence at last.
+
+    `is_whole`: of the whole raster, and not only of the view.
+    """
 
     path: Path
+    is_whole: bool = False
     is_urgent: ClassVar[bool] = False
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float | str]:
         """Map, outline and write."""
-        import geopandas
-        from affine import Affine
-
         from ..processing.errors import JobError
-        from ..processing.jobs.class_map import class_polygons
+        from ..processing.jobs.class_polygons import write_class_polygons
 
-        mapper, reader = self.handle.mapper(segmenter, progress), segmenter.scene.reader
-        bounds = view_px(mapper, self.view_map)
-        if bounds is None or not mapper.is_fitted:
-            raise JobError("The view shows no class map; click on places of each class first.")
-        labels = mapper.labels(bounds)
-        found = list(
-            class_polygons(labels, reader.transform @ Affine.translation(bounds[0], bounds[1]), mapper.classes)
-        )
-        table = {"class": [one.name for _, one in found], "class_id": [one.class_id for _, one in found]}
-        frame = geopandas.GeoDataFrame(table, geometry=[polygon for polygon, _ in found], crs=reader.crs)
-        frame.to_file(self.path, driver="GPKG", engine="pyogrio")
-        yield f"{len(found)} polygons of the view are in {self.path}."
+        mapper = self.handle.mapper(segmenter, progress)
+        if not mapper.is_fitted:
+            raise JobError("There is no class map yet; click on places of each class first.")
+        bounds = None if self.is_whole else view_px(mapper, self.view_map)
+        if bounds is None and not self.is_whole:
+            raise JobError("The view shows nothing of the raster; zoom to it.")
+        n_written = yield from write_class_polygons(mapper, self.path, bounds_px=bounds, progress=progress)
+        yield f"{n_written} polygons of the {'whole raster' if self.is_whole else 'view'} are in {self.path}."
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
-    QgsFeature,
-    QgsFeatureSink,
-    QgsField,
-    QgsFields,
-    QgsGeometry,
     QgsProcessing,
     QgsProcessingContext,
-    QgsProcessingException,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSink,
@@ -39,9 +33,9 @@ if TYPE_CHECKING:
     from ..jobs.class_map import ClassMapper
     from ..jobs.scene import Scene
 
-# As in `outputs`: QGIS 3.38 moved fields from QVariant's types to QMetaType's.
 # `models.class_head.HEADS`; that module needs the environment (a test compares them).
 HEADS = ("ridge", "logistic", "tokens")
+_FIELDS = {"class": outputs.TEXT, "class_id": outputs.INTEGER, "area_m2": outputs.DOUBLE}
 
 
 class ClassMapAlgorithm(RasterAlgorithm):
@@ -157,11 +151,15 @@ class ClassMapAlgorithm(RasterAlgorithm):
     ) -> dict[str, Any]:
         """Learn, map, write."""
         from ..jobs.class_map import write_class_map
+        from ..jobs.class_polygons import class_polygons
 
         output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
         entropy = self.parameterAsOutputLayer(parameters, self.ENTROPY, context)
         saved = self.parameterAsFileOutput(parameters, self.SAVED_MODEL, context)
-        with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
+        with (
+            self.open_scene(parameters, context, progress=progress, settings=settings) as scene,
+            self._polygon_output(parameters, context, provenance=scene.provenance()) as polygons,
+        ):
             bounds = self.bounds_px(parameters, context, scene.reader)
             mapper = self._mapper(parameters, context, scene=scene, progress=progress, settings=settings)
             for _ in write_class_map(
@@ -179,11 +177,32 @@ class ClassMapAlgorithm(RasterAlgorithm):
                 path = Path(saved).with_suffix(".safetensors")
                 mapper.save(path)
                 results[self.SAVED_MODEL] = str(path)
-            if parameters.get(self.POLYGONS):
-                results[self.POLYGONS] = self._write_polygons(
-                    parameters, context, raster=output, mapper=mapper, progress=progress
-                )
+            if polygons is not None:
+                ellipsoid = outputs.Ellipsoid(self.raster_crs, context.transformContext())
+                for polygon, one in class_polygons(Path(output), mapper.classes):
+                    raise_if_cancelled(progress)
+                    geometry = outputs.from_shapely(polygon)
+                    values = {"class": one.name, "class_id": one.class_id, "area_m2": ellipsoid.area_m2(geometry)}
+                    polygons.add(geometry, values)
+                results[self.POLYGONS] = polygons.destination
         return results
+
+    def _polygon_output(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, *, provenance: Mapping[str, str]
+    ) -> AbstractContextManager[outputs.FeatureOutput | None]:
+        """Open the sink for polygons where they are wanted."""
+        if not parameters.get(self.POLYGONS):
+            return nullcontext()
+        return outputs.feature_output(
+            self,
+            parameters,
+            context,
+            name=self.POLYGONS,
+            crs=self.raster_crs,
+            fields=outputs.make_fields(_FIELDS),
+            provenance=provenance,
+            kind=QgsWkbTypes.Polygon,
+        )
 
     def _mapper(
         self,
@@ -242,49 +261,3 @@ class ClassMapAlgorithm(RasterAlgorithm):
         if not mapper.is_fitted:
             raise JobError(f"No click with a class in '{field}' lies on the raster; add one per class.")
         return mapper
-
-    def _write_polygons(
-        self,
-        parameters: dict[str, Any],
-        context: QgsProcessingContext,
-        *,
-        raster: str,
-        mapper: ClassMapper,
-        progress: FeedbackProgress,
-    ) -> str:
-        import rasterio
-        import shapely
-
-        from ..jobs.class_map import class_polygons
-
-        with rasterio.open(raster) as dataset:
-            labels, transform = dataset.read(1), dataset.transform
-        ellipsoid = outputs.Ellipsoid(self.raster_crs, context.transformContext())
-        with self._sink(parameters, context) as (sink, destination):
-            for polygon, one in class_polygons(labels, transform, mapper.classes):
-                raise_if_cancelled(progress)
-                feature = QgsFeature(_fields())
-                geometry = QgsGeometry()
-                geometry.fromWkb(shapely.to_wkb(polygon))
-                feature.setGeometry(geometry)
-                feature.setAttributes([one.name, one.class_id, ellipsoid.area_m2(geometry)])
-                if not sink.addFeature(feature, QgsFeatureSink.FastInsert):
-                    raise JobError(f"Cannot write to {destination} ({sink.lastError()}); check space and rights.")
-        return destination
-
-    @contextmanager
-    def _sink(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Iterator[tuple[QgsFeatureSink, str]]:
-        sink, destination = self.parameterAsSink(
-            parameters, self.POLYGONS, context, _fields(), QgsWkbTypes.Polygon, self.raster_crs
-        )
-        if sink is None:
-            raise QgsProcessingException(self.invalidSinkError(parameters, self.POLYGONS))
-        yield sink, destination
-        del sink  # completes the file
-
-
-def _fields() -> QgsFields:
-    fields = QgsFields()
-    for name, kind in (("class", outputs.TEXT), ("class_id", outputs.INTEGER), ("area_m2", outputs.DOUBLE)):
-        fields.append(QgsField(name, kind))
-    return fields

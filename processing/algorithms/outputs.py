@@ -104,7 +104,7 @@ class Ellipsoid:
 
 
 class FeatureOutput:
-    """An open sink for multipolygons: where it writes to, and how many it got."""
+    """An open sink for polygons: where it writes to, and how many it got."""
 
     def __init__(self, sink: QgsFeatureSink, destination: str, *, fields: QgsFields) -> None:
         self._sink, self._fields = sink, fields
@@ -197,13 +197,14 @@ def feature_output(
     crs: QgsCoordinateReferenceSystem,
     fields: QgsFields,
     provenance: Mapping[str, str],
+    kind: QgsWkbTypes.Type = QgsWkbTypes.MultiPolygon,
 ) -> Iterator[FeatureOutput]:
-    """Open the sink `name` for multipolygons; when the work inside fails or is cancelled, what it wrote is removed.
+    """Open the sink `name` for features of a `kind`; if the work inside fails or is cancelled, what it wrote goes.
 
     `provenance` goes into the metadata of the layer or of the GeoPackage's table. Open it before the work, so that an
     output that cannot be written is known at once.
     """
-    sink, destination = algorithm.parameterAsSink(parameters, name, context, fields, QgsWkbTypes.MultiPolygon, crs)
+    sink, destination = algorithm.parameterAsSink(parameters, name, context, fields, kind, crs)
     if sink is None:
         raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
     output = FeatureOutput(sink, destination, fields=fields)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import configparser
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 import torch
 from affine import Affine
-from rasterio.features import shapes
-from shapely.geometry import Polygon, shape
 
 from ...models.backbone import Backbone
 from ...models.class_head import (
@@ -39,7 +36,6 @@ from ...models.class_head import (
 from ...models.progress import NullProgress, Progress, raise_if_cancelled
 from ..errors import JobError
 from ..raster.class_writer import ClassWriter
-from ..raster.geodesy import apply_affine
 from ..raster.windows import Bounds, CoreCell
 from .class_blocks import Block, BlockReader
 from .scene import Scene
@@ -226,6 +222,26 @@ class ClassMapper:
             self._head = None
         self.options = options
 
+    def limited(self, bounds_px: Bounds | None = None) -> tuple[int, int, int, int]:
+        """Whole pixels (left, top, right, bottom) of an extent inside the raster. Raises `JobError` for none."""
+        rows, cols = self.scene.reader.shape
+        if bounds_px is None:
+            return 0, 0, cols, rows
+        left, top = max(0, int(np.floor(bounds_px[0]))), max(0, int(np.floor(bounds_px[1])))
+        right, bottom = min(cols, int(np.ceil(bounds_px[2]))), min(rows, int(np.ceil(bounds_px[3])))
+        if left >= right or top >= bottom:
+            raise JobError(f"The extent {bounds_px} holds no pixel of {self.scene.reader.path}; choose one inside it.")
+        return left, top, right, bottom
+
+    def rows(self, bounds_px: Bounds | None = None) -> Iterator[list[tuple[int, int, int, int]]]:
+        """The bounds of the cores of an extent, as far as they lie in it, row by row from the top."""
+        left, top, right, bottom = self.limited(bounds_px)
+        for _, row in groupby(self._reader.grid((left, top, right, bottom)), lambda cell: cell.core_px[1]):
+            yield [
+                (max(left, x0), max(top, y0), min(right, x1), min(bottom, y1))
+                for x0, y0, x1, y1 in (cell.core_px for cell in row)
+            ]
+
     def missing(self, bounds_px: Bounds | None = None) -> list[CoreCell]:
         """The cores of an extent that are not encoded, to be handed to `encode` one by one."""
         return [cell for cell in self._reader.grid(bounds_px) if cell.core_px not in self._blocks]
@@ -239,7 +255,7 @@ class ClassMapper:
 
         Without bounds of the whole raster. With `only_encoded` windows that are not encoded stay 0.
         """
-        left, top, right, bottom = self._whole(bounds_px)
+        left, top, right, bottom = self.limited(bounds_px)
         labels = np.zeros((bottom - top, right - left), np.uint8)
         if not self.is_fitted:
             return labels
@@ -263,7 +279,7 @@ class ClassMapper:
 
         What was clicked has probability 1.
         """
-        left, top, right, bottom = self._whole(bounds_px)
+        left, top, right, bottom = self.limited(bounds_px)
         head = self._fitted()
         found = np.zeros((len(head.classes), bottom - top, right - left), np.float16)
         for cell in self._reader.grid((left, top, right, bottom)):
@@ -287,7 +303,7 @@ class ClassMapper:
     def segment_views(self, bounds_px: Bounds | None = None, *, only_encoded: bool = False) -> Iterator[SegmentView]:
         """The segments of an extent, block by block, for guidance."""
         head = self._fitted()
-        for cell in self._reader.grid(self._whole(bounds_px)):
+        for cell in self._reader.grid(self.limited(bounds_px)):
             if only_encoded and cell.core_px not in self._blocks:
                 continue
             block = self._block(cell)
@@ -301,7 +317,7 @@ class ClassMapper:
     def blocks(self, bounds_px: Bounds | None = None, *, progress: Progress | None = None) -> Iterator[MapBlock]:
         """Map an extent of any size block by block, without holding more than a few in memory. Raises `Cancelled`."""
         progress = progress or NullProgress()
-        bounds = self._whole(bounds_px)
+        bounds = self.limited(bounds_px)
         self._fitted()
         cells = self._reader.grid(bounds)
         for number, cell in enumerate(cells, 1):
@@ -349,16 +365,6 @@ class ClassMapper:
     def save(self, path: Path) -> None:
         """Save what was learned as one safetensors file. Raises `ClassHeadError` where that is not possible."""
         save_class_model(self.model(), path)
-
-    def _whole(self, bounds_px: Bounds | None) -> tuple[int, int, int, int]:
-        rows, cols = self.scene.reader.shape
-        if bounds_px is None:
-            return 0, 0, cols, rows
-        left, top = max(0, int(np.floor(bounds_px[0]))), max(0, int(np.floor(bounds_px[1])))
-        right, bottom = min(cols, int(np.ceil(bounds_px[2]))), min(rows, int(np.ceil(bounds_px[3])))
-        if left >= right or top >= bottom:
-            raise JobError(f"The extent {bounds_px} holds no pixel of {self.scene.reader.path}; choose one inside it.")
-        return left, top, right, bottom
 
     def _pixels(self, points: Sequence[tuple[float, float]]) -> npt.NDArray[np.int64]:
         """Every pixel on the line, each once, those outside the raster left out."""
@@ -551,7 +557,7 @@ def write_class_map(
     uncertainty in per cent. Nothing is left at the paths where the work is stopped or fails.
     """
     reader = mapper.scene.reader
-    left, top, right, bottom = mapper._whole(bounds_px)
+    left, top, right, bottom = mapper.limited(bounds_px)
     grid: dict[str, Any] = {
         "shape": (bottom - top, right - left),
         "transform": reader.transform @ Affine.translation(left, top),
@@ -579,20 +585,6 @@ def write_class_map(
         finally:
             if entropy is not None:
                 entropy.discard()
-
-
-def class_polygons(
-    labels: Labels, transform: Affine, classes: Sequence[MapClass], *, min_px: int = 0
-) -> Iterator[tuple[Polygon, MapClass]]:
-    """Outlines of the connected areas of each class, on the pixel grid, in map coordinates of `transform`.
-
-    Areas of fewer than `min_px` pixels are left out.
-    """
-    named: Mapping[int, MapClass] = {one.class_id: one for one in classes}
-    for outline, value in shapes(labels, mask=labels > 0, connectivity=4):
-        polygon = shape(outline)
-        if polygon.area >= min_px and int(value) in named:
-            yield shapely.transform(polygon, lambda xy: apply_affine(transform, xy)), named[int(value)]
 
 
 def entropy_of(probabilities: FloatArray) -> FloatArray:

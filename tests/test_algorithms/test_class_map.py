@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("qgis.core")
 
-from qgis.core import QgsFeature, QgsGeometry, QgsProcessingException, QgsVectorLayer
+from qgis.core import QgsFeature, QgsGeometry, QgsProcessingException, QgsVectorLayer, QgsWkbTypes
 from segadapt.processing.algorithms.class_map import HEADS
 
 pytestmark = pytest.mark.qgis
@@ -65,13 +65,22 @@ def test_heads_are_those_of_the_models() -> None:
     assert class_head.HEADS == HEADS
 
 
-def test_map_polygons_model_and_entropy(run: Any, with_backbone: None, raster_factory: Any, tmp_path: Path) -> None:
-    import rasterio
-
+@pytest.fixture
+def halves(raster_factory: Any) -> tuple[str, QgsVectorLayer]:
+    """A raster whose right half is green, and clicks on both halves."""
     pixels = np.full((3, 96, 128), 40, np.uint8) + np.random.RandomState(0).randint(0, 9, (3, 96, 128)).astype(np.uint8)
     pixels[1, :, 64:] += 120
     scene = raster_factory(pixels)
     places = [(20, 20, "dark"), (30, 80, "dark"), (100, 20, "green"), (90, 80, "green")]
+    return scene, clicks(scene, places)
+
+
+def test_map_polygons_model_and_entropy(
+    run: Any, with_backbone: None, halves: tuple[str, QgsVectorLayer], tmp_path: Path
+) -> None:
+    import rasterio
+
+    scene, named_places = halves
     files = {
         name: str(tmp_path / file)
         for name, file in (
@@ -81,7 +90,7 @@ def test_map_polygons_model_and_entropy(run: Any, with_backbone: None, raster_fa
             ("ENTROPY", "doubt.tif"),
         )
     }
-    results = run("classmap", {"INPUT": scene, "CLICKS": clicks(scene, places), "DEVICE": "cpu", **files})
+    results = run("classmap", {"INPUT": scene, "CLICKS": named_places, "DEVICE": "cpu", **files})
     assert results["COUNT"] == 2
     with rasterio.open(files["OUTPUT"]) as dataset:
         labels = dataset.read(1)
@@ -90,10 +99,60 @@ def test_map_polygons_model_and_entropy(run: Any, with_backbone: None, raster_fa
     assert (labels == truth).mean() > 0.95
     polygons = QgsVectorLayer(f"{files['POLYGONS']}", "polygons")
     assert {feature["class"] for feature in polygons.getFeatures()} == {"dark", "green"}
+    assert QgsWkbTypes.displayString(polygons.wkbType()) == "Polygon"
+    pixels_m2 = sum(feature["area_m2"] for feature in polygons.getFeatures()) / labels.size
+    assert pixels_m2 == pytest.approx(0.25, rel=0.01)
     again = str(tmp_path / "again.tif")
     run("classmap", {"INPUT": scene, "CLASS_MODEL": files["SAVED_MODEL"], "DEVICE": "cpu", "OUTPUT": again})
     with rasterio.open(again) as dataset:
         assert (dataset.read(1) == labels).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["out.gpkg", "out.shp"])
+@pytest.mark.parametrize("moment", ["map", "polygons", "cancel"])
+def test_what_ends_early_leaves_no_polygons(
+    failure: Any,
+    with_backbone: None,
+    halves: tuple[str, QgsVectorLayer],
+    tmp_path: Path,
+    feedback: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    name: str,
+) -> None:
+    """An error while mapping or while writing polygons, and a cancel after the first one."""
+    from segadapt.processing.algorithms.outputs import FeatureOutput
+    from segadapt.processing.errors import JobError
+    from segadapt.processing.jobs.class_map import ClassMapper
+
+    add = FeatureOutput.add
+
+    def add_and_end(output: FeatureOutput, geometry: Any, values: Any) -> None:
+        add(output, geometry, values)
+        if moment == "polygons":
+            raise JobError("The disk is full; free some space.")
+        feedback.cancel()
+
+    def fail(*_values: Any, **_named: Any) -> None:
+        raise JobError("The disk is full; free some space.")
+
+    if moment == "map":
+        monkeypatch.setattr(ClassMapper, "blocks", fail)
+    monkeypatch.setattr(FeatureOutput, "add", add_and_end)
+    scene, named_places = halves
+    folder = tmp_path / "results"
+    folder.mkdir()
+    parameters = {
+        "INPUT": scene,
+        "CLICKS": named_places,
+        "DEVICE": "cpu",
+        "OUTPUT": str(folder / "map.tif"),
+        "POLYGONS": str(folder / name),
+    }
+    said = failure("classmap", parameters)
+    assert ("Stopped at the user's request" if moment == "cancel" else "The disk is full") in said
+    # The map was finished where its polygons were begun.
+    assert [path.name for path in folder.iterdir()] == ([] if moment == "map" else ["map.tif"])
 
 
 def test_neither_clicks_nor_model(run: Any, raster_factory: Any, tmp_path: Path) -> None:

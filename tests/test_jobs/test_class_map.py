@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -12,17 +13,17 @@ import torch
 from segadapt.models.backbone import CHANNELS
 from segadapt.models.class_head import HEADS, ClassHeadError, load_class_model
 from segadapt.models.errors import Cancelled
-from segadapt.processing.errors import JobError
+from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs.class_map import (
     ENTROPY_NODATA,
     ClassMapOptions,
     ClassMapper,
     MapClass,
     _enlarged,
-    class_polygons,
     load_mapper,
     write_class_map,
 )
+from segadapt.processing.jobs.class_polygons import class_polygons, write_class_polygons
 from segadapt.processing.jobs.guidance import uncertain_regions
 from segadapt.processing.raster.windows import SquareWindow
 
@@ -232,13 +233,56 @@ def test_cancelled_raster_leaves_nothing(scene, tmp_path, recorder):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tif" and path.name != "scene.tif"] == []
 
 
-def test_polygons_cover_each_class(scene, truth):
-    mapper = mapped(scene)
-    labels = mapper.labels()
-    area = {}
-    for polygon, one in class_polygons(labels, scene.reader.transform, mapper.classes):
-        area[one.class_id] = area.get(one.class_id, 0) + polygon.area
+@pytest.mark.parametrize("bounds", [None, (20, 30, 200, 180)])
+def test_polygons_cover_each_class(scene, tmp_path, bounds):
+    mapper = mapped(scene, window_px=64)
+    labels, path = mapper.labels(bounds), tmp_path / "map.gpkg"
+    path.write_bytes(b"an older file")
+    written = write_class_polygons(mapper, path, bounds_px=bounds)
+    fractions = []
+    while True:
+        try:
+            fractions.append(next(written))
+        except StopIteration as end:
+            n_written = end.value
+            break
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    frame = geopandas.read_file(path)
+    assert len(frame) == n_written
+    assert frame.crs == scene.reader.crs
+    assert set(zip(frame["class"], frame["class_id"], strict=True)) == {("1", 1), ("2", 2), ("3", 3)}
+    area = frame.dissolve("class_id").area.to_dict()
     assert area == {class_id: pytest.approx((labels == class_id).sum() * 0.25) for class_id in (1, 2, 3)}
+    assert [one.name for one in tmp_path.glob("*gpkg*")] == ["map.gpkg"]
+
+
+def test_polygons_of_a_written_map_are_those_of_the_mapper(scene, tmp_path):
+    mapper = mapped(scene, window_px=64)
+    list(write_class_map(mapper, tmp_path / "map.tif"))
+    list(write_class_polygons(mapper, tmp_path / "map.gpkg"))
+    frame = geopandas.read_file(tmp_path / "map.gpkg")
+    found = list(class_polygons(tmp_path / "map.tif", mapper.classes))
+    assert len(found) == len(frame)
+    written = {polygon.normalize().wkb for polygon in frame.geometry}
+    assert {polygon.normalize().wkb for polygon, _ in found} == written
+
+
+def test_cancelled_polygons_leave_what_was_there(scene, tmp_path, recorder):
+    mapper = mapped(scene, window_px=64)
+    path = tmp_path / "map.gpkg"
+    path.write_bytes(b"an older file")
+    with pytest.raises(Cancelled):
+        list(write_class_polygons(mapper, path, progress=recorder(3)))
+    assert [one.name for one in tmp_path.glob("*gpkg*")] == ["map.gpkg"]
+    assert path.read_bytes() == b"an older file"
+
+
+def test_polygons_without_a_place_are_a_sentence(scene, tmp_path):
+    with pytest.raises(RasterError, match="choose a folder"):
+        next(write_class_polygons(mapped(scene), tmp_path / "missing" / "map.gpkg"))
+    with pytest.raises(RasterError, match="map the raster again"):
+        list(class_polygons(tmp_path / "missing.tif", []))
 
 
 def test_guidance_points_at_what_is_in_doubt(truth, raster_factory, open_scene):

@@ -1,0 +1,164 @@
+"""Polygons of the class map, of the view and of the whole raster, written in the background."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import geopandas
+import numpy as np
+import pytest
+from affine import Affine
+from qgis.PyQt.QtCore import QObject, pyqtSignal
+from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtWidgets import QFileDialog
+from segadapt.models.progress import NullProgress
+from segadapt.plugin.actions import Actions
+from segadapt.plugin.class_map_control import ClassMapControl
+from segadapt.plugin.class_map_tasks import AddStroke, MapPicture, WriteMap, WritePolygons
+from segadapt.plugin.exchange import Failure
+from segadapt.processing.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class FakeWorker(QObject):
+    """Remembers tasks; the test says what comes of them."""
+
+    worked = pyqtSignal(object, object)
+    done = pyqtSignal(object)
+    failed = pyqtSignal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[Any] = []
+        self.cancelled: list[Any] = []
+
+    def do(self, task: Any) -> None:
+        self.tasks.append(task)
+
+    def cancel(self, task: Any) -> None:
+        self.cancelled.append(task)
+
+
+@pytest.fixture
+def worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+def control(gui: Any, worker: FakeWorker) -> Iterator[Any]:
+    """A class map with one click on it."""
+    gui.start()
+    control = ClassMapControl(
+        gui.canvas,
+        worker,
+        scene=gui.controller.scene,
+        actions=Actions(gui.window),
+        class_choice=lambda: ("water", QColor(200, 30, 30)),
+        parent=gui.window,
+    )
+    control.said = []
+    control.notified.connect(control.said.append)
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    corners = ((0.0, 0.0), (1.0, 0.0), (1.0, -1.0), (0.0, -1.0))
+    stroke = next(task for task in worker.tasks if isinstance(task, AddStroke))
+    worker.worked.emit(stroke, MapPicture(np.ones((4, 4), np.uint8), corners, {1: (200, 30, 30)}, 0, 1))
+    yield control
+    control.dispose()
+
+
+@pytest.mark.parametrize(("button", "is_whole"), [("polygons", False), ("all_polygons", True)])
+def test_polygons_are_written_with_progress_and_can_be_stopped(
+    control: Any, worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, button: str, is_whole: bool
+) -> None:
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "areas"), ""))
+    buttons = control.panel.buttons
+    text = buttons[button].text()
+    buttons[button].click()
+    task = worker.tasks[-1]
+    assert isinstance(task, WritePolygons)
+    assert (task.path, task.is_whole) == (tmp_path / "areas.gpkg", is_whole)
+    worker.worked.emit(task, 0.25)
+    assert control.panel.progress_bar.value() == 25
+    writing = ("raster", "all_polygons", "polygons")
+    assert [name for name in writing if buttons[name].isEnabled()] == [button]
+    assert buttons[button].text() == "Stop"
+    buttons[button].click()
+    assert worker.cancelled[-1] is task
+    assert all(buttons[name].isEnabled() for name in writing)
+    assert buttons[button].text() == text
+    buttons[button].click()
+    worker.worked.emit(worker.tasks[-1], "7 polygons are there.")
+    worker.done.emit(worker.tasks[-1])
+    assert control.said == ["7 polygons are there."]
+    assert not control.panel.progress_bar.isVisibleTo(control.panel)
+    buttons["raster"].click()
+    assert isinstance(worker.tasks[-1], WriteMap)
+    worker.failed.emit(Failure("The disk is full; free some space.", task=worker.tasks[-1]))
+    assert buttons["raster"].text() == "Whole raster…"
+
+
+class FakeMapper:
+    """Two classes side by side on 40 x 60 pixels of a metre, in windows of 20."""
+
+    is_fitted = True
+    classes = (SimpleNamespace(class_id=1, name="water"), SimpleNamespace(class_id=2, name="wood"))
+
+    def __init__(self) -> None:
+        reader = SimpleNamespace(
+            transform=Affine(1, 0, 600_000, 0, -1, 5_750_000),
+            crs="EPSG:32631",
+            shape=(40, 60),
+            to_pixels=lambda xy: np.array(xy) * (1, -1) + (-600_000, 5_750_000),
+        )
+        self.scene = SimpleNamespace(reader=reader)
+
+    def limited(self, bounds: Any) -> Any:
+        return bounds or (0, 0, 60, 40)
+
+    def rows(self, bounds: Any) -> Iterator[list[Any]]:
+        left, top, right, bottom = bounds
+        for y in range(top, bottom, 20):
+            yield [(x, y, min(x + 20, right), min(y + 20, bottom)) for x in range(left, right, 20)]
+
+    def labels(self, bounds: Any) -> Any:
+        left, top, right, bottom = bounds
+        return np.where(np.arange(left, right) < 30, 1, 2).astype(np.uint8)[None].repeat(bottom - top, axis=0)
+
+
+VIEW = (600_010.0, 5_749_990.0, 600_040.0, 5_750_000.0)
+
+
+def written(path: Path, *, mapper: FakeMapper, view: Any = VIEW, is_whole: bool = False) -> list[Any]:
+    handle: Any = SimpleNamespace(mapper=lambda _segmenter, _progress: mapper)
+    task = WritePolygons(handle, view, path=path, is_whole=is_whole)
+    segmenter: Any = SimpleNamespace(scene=mapper.scene)
+    return list(task.run(segmenter, NullProgress()))
+
+
+def test_the_view_and_the_whole_raster(tmp_path: Path) -> None:
+    *fractions, sentence = written(tmp_path / "all.gpkg", mapper=FakeMapper(), is_whole=True)
+    assert fractions[-1] == 1
+    assert sentence == f"2 polygons of the whole raster are in {tmp_path / 'all.gpkg'}."
+    frame = geopandas.read_file(tmp_path / "all.gpkg")
+    assert dict(zip(frame["class"], frame.area, strict=True)) == {"water": 1200, "wood": 1200}
+    *_, sentence = written(tmp_path / "view.gpkg", mapper=FakeMapper())
+    assert "of the view" in sentence
+    left, bottom, right, top = geopandas.read_file(tmp_path / "view.gpkg").total_bounds
+    assert (left, top) == (600_010, 5_750_000)
+    assert right <= 600_041
+    assert bottom >= 5_749_989
+
+
+def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="zoom to it"):
+        written(tmp_path / "a.gpkg", mapper=FakeMapper(), view=(0.0, 0.0, 5.0, 5.0))
+    mapper = FakeMapper()
+    mapper.is_fitted = False
+    with pytest.raises(JobError, match="click on places"):
+        written(tmp_path / "a.gpkg", mapper=mapper, is_whole=True)
+    assert list(tmp_path.iterdir()) == []
