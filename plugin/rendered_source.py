@@ -67,6 +67,7 @@ _PATIENCE_S = 20.0
 _POLL_S = 0.05
 # HTTP: what servers answer where their map has no tile.
 _NO_SUCH_TILE = (204, 404, 410)
+_ONLINE = ("wms", "wcs", "WFS", "arcgismapserver", "vectortile", "xyzvectortiles")
 # Layers whose content no file tells: never shared between sessions.
 _SESSION = secrets.token_hex(8)
 
@@ -146,7 +147,7 @@ def read_layer_source(source: LayerSource, *, centre: QgsPointXY, units_per_px: 
     if unusable:
         raise RasterError(f"'{unusable[0]}' cannot be drawn; repair its data source.")
     scale = snapped_scale(units_per_px, source.crs, finest=_native_units_per_px(source))
-    key = _look_key(source, scale)
+    key = _look_key(source, scale, folder=folder)
     side = BLOCK_PX * scale
     if not (math.isfinite(centre.x()) and math.isfinite(centre.y())):
         raise RasterError(f"The view has no place in the CRS of '{source.name}'; zoom to the layer.")
@@ -161,6 +162,21 @@ def read_layer_source(source: LayerSource, *, centre: QgsPointXY, units_per_px: 
     )
     wkt = source.crs.toWkt(QgsCoordinateReferenceSystem.WKT_PREFERRED)
     return RasterSource(source.name, source.name, wkt, (1, 2, 3), None, blocks=grid)
+
+
+def note_reload(source: LayerSource, *, folder: Path) -> None:
+    """Let online layers be drawn anew, now and in later sessions: what `folder` holds of them is as old as the reload.
+
+    Of other layers the source itself tells whether it has changed. Raises `RasterError` where that cannot be noted.
+    """
+    for layer in source.layers:
+        if _is_online(layer):
+            note = _reload_note(layer, folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                note.write_text(secrets.token_hex(8), encoding="ascii")
+            except OSError as error:
+                raise RasterError(f"{note} cannot be written ({error}); choose another cache folder.") from error
 
 
 def rendered_folder(embeddings_folder: Path | None) -> Path:
@@ -433,11 +449,11 @@ def _native_units_per_px(source: LayerSource) -> float:
     return 0.0
 
 
-def _look_key(source: LayerSource, units_per_px: float) -> str:
+def _look_key(source: LayerSource, units_per_px: float, *, folder: Path) -> str:
     """Digest of all that decides what the picture looks like."""
     digest = hashlib.sha256()
     for layer in source.layers:
-        for part in (layer.providerType() if hasattr(layer, "providerType") else "", layer.source(), _content(layer)):
+        for part in (*_address(layer), _content(layer, folder)):
             digest.update(f"{part}\n".encode())
         digest.update(_style(layer).encode())
     wkt = source.crs.toWkt(QgsCoordinateReferenceSystem.WKT_PREFERRED)
@@ -466,7 +482,11 @@ def _parts(node: QDomNode) -> Iterator[str]:
     yield "/"
 
 
-def _content(layer: QgsMapLayer) -> str:
+def _address(layer: QgsMapLayer) -> tuple[str, str]:
+    return layer.providerType() if hasattr(layer, "providerType") else "", layer.source()
+
+
+def _content(layer: QgsMapLayer, folder: Path) -> str:
     """What tells one content of a layer's source from another, as far as it is known."""
     provider = layer.dataProvider()
     if provider is None:  # vector tiles
@@ -477,5 +497,17 @@ def _content(layer: QgsMapLayer) -> str:
         with suppress(OSError):
             state = Path(path).stat()
             return f"{state.st_size} {state.st_mtime_ns}"
-    is_online = provider.name() in ("wms", "wcs", "WFS", "arcgismapserver", "vectortile", "xyzvectortiles")
-    return "" if is_online else f"{layer.id()} {_SESSION}"
+    if not _is_online(layer):
+        return f"{layer.id()} {_SESSION}"
+    note = _reload_note(layer, folder)
+    return note.read_text(encoding="ascii") if note.exists() else ""
+
+
+def _is_online(layer: QgsMapLayer) -> bool:
+    provider = layer.dataProvider()
+    return provider is not None and provider.name() in _ONLINE
+
+
+def _reload_note(layer: QgsMapLayer, folder: Path) -> Path:
+    """The file that is another one after each reload of an online layer."""
+    return folder / f"{hashlib.sha256(repr(_address(layer)).encode()).hexdigest()[:32]}.reload"

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qgis.core import QgsGeometry, QgsMapLayer, QgsPointXY, QgsProject, QgsRectangle
+from qgis.core import (
+    QgsGeometry,
+    QgsMapLayer,
+    QgsPointXY,
+    QgsProject,
+    QgsRasterDataProvider,
+    QgsRasterLayer,
+    QgsRectangle,
+)
 from qgis.gui import QgsMapCanvas
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 
 from ..processing.algorithms.raster_source import RasterSource
@@ -20,6 +29,7 @@ from .rendered_source import (
     Look,
     layer_source,
     map_source,
+    note_reload,
     read_layer_source,
     rendered_folder,
 )
@@ -94,6 +104,11 @@ class SceneControl(QObject):
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
         self._settle.timeout.connect(self._encode_view)
+        # QGIS reloads all layers of the map in one go.
+        self._reload = QTimer(self)
+        self._reload.setSingleShot(True)
+        self._reload.timeout.connect(self._on_reloaded)
+        self._providers: list[QgsRasterDataProvider] = []
         self._resume = QTimer(self)
         self._resume.setSingleShot(True)
         self._resume.setInterval(_RESUME_MS)
@@ -149,6 +164,7 @@ class SceneControl(QObject):
         self._canvas.destinationCrsChanged.disconnect(self._settle.start)
         self._settle.stop()
         self._follow(None)
+        self._reload.stop()
         self._drop_renderer()
 
     def choose_layer(self, layer: QgsMapLayer | None, look: Look | None = None) -> None:
@@ -249,6 +265,10 @@ class SceneControl(QObject):
                 layer.crsChanged.disconnect(self._on_layer_altered)
                 layer.dataSourceChanged.disconnect(self._on_layer_altered)
                 layer.styleChanged.disconnect(self._on_style_changed)
+        for provider in self._providers:
+            if not sip.isdeleted(provider):  # another data source brings another one
+                provider.dataChanged.disconnect(self._reload.start)
+        self._providers = []
         self._source = source
         self.mapping = None
         if source is not None:
@@ -257,6 +277,10 @@ class SceneControl(QObject):
                 layer.crsChanged.connect(self._on_layer_altered)
                 layer.dataSourceChanged.connect(self._on_layer_altered)
                 layer.styleChanged.connect(self._on_style_changed)
+                if isinstance(layer, QgsRasterLayer):
+                    # The layer itself keeps quiet about a reload. Vector layers say this at every edit.
+                    self._providers.append(layer.dataProvider())
+                    layer.dataProvider().dataChanged.connect(self._reload.start)
 
     def _new_spec(self, source: LayerSource) -> SceneSpec:
         """What to open, with somebody who draws it where it is no file. Raises `RasterError`, `CoordinateError`."""
@@ -309,6 +333,16 @@ class SceneControl(QObject):
         keys = [None if one.blocks is None else one.blocks.key for one in (raster, before)]
         if keys[0] != keys[1] or (raster.blocks is None and raster != before):
             self.reset()
+
+    def _on_reloaded(self) -> None:
+        """Draw online layers anew that the user reloads: QGIS may show something else of them today."""
+        if self._source is None or not self._source.is_drawn:
+            return
+        try:
+            note_reload(self._source, folder=rendered_folder(read_settings().cache_folder))
+        except RasterError as error:
+            self.notified.emit(str(error))
+        self._on_style_changed()
 
     def _on_layers_going(self, layer_ids: list[str]) -> None:
         if self._source is None or not any(layer.id() in layer_ids for layer in self._source.layers):

@@ -36,6 +36,7 @@ from segadapt.plugin.rendered_source import (
     Look,
     layer_source,
     map_source,
+    note_reload,
     offered_looks,
     read_layer_source,
     snapped_scale,
@@ -448,6 +449,69 @@ def test_dead_tiles_are_one_sentence_and_the_raster_stays(drawn_gui: Any, tiles:
     gui.wait_for(lambda: gui.notices)
     assert "check the connection" in gui.notices[0]
     assert gui.controller.scene.is_ready
+
+
+def test_reloaded_tiles_are_drawn_anew_in_later_sessions_too(tiles: Any, server: TileServer, draw: Any) -> None:
+    first = draw(layer_source(tiles))
+    first.read(PLACE)
+    folder = first.grid.folder.parent
+    note_reload(layer_source(tiles), folder=folder)
+    second = draw(layer_source(tiles))
+    assert second.reader.identity != first.reader.identity  # embeddings are those of the new picture
+    second.read(PLACE)
+    assert second.fetched == first.fetched
+    again = draw(layer_source(QgsRasterLayer(server.uri, "by another name", "wms")))
+    again.read(PLACE)
+    assert again.reader.identity == second.reader.identity
+    assert again.fetched == []
+
+
+def test_a_reload_leaves_what_is_no_online_layer(raster_layer: Any, red_square: Any, tmp_path: Path) -> None:
+    for layer in (raster_layer, red_square):
+        note_reload(layer_source(layer, Look.RENDERED), folder=tmp_path / "rendered")
+    assert not (tmp_path / "rendered").exists()
+    (tmp_path / "rendered").touch()  # no folder can be made there
+    with pytest.raises(RasterError, match="choose another cache folder"):
+        note_reload(
+            layer_source(QgsRasterLayer("type=xyz&url=http://127.0.0.1:9/{z}/{x}/{y}.png", "dead", "wms")),
+            folder=tmp_path / "rendered",
+        )
+
+
+@pytest.mark.parametrize("is_map", [False, True])
+def test_refreshing_the_map_opens_its_tiles_again(drawn_gui: Any, tiles: Any, is_map: bool) -> None:
+    gui = drawn_gui
+    scene = gui.controller.scene
+    if is_map:
+        scene.choose_map()
+        gui.controller.activate_tool(True)
+    else:
+        gui.dock.raster_combo.setLayer(tiles)
+    gui.wait_for(lambda: "is encoded" in gui.status)
+    key = scene._spec.source.blocks.key
+    tiles.triggerRepaint()  # as QGIS does for many a reason
+    QTest.qWait(50)
+    assert scene._spec.source.blocks.key == key
+    n_embedded = gui.engine.n_embedded
+    gui.canvas.refreshAllLayers()
+    gui.wait_for(lambda: scene._spec is not None and scene._spec.source.blocks.key != key)
+    gui.wait_for(lambda: "is encoded" in gui.status)
+    assert gui.engine.n_embedded > n_embedded
+    key = scene._spec.source.blocks.key
+    QTest.qWait(300)
+    assert scene._spec.source.blocks.key == key  # drawing is no reload
+    assert gui.notices == []
+
+
+def test_refreshing_the_map_leaves_a_file_open(gui: Any) -> None:
+    scene = gui.controller.scene
+    for n_opened, look in enumerate((Look.FILE, Look.BANDS, Look.RENDERED), 1):
+        scene.choose_layer(gui.layer, look)
+        gui.controller.activate_tool(True)
+        gui.wait_for(lambda: scene.is_ready)
+        gui.canvas.refreshAllLayers()
+        QTest.qWait(50)
+        assert gui.backend.calls.count("open") == n_opened
 
 
 def test_another_style_of_a_drawn_layer_opens_it_again(gui: Any) -> None:
