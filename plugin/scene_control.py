@@ -20,11 +20,11 @@ from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 from ..processing.algorithms.raster_source import RasterSource
 from ..processing.algorithms.settings import read_settings
 from ..processing.errors import RasterError
+from .block_renderer import BlockRenderer
 from .crs import CanvasToRaster, CoordinateError
 from .engine_worker import EngineWorker
 from .exchange import Bounds, Coverage, Failure, Point, SceneInfo, SceneSpec
 from .rendered_source import (
-    BlockRenderer,
     LayerSource,
     Look,
     layer_source,

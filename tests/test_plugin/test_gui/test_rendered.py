@@ -31,8 +31,8 @@ from qgis.core import (
 from qgis.PyQt.QtCore import QObject, QSize
 from qgis.PyQt.QtTest import QTest
 from segadapt.models.errors import Cancelled
+from segadapt.plugin.block_renderer import BlockRenderer
 from segadapt.plugin.rendered_source import (
-    BlockRenderer,
     Look,
     layer_source,
     map_source,
@@ -215,7 +215,7 @@ def test_a_block_is_drawn_once_also_by_the_next_session(tiles: Any, server: Tile
 def test_tiles_that_fail_are_a_sentence_and_can_be_tried_again(
     tiles: Any, server: TileServer, draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segadapt.plugin.rendered_source._RETRY_S", 0.0)
+    monkeypatch.setattr("segadapt.plugin.block_renderer._RETRY_S", 0.0)
     server.fail.touch()
     drawn = draw(layer_source(tiles))
     with pytest.raises(RasterError, match=r"'tiles' cannot be drawn here \(.*\); check the connection"):
