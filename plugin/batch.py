@@ -11,6 +11,7 @@ from qgis.PyQt.QtCore import QObject, pyqtSignal
 from .crs import CoordinateError
 from .exchange import Bounds, Point
 from .polygon_picker import flat_geometry
+from .session import FOREGROUND, Session
 
 # A polygon that fills so much of its bounds was drawn as a rectangle.
 _RECTANGLE_FILL = 0.999
@@ -24,6 +25,18 @@ class Seed:
     lines_map: tuple[tuple[Point, ...], ...] = ()
     box_map: Bounds | None = None
     outline_wkb: bytes = b""
+
+    def enter(self, session: Session) -> None:
+        """Begin an object with these prompts."""
+        session.drop()
+        if self.points_map:
+            session.add_points(self.points_map, labels=[FOREGROUND] * len(self.points_map))
+        elif self.lines_map:
+            session.add_scribbles(self.lines_map, is_foreground=True)
+        elif self.box_map is not None:
+            session.set_box(self.box_map)
+        else:
+            session.set_outline(self.outline_wkb)
 
 
 def seed_of(geometry: QgsGeometry) -> Seed | None:

@@ -39,8 +39,8 @@ class EditControl(QObject):
         super().__init__(parent)
         self._canvas, self._prompts, self._target, self._classes = canvas, prompts, target, classes
         self._first_of_merge: int | None = None
-        prompts.line_drawn.connect(self._on_line_drawn)
-        prompts.polygon_clicked.connect(self._on_polygon_clicked)
+        prompts.gestures.line_drawn.connect(self._on_line_drawn)
+        prompts.gestures.polygon_clicked.connect(self._on_polygon_clicked)
         prompts.tool.mode_changed.connect(self._on_mode_changed)
         actions.add(
             "set_class",

@@ -449,7 +449,7 @@ class Taker:
 def test_clicks_and_scribbles_go_to_who_wants_them(gui: Any, at: Any) -> None:
     gui.start()
     taker = Taker()
-    gui.prompts.add_click_taker(taker, hint="Paint the map.")
+    gui.prompts.click_takers.add(taker, hint="Paint the map.")
     gui.move(at(300, 400))
     gui.wait_for(lambda: gui.dock.hint_label.text() == "Paint the map.")
     gui.click(at(300, 400))

@@ -1,0 +1,93 @@
+"""The object in hand as the layer gets it: its mask as the shape options want it, stored or given to a feature."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qgis.core import QgsCoordinateReferenceSystem, QgsGeometry, QgsProject, QgsVectorLayer
+
+from .classes import Classes
+from .crs import geometry_from_wkb
+from .editing import set_outline
+from .exchange import Answer
+from .feature_sink import SinkError
+from .scene_control import SceneControl
+from .session import FeatureRef, Session
+from .shaping import ShapeOptions, shaped
+from .target import TargetChoice
+
+
+class ShapedObject:
+    """Shapes the answer of the session, once for all who draw and store it, and knows how long the object took."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        scene: SceneControl,
+        target: TargetChoice,
+        classes: Classes,
+        shape_options: Callable[[], ShapeOptions],
+    ) -> None:
+        self._session, self._scene, self._target, self._classes = session, scene, target, classes
+        self._shape_options = shape_options
+        self._started_s = 0.0
+        self._shaped_from: tuple[object, ...] = ()
+        self._shaped = QgsGeometry()
+
+    def start_clock(self) -> None:
+        """Count the seconds of the object from now on."""
+        self._started_s = time.monotonic()
+
+    def forget_neighbours(self) -> None:
+        """Shape anew: other neighbours make another outline."""
+        self._shaped_from = ()
+
+    def outline(self) -> QgsGeometry | None:
+        """The mask as the shape options want it, in the raster's CRS; None without a mask. Raises nothing."""
+        answer, mapping = self._session.shown_answer, self._scene.mapping
+        if answer is None or not answer.wkb or mapping is None:
+            return None
+        options, layer, source = self._shape_options(), self._target.layer(), self._session.step.source
+        key = (answer.wkb, options, layer, source)
+        if key != self._shaped_from:
+            geometry = geometry_from_wkb(answer.wkb)
+            neighbours = self._neighbours(geometry, mapping.raster_crs)
+            self._shaped = shaped(geometry, mapping.raster_crs, options, neighbours=neighbours)
+            self._shaped_from = key
+        return QgsGeometry(self._shaped)
+
+    def store(self, answer: Answer, outline: QgsGeometry) -> QgsVectorLayer:
+        """Add the object to the target layer, or correct the feature that it was begun with; return the layer.
+
+        A corrected feature keeps its other attributes. Raises `SinkError` and `CoordinateError`.
+        """
+        source = self._session.step.source
+        if source is not None:
+            return self._correct(source, outline)
+        class_name = self._classes.current
+        return self._target.accept(
+            answer,
+            class_name=class_name,
+            colour=self._classes.colour(class_name),
+            geometry=outline,
+            n_clicks=self._session.step.n_prompts,
+            seconds=time.monotonic() - self._started_s,
+            on_top=self._shape_options().new_on_top,
+        )
+
+    def _correct(self, source: FeatureRef, outline: QgsGeometry) -> QgsVectorLayer:
+        layer_id, feature_id = source
+        layer, mapping = QgsProject.instance().mapLayer(layer_id), self._scene.mapping
+        if not isinstance(layer, QgsVectorLayer) or mapping is None:
+            raise SinkError("The layer of this polygon is not in the project any more; Esc drops the outline.")
+        self._target.history.push(set_outline(layer, feature_id, outline, crs=mapping.raster_crs, values={}))
+        return layer
+
+    def _neighbours(self, geometry: QgsGeometry, crs: QgsCoordinateReferenceSystem) -> list[QgsGeometry]:
+        options, layer, source = self._shape_options(), self._target.layer(), self._session.step.source
+        if layer is None or not (options.no_overlaps or options.snap_m):
+            return []
+        but = source[1] if source is not None and source[0] == layer.id() else None
+        return self._target.neighbours(geometry, crs, within_m=options.snap_m, but=but)
