@@ -3,66 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 
-from qgis.core import QgsFeature, QgsFeatureRequest, QgsGeometry, QgsPointXY, QgsVectorLayer
+from qgis.core import QgsGeometry, QgsPointXY
 from qgis.gui import QgsMapCanvas
-from qgis.PyQt.QtCore import QEvent, QObject, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .classes import Classes
-from .crs import CoordinateError, geometry_from_wkb, transformed
+from .crs import CoordinateError, geometry_from_wkb
 from .engine_worker import EngineWorker
 from .exchange import Answer, Failure, Point, Task
 from .feature_sink import SinkError
+from .review_keys import ReviewKeys
 from .scene_control import SceneControl
+from .similar_examples import MOST_EXAMPLES, SimilarExamples
 from .similar_panel import CandidateOverlay, SimilarPanel
-from .similar_tasks import Found, LearnAnswers, Search, SearchHandle
+from .similar_review import Review, is_known
+from .similar_tasks import Found, LearnAnswers, Search
 from .target import TargetChoice
 
-# More examples say little more, and each costs a window to encode.
-_MOST_EXAMPLES = 20
 # Redrawing thousands of outlines for each candidate that comes in would keep the GUI busy.
 _REDRAW_MS = 150
-# What overlaps an object that is known already by more than this is that object.
-_SAME_OBJECT_IOU = 0.5
-# A candidate is in sight where it lies in this much of the view.
-_SIGHT = 0.8
-# An object that is larger than the view is shown with this much around it.
-_SURROUNDINGS = 3.0
-_KEYS = {Qt.Key.Key_A: "accept", Qt.Key.Key_R: "reject", Qt.Key.Key_Escape: "leave"}
-
-
-@dataclass(eq=False)
-class Review:
-    """The candidates of one search, in the order of their finding, and what was said of them."""
-
-    class_name: str
-    handle: SearchHandle = field(default_factory=SearchHandle)
-    candidates: dict[int, Found] = field(default_factory=dict)
-    geometries: dict[int, QgsGeometry] = field(default_factory=dict)
-    """Outlines in the raster's CRS."""
-    probabilities: dict[int, float] = field(default_factory=dict)
-    accepted: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
-
-    def add(self, found: Found) -> None:
-        """Take in a candidate."""
-        self.candidates[found.number], self.geometries[found.number] = found, geometry_from_wkb(found.wkb)
-        self.probabilities[found.number] = found.probability
-
-    def queue(self) -> list[int]:
-        """Numbers of the candidates that nothing was said of, the likeliest first."""
-        answered = {*self.accepted, *self.rejected}
-        open_ones = [number for number in self.candidates if number not in answered]
-        return sorted(open_ones, key=lambda number: (-self.probabilities[number], number))
-
-    def above(self, probability: float) -> list[int]:
-        """Numbers of the open candidates that are at least that likely, the likeliest first."""
-        return [number for number in self.queue() if self.probabilities[number] >= probability]
 
 
 class SimilarControl(QObject):
@@ -99,7 +64,8 @@ class SimilarControl(QObject):
         self.review: Review | None = None
         self.current: int | None = None
         self._is_reviewing = False
-        self._examples: list[tuple[bytes, str]] = []
+        self._examples = SimilarExamples(scene=scene, target=target)
+        self._keys = ReviewKeys(canvas, self)
         self._known: list[QgsGeometry] = []
         self._task: Search | None = None
         self._learning: LearnAnswers | None = None
@@ -115,8 +81,7 @@ class SimilarControl(QObject):
     def dispose(self) -> None:
         """Leave the canvas, and the worker to its owner."""
         self._is_reviewing = False
-        self._canvas.removeEventFilter(self)
-        self._canvas.mapToolSet.disconnect(self._on_tool_set)
+        self._keys.dispose()
         self._canvas.destinationCrsChanged.disconnect(self._draw)
         self._canvas.destinationCrsChanged.disconnect(self._draw_examples)
         self._redraw.stop()
@@ -135,7 +100,7 @@ class SimilarControl(QObject):
 
     def add_example(self, wkb: bytes, class_name: str = "", _answer: Answer | None = None) -> None:
         """Take an outline (WKB, raster's CRS) as example; the signature is that of `exemplar_chosen`."""
-        self._examples.append((bytes(wkb), class_name))
+        self._examples.add(wkb, class_name)
         self._draw_examples()
         self._show()
 
@@ -154,7 +119,7 @@ class SimilarControl(QObject):
             self.notified.emit("The raster is not open yet; choose one and wait until its view is encoded.")
             return
         try:
-            examples, class_name = self._chosen_examples()
+            examples, class_name = self._examples.newest(self._classes.current if self._classes is not None else "")
             bounds_map = self._scene.mapping.view() if self._is_view_only() else None
         except CoordinateError as error:
             self.notified.emit(str(error))
@@ -195,7 +160,7 @@ class SimilarControl(QObject):
         """Leave the review: the search goes on, candidates and answers are kept until the next search."""
         self._is_reviewing = False
         self._accepting.clear()
-        self._canvas.removeEventFilter(self)
+        self._keys.set_on(False)
         self.current = None
         self._draw()
 
@@ -215,7 +180,7 @@ class SimilarControl(QObject):
         if review is None:
             return
         place = QgsGeometry.fromPointXY(QgsPointXY(*point_raster))
-        under = [number for number in review.queue() if review.geometries[number].intersects(place)]
+        under = review.under(place)
         if not under:
             self.notified.emit("No candidate is there; click inside one, or leave the review with Esc.")
             return
@@ -230,47 +195,19 @@ class SimilarControl(QObject):
         for point in points_raster:
             review = self.review
             place = QgsGeometry.fromPointXY(QgsPointXY(*point))
-            if review is not None and any(review.geometries[n].intersects(place) for n in review.queue()):
+            if review is not None and review.under(place):
                 self.click(point, is_foreground)
 
-    def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
-        """Claim A, R and Esc while the review lasts."""
-        if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.ShortcutOverride) or event.modifiers():
-            return False
-        name = _KEYS.get(event.key())
-        if name is None or not self._is_reviewing:
-            return False
-        if event.type() == QEvent.Type.ShortcutOverride:
-            event.accept()
-        elif name == "leave":
-            self.leave()
-        elif not event.isAutoRepeat():
-            (self.accept if name == "accept" else self.reject)()
-        return True
-
     def _add_actions(self, actions: Actions) -> None:
-        actions.add(
-            "find_similar",
-            "Find similar",
-            self.start,
-            tip="Look for objects like the accepted ones, or come back to the review",
-            shortcut="F",
-            group="Find similar",
-            icon="findsimilar",
-        )
-        review: tuple[tuple[str, str, Callable[[], None], str, str], ...] = (
-            (
-                "accept_candidate",
-                "Accept candidate",
-                self.accept,
-                "Add the candidate in white to the target layer",
-                "A",
-            ),
-            ("reject_candidate", "Reject candidate", self.reject, "The candidate in white is none; learn from it", "R"),
-            ("accept_all", "Accept all likely ones", self.accept_all, "Accept all candidates above the slider", ""),
-        )
-        for key, text, slot, tip, shortcut in review:
-            actions.add(key, text, slot, tip=tip, shortcut=shortcut, group="Find similar")
+        add = partial(actions.add, group="Find similar")
+        tip = "Look for objects like the accepted ones, or come back to the review"
+        add("find_similar", "Find similar", self.start, tip=tip, shortcut="F", icon="findsimilar")
+        tip = "Add the candidate in white to the target layer"
+        add("accept_candidate", "Accept candidate", self.accept, tip=tip, shortcut="A")
+        tip = "The candidate in white is none; learn from it"
+        add("reject_candidate", "Reject candidate", self.reject, tip=tip, shortcut="R")
+        tip = "Accept all candidates above the slider"
+        add("accept_all", "Accept all likely ones", self.accept_all, tip=tip)
 
     def _connect(self) -> None:
         panel = self.panel
@@ -285,25 +222,14 @@ class SimilarControl(QObject):
         self._redraw.timeout.connect(self._draw)
         self._canvas.destinationCrsChanged.connect(self._draw)
         self._canvas.destinationCrsChanged.connect(self._draw_examples)
-        self._canvas.mapToolSet.connect(self._on_tool_set)
+        self._keys.accept_wanted.connect(self.accept)
+        self._keys.reject_wanted.connect(self.reject)
+        self._keys.leave_wanted.connect(self.leave)
         self._scene.changed.connect(self._forget_all)
         self._worker.worked.connect(self._on_worked)
         self._worker.done.connect(self._on_done)
         self._worker.task_progressed.connect(self._on_progressed)
         self._worker.failed.connect(self._on_failed)
-
-    def _chosen_examples(self) -> tuple[list[bytes], str]:
-        """Outlines (WKB, raster's CRS) and their class: those chosen with X, else those of the target layer."""
-        if self._examples:
-            return [wkb for wkb, _ in self._examples[-_MOST_EXAMPLES:]], self._examples[-1][1]
-        layer, class_name = self._target.layer(), self._classes.current if self._classes is not None else ""
-        if layer is None or self._scene.mapping is None:
-            return [], class_name
-        newest = _features_of_class(layer, class_name)[-_MOST_EXAMPLES:]
-        crs = self._scene.mapping.raster_crs
-        found = [transformed(feature.geometry(), layer.crs(), destination=crs) for feature in newest]
-        extent = QgsGeometry.fromRect(self._scene.extent)
-        return [bytes(geometry.asWkb()) for geometry in found if geometry.intersects(extent)], class_name
 
     def _is_view_only(self) -> bool:
         """Whether to look in this view only: as wanted, and always on a map that is drawn, which has no end."""
@@ -314,24 +240,14 @@ class SimilarControl(QObject):
         """What was rejected in the review before, if that was of the same class: no search offers it again."""
         if self.review is None or self.review.class_name != class_name:
             return ()
-        return tuple(self.review.candidates[number].wkb for number in self.review.rejected[-_MOST_EXAMPLES:])
+        return tuple(self.review.candidates[number].wkb for number in self.review.rejected[-MOST_EXAMPLES:])
 
     def _begin_review(self) -> None:
         self._is_reviewing = True
-        self._claim_keys()
+        self._keys.set_on(True)
         self._canvas.setFocus()
         self._next()
         self._draw()
-
-    def _claim_keys(self) -> None:
-        # The filter that was installed last is asked first: before the tool, to which Esc means something else.
-        self._canvas.removeEventFilter(self)
-        if self._is_reviewing:
-            self._canvas.installEventFilter(self)
-
-    def _on_tool_set(self, *_tools: object) -> None:
-        # The canvas tells of a tool before it activates it, and activating installs the tool's filter.
-        QTimer.singleShot(0, self._claim_keys)
 
     def _go_on(self) -> None:
         """After an answer: learn from all of them, and go to the next candidate."""
@@ -353,24 +269,10 @@ class SimilarControl(QObject):
             if queue:
                 self.current = queue[0]
                 self._asked_s = time.monotonic()
-                self._look_at(self.review.geometries[self.current])
-
-    def _look_at(self, geometry: QgsGeometry) -> None:
-        try:
-            bounds = self._on_canvas(geometry).boundingBox()
-        except CoordinateError as error:
-            self.notified.emit(str(error))
-            return
-        view = self._canvas.extent()
-        if max(bounds.width() / view.width(), bounds.height() / view.height()) > _SIGHT:
-            bounds.scale(_SURROUNDINGS)
-            self._canvas.setExtent(bounds)
-        else:
-            view.scale(_SIGHT)
-            if view.contains(bounds):
-                return
-            self._canvas.setCenter(bounds.center())
-        self._canvas.refresh()
+                try:
+                    self.overlay.look_at(self._on_canvas(self.review.geometries[self.current]).boundingBox())
+                except CoordinateError as error:
+                    self.notified.emit(str(error))
 
     def _store(self, number: int) -> bool:
         """Put a candidate into the target layer. Return False, and say why, where that cannot be."""
@@ -438,7 +340,7 @@ class SimilarControl(QObject):
         """Whether an outline (raster's CRS) is that of an example, of a rejected object, or in the target layer."""
         crs = None if self._scene.mapping is None else self._scene.mapping.raster_crs
         stored = [] if crs is None else self._target.neighbours(geometry, crs)
-        return any(_iou(geometry, other) > _SAME_OBJECT_IOU for other in (*self._known, *stored))
+        return is_known(geometry, (*self._known, *stored))
 
     def _on_done(self, task: Task) -> None:
         if task is self._task:
@@ -464,79 +366,29 @@ class SimilarControl(QObject):
 
     def _draw_examples(self) -> None:
         geometries = []
-        for wkb, _ in self._examples:
+        for outline in self._examples.outlines():
             try:
-                geometries.append(self._on_canvas(geometry_from_wkb(wkb)))
+                geometries.append(self._on_canvas(outline))
             except CoordinateError:
                 continue  # not on this map; the search finds it in the raster
         self.overlay.show_examples(geometries)
 
     def _draw(self) -> None:
-        review = self.review
-        if review is None or not self._is_reviewing:
-            self.overlay.show([])
-            self.overlay.show_current(None)
-        else:
-            try:
-                self.overlay.show(
-                    (self._on_canvas(review.geometries[n]), review.probabilities[n]) for n in review.queue()
-                )
-                current = None if self.current is None else self._on_canvas(review.geometries[self.current])
-                self.overlay.show_current(current)
-            except CoordinateError as error:
-                self.notified.emit(str(error))
+        review = self.review if self._is_reviewing else None
+        try:
+            self.overlay.show_review(review, current=self.current, to_canvas=self._on_canvas)
+        except CoordinateError as error:
+            self.notified.emit(str(error))
         self._show()
 
     def _show(self) -> None:
         """Bring the page up to date."""
-        panel, review = self.panel, self.review
-        if self._examples:
-            count = "1 example" if self.n_examples == 1 else f"{self.n_examples} examples"
-            panel.example_label.setText(f"{count} chosen with X.")
-        else:
-            panel.example_label.setText("Examples: the accepted objects of the class, or what you choose with X.")
-        panel.forget_button.setEnabled(bool(self._examples))
-        panel.stop_button.setEnabled(self._task is not None)
-        panel.progress_bar.setVisible(self._task is not None)
-        has_current = self._is_reviewing and self.current is not None
-        for button in (panel.accept_button, panel.reject_button):
-            button.setEnabled(has_current)
-        panel.leave_button.setEnabled(self._is_reviewing)
-        n_above = 0 if review is None else len(review.above(panel.above))
-        panel.accept_all_button.setText(f"Accept all from {panel.above:.2f} ({n_above})")
-        panel.accept_all_button.setEnabled(n_above > 0 and not self._accepting)
-        panel.status_label.setText(self._status())
+        self.panel.show_state(
+            self.review,
+            current=self.current if self._is_reviewing else None,
+            n_examples=self.n_examples,
+            is_reviewing=self._is_reviewing,
+            is_searching=self._task is not None,
+            is_accepting=bool(self._accepting),
+        )
         self.changed.emit()
-
-    def _status(self) -> str:
-        review = self.review
-        if review is None:
-            return ""
-        n_open = len(review.queue())
-        counts = f"{n_open} to review, {len(review.accepted)} accepted, {len(review.rejected)} rejected"
-        if self._is_reviewing and self.current is not None:
-            found = review.candidates[self.current]
-            return (
-                f"Probability {review.probabilities[self.current]:.2f} · score {found.score:.2f} · "
-                f"{found.area_m2:,.0f} m² · {counts}."
-            )
-        if self._task is not None:
-            return f"Looking for similar objects · {counts}."
-        return f"{counts}." if n_open or not review.candidates else f"All reviewed: {counts}."
-
-
-def _iou(first: QgsGeometry, second: QgsGeometry) -> float:
-    if not first.boundingBoxIntersects(second):
-        return 0.0
-    common = first.intersection(second).area()
-    return float(common / max(first.area() + second.area() - common, 1e-12))
-
-
-def _features_of_class(layer: QgsVectorLayer, class_name: str) -> list[QgsFeature]:
-    """Features of a class in the order of their ids; all of them for no class or in a layer without classes."""
-    index = layer.fields().lookupField("class")
-    features = sorted(layer.getFeatures(QgsFeatureRequest()), key=lambda feature: feature.id())
-    with_outline = [feature for feature in features if feature.hasGeometry()]
-    if not class_name or index < 0:
-        return with_outline
-    return [feature for feature in with_outline if feature[index] == class_name]

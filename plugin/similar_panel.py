@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from qgis.core import QgsGeometry, QgsWkbTypes
+from qgis.core import QgsGeometry, QgsRectangle, QgsWkbTypes
 from qgis.gui import QgsMapCanvas, QgsRubberBand
 from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QSlider, QVBoxLayout, QWidget
 
+from .similar_review import Review
+
 # Viridis in five steps, from unlikely to likely: told apart without colour vision, by brightness.
 _COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 _FILL_ALPHA = 70
+# A candidate is in sight where it lies in this much of the view.
+_SIGHT = 0.8
+# An object that is larger than the view is shown with this much around it.
+_SURROUNDINGS = 3.0
 
 
 class CandidateOverlay:
     """Candidates on the canvas, coloured by probability, the one that is asked about in white; examples dashed.
 
-    All geometries are in the CRS of the canvas. One rubber band per colour: a thousand bands of one polygon each
+    One rubber band per colour: a thousand bands of one polygon each
     would slow down every repaint.
     """
 
@@ -28,20 +34,38 @@ class CandidateOverlay:
         self._examples = _band(canvas, QColor("#ffd400"), width_px=2, style=Qt.PenStyle.DashLine, alpha=0)
         self._current = _band(canvas, QColor("white"), width_px=4, alpha=0)
 
-    def show(self, candidates: Iterable[tuple[QgsGeometry, float]]) -> None:
-        """Draw candidates, each with its probability."""
+    def show_review(
+        self, review: Review | None, *, current: int | None, to_canvas: Callable[[QgsGeometry], QgsGeometry]
+    ) -> None:
+        """Draw the open candidates of a review, None for none, and the `current` one. Raises what `to_canvas` does."""
         binned: list[list[QgsGeometry]] = [[] for _ in _COLOURS]
-        for geometry, probability in candidates:
-            binned[min(int(probability * len(_COLOURS)), len(_COLOURS) - 1)].append(geometry)
+        asked = []
+        if review is not None:
+            for number in review.queue():
+                colour = min(int(review.probabilities[number] * len(_COLOURS)), len(_COLOURS) - 1)
+                binned[colour].append(to_canvas(review.geometries[number]))
+            if current is not None:
+                asked.append(to_canvas(review.geometries[current]))
         for band, geometries in zip(self._bands, binned, strict=True):
             _show(band, geometries)
+        _show(self._current, asked)
 
-    def show_current(self, geometry: QgsGeometry | None) -> None:
-        """Draw the one that is asked about, None for none."""
-        _show(self._current, [] if geometry is None else [geometry])
+    def look_at(self, bounds: QgsRectangle) -> None:
+        """Let the canvas show a place (CRS of the canvas) that it does not show, or not well."""
+        view = self._canvas.extent()
+        if max(bounds.width() / view.width(), bounds.height() / view.height()) > _SIGHT:
+            surroundings = QgsRectangle(bounds)
+            surroundings.scale(_SURROUNDINGS)
+            self._canvas.setExtent(surroundings)
+        else:
+            view.scale(_SIGHT)
+            if view.contains(bounds):
+                return
+            self._canvas.setCenter(bounds.center())
+        self._canvas.refresh()
 
     def show_examples(self, geometries: Sequence[QgsGeometry]) -> None:
-        """Draw the examples."""
+        """Draw the examples, in the CRS of the canvas."""
         _show(self._examples, geometries)
 
     @property
@@ -118,6 +142,35 @@ class SimilarPanel(QWidget):
     def above(self) -> float:
         """Least probability of what is accepted at once, 0 to 1."""
         return float(self.above_slider.value() / 100)
+
+    def show_state(
+        self,
+        review: Review | None,
+        *,
+        current: int | None,
+        n_examples: int,
+        is_reviewing: bool,
+        is_searching: bool,
+        is_accepting: bool,
+    ) -> None:
+        """Say how far a review is (None: there is none), and enable what can be done.
+
+        `current`: number of the candidate that is asked about; `n_examples`: those chosen with X.
+        """
+        if n_examples:
+            self.example_label.setText(f"{n_examples} {'example' if n_examples == 1 else 'examples'} chosen with X.")
+        else:
+            self.example_label.setText("Examples: the accepted objects of the class, or what you choose with X.")
+        self.forget_button.setEnabled(n_examples > 0)
+        self.stop_button.setEnabled(is_searching)
+        self.progress_bar.setVisible(is_searching)
+        for button in (self.accept_button, self.reject_button):
+            button.setEnabled(current is not None)
+        self.leave_button.setEnabled(is_reviewing)
+        n_above = 0 if review is None else len(review.above(self.above))
+        self.accept_all_button.setText(f"Accept all from {self.above:.2f} ({n_above})")
+        self.accept_all_button.setEnabled(n_above > 0 and not is_accepting)
+        self.status_label.setText("" if review is None else review.text(current=current, is_searching=is_searching))
 
 
 def _band(

@@ -1,0 +1,61 @@
+"""Of what similar objects are looked for: outlines chosen with X, else the objects of the class in the target layer."""
+
+from __future__ import annotations
+
+from qgis.core import QgsFeature, QgsFeatureRequest, QgsGeometry, QgsVectorLayer
+
+from .crs import geometry_from_wkb, transformed
+from .scene_control import SceneControl
+from .target import TargetChoice
+
+# More examples say little more, and each costs a window to encode.
+MOST_EXAMPLES = 20
+
+
+class SimilarExamples:
+    """Outlines are WKB in the raster's CRS."""
+
+    def __init__(self, *, scene: SceneControl, target: TargetChoice) -> None:
+        self._scene, self._target = scene, target
+        self._chosen: list[tuple[bytes, str]] = []
+
+    def __len__(self) -> int:
+        """Return how many were chosen with X."""
+        return len(self._chosen)
+
+    def add(self, wkb: bytes, class_name: str) -> None:
+        """Take an outline that was chosen, and its class."""
+        self._chosen.append((bytes(wkb), class_name))
+
+    def clear(self) -> None:
+        """Take back what was chosen."""
+        self._chosen.clear()
+
+    def outlines(self) -> list[QgsGeometry]:
+        """Return what was chosen."""
+        return [geometry_from_wkb(wkb) for wkb, _ in self._chosen]
+
+    def newest(self, class_name: str) -> tuple[list[bytes], str]:
+        """Return the newest examples and their class: those chosen, else objects of `class_name` that are accepted.
+
+        Raises `CoordinateError`.
+        """
+        if self._chosen:
+            return [wkb for wkb, _ in self._chosen[-MOST_EXAMPLES:]], self._chosen[-1][1]
+        layer, mapping = self._target.layer(), self._scene.mapping
+        if layer is None or mapping is None:
+            return [], class_name
+        newest = _features_of_class(layer, class_name)[-MOST_EXAMPLES:]
+        found = [transformed(one.geometry(), layer.crs(), destination=mapping.raster_crs) for one in newest]
+        extent = QgsGeometry.fromRect(self._scene.extent)
+        return [bytes(geometry.asWkb()) for geometry in found if geometry.intersects(extent)], class_name
+
+
+def _features_of_class(layer: QgsVectorLayer, class_name: str) -> list[QgsFeature]:
+    """Features of a class in the order of their ids; all of them for no class or in a layer without classes."""
+    index = layer.fields().lookupField("class")
+    features = sorted(layer.getFeatures(QgsFeatureRequest()), key=lambda feature: feature.id())
+    with_outline = [feature for feature in features if feature.hasGeometry()]
+    if not class_name or index < 0:
+        return with_outline
+    return [feature for feature in with_outline if feature[index] == class_name]
