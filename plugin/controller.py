@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -28,26 +27,21 @@ from .engine_worker import EngineWorker
 from .learning_control import LearningControl
 from .modes import Mode
 from .prompt_control import PromptControl
-from .prompt_tool import Command
-from .qt_compat import QActionGroup
 from .rendered_source import Look, offered_looks
 from .scene_control import SceneControl
-from .settings import COVERAGE, MODE, write_setting
+from .settings import COVERAGE, write_setting
 from .shape_panel import ShapePanel
-from .shaping import ShapeOptions
 from .similar_control import SimilarControl
 from .status import CANCEL_LINK, RETRY_LINK, SETTINGS_LINK, TOOL_LINK, ZOOM_LINK
 from .target import TargetChoice
+from .tool_actions import ToolActions
 
 # The same sentence again within this time tells nothing new.
 _QUIET_S = 5.0
 _ADAPTER_FILES = "Adapter (*.safetensors)"
-# Modes that one goes on with tomorrow; the others are for one occasion.
-_REMEMBERED = (Mode.POINT, Mode.BOX, Mode.SCRIBBLE, Mode.POLYGON, Mode.REFINE)
 _REVIEW_HINT = (
     "Click accepts the candidate there, right click rejects it; A and R answer for the white one, Esc leaves."
 )
-_EDIT_MODES = (Mode.CUT, Mode.MERGE)
 
 
 class StatusBar(Protocol):
@@ -93,8 +87,15 @@ class Controller(QObject):
             actions=self.actions,
             parent=self,
         )
-        self._add_actions()
-        self.prompts.tool.setAction(self.actions["tool"])
+        self._tool_actions = ToolActions(
+            self.actions,
+            prompts=self.prompts,
+            classes=self.classes,
+            shape_panel=self.shape_panel,
+            activate=self.activate_tool,
+            ask_fields=lambda: self.target.ask_fields(dock),
+            parent=self,
+        )
         self.edits = EditControl(
             canvas,
             prompts=self.prompts,
@@ -129,14 +130,13 @@ class Controller(QObject):
         self._connect()
         self._on_model_chosen()
         self.prompts.redraw()
-        self._restore_mode()
+        self._tool_actions.restore_mode()
 
     def start(self, layer: QgsRasterLayer | None) -> None:
         """Begin with a raster layer, None to let the user choose."""
         if layer is not None and self.scene.source is None:
             self._dock.raster_combo.setLayer(layer)
-        if self.scene.source is not None:
-            self.activate_tool(True)
+        self._activate_on_raster()
 
     def activate_tool(self, is_wanted: bool) -> None:
         """Give the canvas our tool, or take it away."""
@@ -146,6 +146,10 @@ class Controller(QObject):
         elif self._canvas.mapTool() is not tool:
             # The same tool again would be deactivated in between, and stop encoding.
             self._canvas.setMapTool(tool)
+
+    def _activate_on_raster(self) -> None:
+        if self.scene.source is not None:
+            self.activate_tool(True)
 
     def dispose(self) -> None:
         """Stop the worker, which frees the engine, and leave canvas, project and dock."""
@@ -171,84 +175,6 @@ class Controller(QObject):
             # A thread object must outlive its thread, or Qt ends the program.
             self.worker.setParent(QCoreApplication.instance())
             self.worker.finished.connect(self.worker.deleteLater)
-
-    def _add_actions(self) -> None:
-        """Make the actions of the tool, in the order of menu and toolbar."""
-        add = self.actions.add
-        add(
-            "tool",
-            "Segment by clicks",
-            self.activate_tool,
-            tip="Let clicks on the map segment objects of the raster",
-            icon="segmentfromprompts",
-            checkable=True,
-        )
-        self._modes = QActionGroup(self)
-        for mode in Mode:
-            name, text, shortcut, tip = mode.value
-            group = "Edit" if mode in _EDIT_MODES else "Prompt"
-            action = add(
-                name,
-                text,
-                lambda is_on, mode=mode: self._on_mode_chosen(mode) if is_on else None,
-                tip=tip,
-                shortcut=shortcut,
-                group=group,
-                icon=name,
-                checkable=True,
-            )
-            self._modes.addAction(action)
-        for key, text, tip, shortcut in (
-            ("accept", "Accept", "Add the mask to the target layer", "Return"),
-            ("undo", "Undo", "Take the newest prompt back, or the newest change of the layer", "Ctrl+Z"),
-            ("redo", "Redo", "Bring the prompt back, or the change of the layer", "Ctrl+Shift+Z"),
-            ("drop", "Drop", "Forget this object; without one, go back to clicks", "Esc"),
-        ):
-            slot = partial(self.prompts.command, Command(key))
-            add(key, text, slot, tip=tip, shortcut=shortcut, icon=key, also=("Ctrl+Y",) if key == "redo" else ())
-        add(
-            "next_mask",
-            "Next mask",
-            self.prompts.next_mask,
-            tip="Take another of the masks that the prompts may mean; the wheel with Alt goes both ways",
-            shortcut="Tab",
-            icon="next_mask",
-        )
-        add(
-            "batch",
-            "Segment selected features",
-            self.prompts.start_batch,
-            tip="Make an object of every selected feature: points, lines, rectangles or polygons",
-            shortcut="Shift+Return",
-            group="Prompt",
-            icon="batch",
-        )
-        add(
-            "no_overlaps",
-            "No overlaps",
-            lambda _is_on: self.shape_panel.toggle_no_overlaps(),
-            tip="Leave to the neighbours in the target layer what they cover",
-            shortcut="O",
-            group="Shape",
-            icon="no_overlaps",
-            checkable=True,
-        )
-        add(
-            "fields",
-            "Fields…",
-            lambda: self.target.ask_fields(self._dock),
-            tip="Choose which field of the target layer gets the class, the score, the area and so on",
-            group="Edit",
-        )
-        for number in range(1, 10):
-            add(
-                f"class_{number}",
-                f"Class {number}",
-                lambda number=number: self._on_class_number(number),
-                tip=f"Choose class {number} of the list",
-                shortcut=str(number),
-                group="Class",
-            )
 
     def _add_help(self) -> None:
         coverage = self.actions.add(
@@ -284,7 +210,6 @@ class Controller(QObject):
         dock.add_page("Class map", self.class_map.panel)
         dock.add_page("Learning", self.learning.panel)
         dock.settings_panel.show_settings(read_settings())
-        self.actions["no_overlaps"].setChecked(self.shape_panel.options.no_overlaps)
 
     def _connect(self) -> None:
         dock, prompts = self._dock, self.prompts
@@ -301,8 +226,8 @@ class Controller(QObject):
         self.class_panel.name_edit.returnPressed.connect(self._canvas.setFocus)
         self.classes.chosen.connect(prompts.redraw)
         self.classes.changed.connect(prompts.redraw)
-        self.classes.changed.connect(self._show_classes)
-        self.shape_panel.changed.connect(self._on_shape_changed)
+        self.shape_panel.changed.connect(lambda _options: prompts.redraw())
+        self._tool_actions.mode_chosen.connect(self._activate_on_raster)
         self.scene.changed.connect(self._on_scene_changed)
         self.scene.status_changed.connect(self._show_status)
         prompts.object_changed.connect(dock.object_label.setText)
@@ -317,12 +242,12 @@ class Controller(QObject):
         self.actions["find_similar"].triggered.connect(lambda _state: self._on_similar_wanted())
         self.actions["class_map"].toggled.connect(self._on_class_map_wanted)
         self.edits.edited.connect(dock.object_label.setText)
-        sources = (self.scene, prompts, self.edits, self.learning, self.class_panel, self.similar, self.class_map)
+        pages = (self.learning, self.class_panel, self.similar, self.class_map)
+        sources = (self.scene, self._tool_actions, prompts, self.edits, *pages)
         for source in (*(part.notified for part in sources), self.target.failed):
             source.connect(self._notify)
         self.target.informed.connect(self._inform)
         self.target.layer_changed.connect(prompts.redraw)
-        self._show_classes()
 
     def _on_similar_wanted(self) -> None:
         self._dock.open_page("Find similar")
@@ -331,8 +256,7 @@ class Controller(QObject):
     def _on_class_map_wanted(self, is_on: bool) -> None:
         if is_on:
             self._dock.open_page("Class map")
-            if self.scene.source is not None:
-                self.activate_tool(True)
+            self._activate_on_raster()
         self.prompts.redraw()
 
     def show_cheat_sheet(self) -> None:
@@ -345,45 +269,12 @@ class Controller(QObject):
     def _on_cheat_sheet_gone(self) -> None:
         self._cheat_sheet = None
 
-    def _restore_mode(self) -> None:
-        stored = str(QgsSettings().value(f"segadapt/{MODE}", Mode.POINT.value.name))
-        mode = next((mode for mode in _REMEMBERED if mode.value.name == stored), Mode.POINT)
-        self.prompts.tool.set_mode(mode)
-        self.actions[mode.value.name].setChecked(True)
-        self.prompts.redraw()
-
-    def _on_mode_chosen(self, mode: Mode) -> None:
-        self.prompts.set_mode(mode)
-        # Where the mode did what it is for at once, the one before goes on.
-        self.actions[self.prompts.tool.mode.value.name].setChecked(True)
-        if mode in _REMEMBERED:
-            write_setting(MODE, mode.value.name)
-        if self.scene.source is not None:
-            self.activate_tool(True)
-
-    def _on_class_number(self, number: int) -> None:
-        if not self.classes.choose_number(number):
-            self._notify(f"There is no class {number}; add one in the SegAdapt panel.")
-
-    def _show_classes(self) -> None:
-        """Let the menu say which class a number stands for."""
-        names = self.classes.names()
-        for number in range(1, 10):
-            action = self.actions[f"class_{number}"]
-            action.setText(names[number - 1] if number <= len(names) else f"Class {number}")
-            action.setVisible(number <= max(1, len(names)))
-
-    def _on_shape_changed(self, options: ShapeOptions) -> None:
-        self.actions["no_overlaps"].setChecked(options.no_overlaps)
-        self.prompts.redraw()
-
     def _on_raster_chosen(self, layer: QgsMapLayer | None) -> None:
         if layer is None and self._dock.raster_combo.currentText() == MAP_AS_SHOWN:
             self.scene.choose_map()
         else:
             self.scene.choose_layer(layer)
-        if self.scene.source is not None:
-            self.activate_tool(True)
+        self._activate_on_raster()
 
     def _on_look_chosen(self) -> None:
         if self.scene.layer is not None:
