@@ -1,4 +1,4 @@
-"""Edits of accepted objects: merge, cut, subtract, another class, another outline; each returns one step.
+"""Edits of the layer of objects: a new one, merge, cut, subtract, another class or outline; each returns one step.
 
 Every function takes the target layer, saves as an accept does, and raises `SinkError` (also for what makes no sense, in
 a sentence) or `CoordinateError`; the layer is then as it was. The caller pushes the step to the `EditHistory`
@@ -8,7 +8,7 @@ a sentence) or `CoordinateError`; the layer is then as it was. The caller pushes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qgis.core import (
@@ -20,25 +20,77 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
+from .feature_outlines import NEW, cut_out, fitted, near, new_states, placed, polygons_only, with_geometry
 from .feature_sink import (
     EditStep,
     FeatureChange,
     FeatureState,
     SinkError,
     check_polygons,
-    cut_out,
-    fitted,
-    near,
-    placed,
-    polygons_only,
     state_of,
     states_of,
-    with_geometry,
     write,
 )
 from .field_mapping import attributes_for, field_of
 
 _ADDED_UP = ("clicks", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentedFeature:
+    """An accepted object: multipolygon `wkb` in the raster's CRS and its attributes.
+
+    `area_m2` and `perimeter_m` are ellipsoidal, None without a CRS. `seconds`: from the first prompt to the accept.
+    `date`: ISO 8601 with time and offset from UTC.
+    """
+
+    object_id: str
+    class_name: str
+    wkb: bytes
+    score: float
+    stability: float
+    area_m2: float | None
+    perimeter_m: float | None
+    n_clicks: int
+    seconds: float
+    model: str
+    adapter: str
+    date: str
+
+    def values(self) -> dict[str, Any]:
+        """Values by the public names of the fields, in their order."""
+        return {
+            "object_id": self.object_id,
+            "class": self.class_name,
+            "score": self.score,
+            "stability": self.stability,
+            "area_m2": self.area_m2,
+            "perimeter_m": self.perimeter_m,
+            "clicks": self.n_clicks,
+            "seconds": self.seconds,
+            "model": self.model,
+            "adapter": self.adapter,
+            "date": self.date,
+        }
+
+
+def add_object(
+    layer: QgsVectorLayer, found: SegmentedFeature, *, crs: QgsCoordinateReferenceSystem, on_top: bool = False
+) -> EditStep:
+    """Add an object and save it; a layer of single polygons gets one feature per part, attributes alike.
+
+    `crs` is that of `found.wkb`. `on_top`: the features that it overlaps lose what it covers. Raises `SinkError` and
+    `CoordinateError`; the layer is then as it was.
+    """
+    check_polygons(layer)
+    geometry = QgsGeometry()
+    geometry.fromWkb(found.wkb)
+    geometry = placed(geometry, crs, layer=layer)
+    attributes, problems = attributes_for(layer, found.values())
+    changes = [FeatureChange(None, state) for state in new_states(layer, geometry, attributes)]
+    if on_top:
+        changes = [*cut_out(layer, geometry), *changes]
+    return write(layer, f"accept {found.class_name or 'object'}", changes, note=" ".join(problems))
 
 
 def merge(layer: QgsVectorLayer, feature_ids: Iterable[int]) -> EditStep:
@@ -78,7 +130,7 @@ def cut(layer: QgsVectorLayer, line: QgsGeometry, *, crs: QgsCoordinateReference
         n_cut += 1
         changes += with_geometry(layer, state, first)
         for piece in others:
-            added = with_geometry(layer, replace(state, fid=0), piece)
+            added = with_geometry(layer, replace(state, fid=NEW), piece)
             changes += [FeatureChange(None, change.after) for change in added]
     if not changes:
         raise SinkError("The line crosses no object from side to side; draw it across one.")

@@ -8,13 +8,13 @@ from dataclasses import replace
 from qgis.core import QgsFeature, QgsProject, QgsVectorLayer
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 
+from .feature_outlines import near
 from .feature_sink import (
     EditStep,
     FeatureChange,
     FeatureState,
     SinkError,
     is_same_value,
-    near,
     state_of,
     write,
 )

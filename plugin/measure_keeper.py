@@ -5,7 +5,8 @@ from __future__ import annotations
 from qgis.core import QgsVectorLayer
 from qgis.PyQt.QtCore import QObject
 
-from .feature_sink import OWN_COMMAND, is_same_value, measured
+from .feature_outlines import measured
+from .feature_sink import OWN_COMMAND, is_same_value
 from .field_mapping import attributes_for, field_of
 
 

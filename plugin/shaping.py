@@ -23,7 +23,7 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QTransform
 
-from .feature_sink import polygons_only
+from .feature_outlines import polygons_only
 
 # Below this overlap with the mask, right angles are not what the object has.
 _LEAST_IOU = 0.9

@@ -28,22 +28,14 @@ from .class_style import OWN_LAYER, show_class, show_classes
 from .classes import Classes
 from .crs import CoordinateError, geometry_from_wkb
 from .dock import NEW_GEOPACKAGE, NEW_SCRATCH
-from .editing import rename_class, set_outline
+from .editing import SegmentedFeature, add_object, rename_class, set_outline
 from .exchange import Answer
-from .feature_sink import (
-    EditStep,
-    SegmentedFeature,
-    SinkError,
-    add_object,
-    measured,
-    moved,
-    near,
-    new_geopackage_layer,
-    new_scratch_layer,
-)
+from .feature_outlines import measured, moved, near
+from .feature_sink import EditStep, SinkError
 from .field_mapping import FieldMappingDialog, unstored
 from .history import EditHistory
 from .measure_keeper import MeasureKeeper
+from .target_layers import new_geopackage_layer, new_scratch_layer
 
 AskPath = Callable[[], "Path | None"]
 

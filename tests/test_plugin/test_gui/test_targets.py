@@ -17,15 +17,11 @@ from qgis.core import (
 from qgis.PyQt.QtCore import QVariant
 from segadapt.plugin.crs import CoordinateError, transformed
 from segadapt.plugin.dock import NEW_GEOPACKAGE, NEW_SCRATCH
-from segadapt.plugin.feature_sink import (
-    SegmentedFeature,
-    SinkError,
-    add_object,
-    new_geopackage_layer,
-    new_scratch_layer,
-)
+from segadapt.plugin.editing import SegmentedFeature, add_object
+from segadapt.plugin.feature_sink import SinkError
 from segadapt.plugin.field_mapping import unstored
 from segadapt.plugin.target import AUTOSAVED
+from segadapt.plugin.target_layers import new_geopackage_layer, new_scratch_layer
 
 UTM = QgsCoordinateReferenceSystem("EPSG:32631")
 DEGREES = QgsCoordinateReferenceSystem("EPSG:4326")

@@ -12,8 +12,8 @@ from qgis.PyQt.QtCore import QObject, QVariant
 from qgis.PyQt.QtGui import QColor
 from segadapt.plugin.classes import Classes
 from segadapt.plugin.exchange import Answer
-from segadapt.plugin.feature_sink import new_geopackage_layer
 from segadapt.plugin.target import TargetChoice
+from segadapt.plugin.target_layers import new_geopackage_layer
 from segadapt.processing.algorithms.outputs import accepted_fields
 
 UTM = QgsCoordinateReferenceSystem("EPSG:32631")

@@ -10,7 +10,7 @@ import pytest
 from qgis.core import QgsFeature, QgsField, QgsGeometry, QgsProject, QgsVectorLayer
 from qgis.PyQt.QtCore import QVariant
 from segadapt.plugin import editing
-from segadapt.plugin.feature_sink import measured
+from segadapt.plugin.feature_outlines import measured
 from segadapt.plugin.field_mapping import FieldSource, remember_mapping
 from segadapt.plugin.measure_keeper import MeasureKeeper
 
