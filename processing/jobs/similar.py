@@ -8,50 +8,38 @@ of the kind looked for are refined twice and judged. PerSAM and PerSAM-F remain 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.ndimage import gaussian_filter
-from scipy.special import expit, logit
+from scipy.special import expit
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
-from skimage.feature import peak_local_max
 
 from ...models.backbone import Backbone
-from ...models.masks import stability_score
 from ...models.progress import NullProgress, Progress, raise_if_cancelled
-from ...models.prompts import FOREGROUND, LOW_RES_PX, Prompts
-from ...models.similarity import (
-    CELLS,
-    BoolArray,
-    CentreEstimate,
-    FeatureSpace,
-    FloatArray,
-    Judge,
-    Prototypes,
-    cell_shares,
-    representatives,
-)
+from ...models.similarity import CELLS, CentreEstimate, FeatureSpace, FloatArray, representatives
 from ..errors import JobError
 from ..raster.windows import Bounds, CoreCell, SquareWindow, core_grid
-from .answers import cells_inside, check_window_px, make_answer
+from .answers import check_window_px, make_answer
 from .duplicates import Candidate, PendingObjects, without_duplicates
 from .encode import no_pixels, whole_raster
-from .persam import OneShot, persam_masks, personalise
-from .placed_mask import intersection, touches_inner_side
+from .persam import OneShot, personalise
+from .placed_mask import intersection
 from .scene import Scene
 from .segment import outline_mask
+from .similar_look import Look, LookedMasks
+from .similar_points import points_to_ask
+from .similar_target import GENERAL_JUDGE, Target
 from .similar_windows import (
     Example,
     FeatureReader,
     MaskTraits,
     WindowFeatures,
     extent_px,
-    mask_box,
     mask_traits,
     read_example,
 )
@@ -63,33 +51,6 @@ _SMALLEST_WINDOW_PX, _LARGEST_WINDOW_PX = 256, 8192
 # Windows that tell what the raster looks like on average.
 _SAMPLE_WINDOWS = 9
 _SAME_OBJECT_IOU = 0.5
-# Peaks are looked for where the similarity is at least this far from the raster's mean to that of the examples.
-_PEAK_SHARE = 0.3
-# ... or this many standard deviations above the mean, whichever is less: a single example resembles itself too well.
-_PEAK_DEVIATIONS = 0.4
-# Distance between two points that are asked, in sides of a square of the examples' area.
-_POINT_SPACING = 0.35
-# The similarity is smoothed by this much of such a side, so that it peaks in an object and not on a chimney.
-_SMOOTHING = 0.15
-# Times that a mask is given back to the model.
-_CASCADE = 2
-# Objects per call of the decoder: a click waits for one such call at most, and a GPU is busy with as many.
-_BATCH = 4
-# Log odds below which a mask is not looked at again.
-_HOPELESS = -3.0
-_LEAST_SCORE = 1e-6
-# Above any predicted IoU, so that its shortfall has a logarithm.
-_SCORE_CEILING = 1.02
-# Masks of a first look that overlap more lead to the same object.
-_SAME_LOOK_IOU = 0.7
-# Spread of the logarithms of area and elongation, and of the fill, among objects of one kind, before enough examples
-# tell: half to twice the area and more. It counts as much as this many examples.
-_SPREADS = (0.7, 0.35, 0.12)
-_PRIOR_EXAMPLES = 5
-# Deviations beyond this many standard deviations are equally wrong.
-_LARGEST_DEVIATION = 3.0
-MEASURES = ("score", "stability", "similarity", "contrast", "smaller", "larger", "elongation", "fill", "rejected")
-"""What a candidate is judged by; see `_Target.measures`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,54 +117,6 @@ class SimilarObject:
     similarity: float
     probability: float
     number: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """What is looked for: prototypes, the similarity of the raster at large, and the examples' size and shape."""
-
-    prototypes: Prototypes
-    mean: float
-    deviation: float
-    shape: npt.NDArray[np.float64]  # (3,) means of log area, log elongation, fill
-    spread: npt.NDArray[np.float64]  # (3,)
-
-    def similarity(self, descriptors: FloatArray) -> FloatArray:
-        """Similarity of descriptors (..., C) in standard deviations of the raster above its mean."""
-        found: FloatArray = (self.prototypes.similarity(descriptors) - self.mean) / self.deviation
-        return found
-
-    def measures(self, traits: MaskTraits) -> npt.NDArray[np.float64]:
-        """`MEASURES` of N masks, (N, 9).
-
-        Predicted IoU (its shortfall, logarithmically: 0.98 and 0.96 differ more than 0.6 and 0.5); stability;
-        similarity; how much more similar than what lies around; how much smaller and how much larger than the
-        examples, differently elongated and filled, in squared spreads; likeness to the rejected.
-        """
-        similarity = self.similarity(traits.inside)
-        shapes = np.stack([traits.log_area, traits.log_elongation, traits.fill], axis=1)
-        off = ((shapes - self.shape) / self.spread).clip(-_LARGEST_DEVIATION, _LARGEST_DEVIATION)
-        columns: npt.NDArray[np.float64] = np.stack(
-            [
-                -np.log(_SCORE_CEILING - traits.score),
-                traits.stability,
-                similarity,
-                similarity - self.similarity(traits.around),
-                np.minimum(off[:, 0], 0) ** 2,
-                np.maximum(off[:, 0], 0) ** 2,
-                off[:, 1] ** 2,
-                off[:, 2] ** 2,
-                self.prototypes.resemblance_to_rejected(traits.inside),
-            ],
-            axis=1,
-        ).astype(np.float64)
-        return columns
-
-
-# Began as a logistic regression of masks around peaks (IoU with a building at least 0.5) on two places of the reference
-# data, Kampala and Nairobi at 30 cm, with 1 to 10 examples each; rounded, and the weights of similarity and size raised
-# by hand after trials on Kampala, as was that of the rejected, which no batch knows. Banepa and Zanzibar had no part.
-GENERAL_JUDGE = Judge(np.array([0.6, 3.5, 0.7, 0.4, -0.35, -0.05, -0.15, -0.1, -6.0]), -5.7)
 
 
 class SimilarSearch:
@@ -378,70 +291,41 @@ class SimilarSearch:
             found.append(example.background(self._space, reach_cells=max(2, reach), others=others))
         return np.concatenate(found)
 
-    def _aim(self, accepted: Sequence[MaskTraits], rejected: Sequence[MaskTraits]) -> _Target:
+    def _aim(self, accepted: Sequence[MaskTraits], rejected: Sequence[MaskTraits]) -> Target:
         """The target from the examples and from what was accepted and rejected of the candidates."""
         wanted = MaskTraits.joined([self._example_traits, *accepted])
         refused = [example.descriptor(self._space)[None] for example in self._rejected]
         refused += [traits.inside for traits in rejected]
-        n_channels = wanted.inside.shape[1]
-        prototypes = Prototypes.fit(
-            wanted.inside,
+        return Target.fit(
+            wanted,
+            rejected=np.concatenate(refused) if refused else np.zeros((0, wanted.inside.shape[1]), np.float32),
             background=self._background,
-            rejected=np.concatenate(refused) if refused else np.zeros((0, n_channels), np.float32),
-        )
-        shapes = np.stack([wanted.log_area, wanted.log_elongation, wanted.fill], axis=1)
-        centre = shapes.mean(axis=0)
-        squares = _PRIOR_EXAMPLES * np.square(_SPREADS) + np.square(shapes - centre).sum(axis=0)
-        at_large = prototypes.similarity(self._sample_descriptors)
-        return _Target(
-            prototypes,
-            float(at_large.mean()),
-            float(at_large.std()) + 1e-6,
-            centre,
-            np.sqrt(squares / (_PRIOR_EXAMPLES + len(shapes))),
+            at_large=self._sample_descriptors,
         )
 
     def _find(self, window: SquareWindow, core: Bounds) -> Iterator[list[Candidate] | None]:
         """Candidates of one window whose points lie in `core`, each object once; None before they are all there."""
         seen = self._reader.read(window)
         yield None
-        look = _Look(self.scene, window, self._space.describe(seen.parts), self._target, self.judge)
+        look = Look(self.scene, window, self._space.describe(seen.parts), self._target, self.judge)
         if self._one_shot is None:
-            points_xy = self._points(seen, self._target.similarity(look.descriptors), core)
-            masks = yield from self._looked(look, points_xy)
+            similarity = self._target.similarity(look.descriptors)
+            masks = yield from look.refined(self._points(seen, similarity, core))
         else:
-            masks = yield from self._personalised(self._one_shot, look, seen, core)
+            mean, deviation = self._one_shot_spread
+            similarity = (self._one_shot.similarity(seen.parts[0]) - mean) / deviation
+            points_xy = self._points(seen, similarity, core)
+            masks = yield from look.personalised(self._one_shot, seen.parts[0], points_xy)
         found = [self._candidate(window, masks, i) for i in range(len(masks))]
         whole: list[Candidate] = [candidate for candidate in found if candidate.mask.n_pixels]
         yield without_duplicates(whole, iou_threshold=self.job.nms_threshold)
 
-    def _looked(self, look: _Look, points_xy: npt.NDArray[np.float64]) -> Generator[None, None, _Masks]:
-        """What the points find: the likeliest of three masks each, distinct, refined twice."""
-        masks = yield from _in_batches(look.first, points_xy, empty=look.nothing())
-        masks = look.distinct(look.best_of_points(masks), iou_threshold=_SAME_LOOK_IOU)
-        for _ in range(_CASCADE):
-            masks = look.best_of_points((yield from _in_batches(look.again, masks, empty=look.nothing())))
-        return masks
+    def _points(self, seen: WindowFeatures, similarity: FloatArray, core: Bounds) -> npt.NDArray[np.float64]:
+        of_examples = float(self._target.similarity(self._example_traits.inside).mean())
+        side_px = math.exp(self._target.shape[0] / 2)
+        return points_to_ask(seen, similarity, core, side_px=side_px, of_examples=of_examples)
 
-    def _personalised(
-        self, one_shot: OneShot, look: _Look, seen: WindowFeatures, core: Bounds
-    ) -> Generator[None, None, _Masks]:
-        """What a baseline finds; the log odds are those of its score, predicted IoU times cosine."""
-        cosine = one_shot.similarity(seen.parts[0])
-        mean, deviation = self._one_shot_spread
-        points_xy = self._points(seen, (cosine - mean) / deviation, core)
-        for step in persam_masks(self.scene, look.window, points_xy, one_shot=one_shot, features=seen.parts[0]):
-            if step is None:
-                yield None
-                continue
-            masks = look.judged(step.logits, step.iou, step.points_xy)
-            shares = np.array([cell_shares(mask > 0).ravel() for mask in masks.logits], np.float32)
-            inside = shares.reshape(len(masks), CELLS * CELLS) @ seen.parts[0].reshape(CELLS * CELLS, -1)
-            score = masks.traits.score * one_shot.similarity(inside)
-            return replace(masks, odds=logit(score.clip(_LEAST_SCORE, 1 - _LEAST_SCORE)))
-        return look.nothing()
-
-    def _candidate(self, window: SquareWindow, masks: _Masks, i: int) -> SimilarCandidate:
+    def _candidate(self, window: SquareWindow, masks: LookedMasks, i: int) -> SimilarCandidate:
         answer = make_answer(self.scene, window, masks.logits[i], score=float(masks.traits.score[i]))
         x, y = masks.points_xy[i]
         return SimilarCandidate(
@@ -459,153 +343,6 @@ class SimilarSearch:
         left, top = int(core[0]), int(core[1])
         side = math.ceil(max(core[2] - left, core[3] - top))
         return bool(self.scene.reader.valid_mask(SquareWindow(left, top, side)).any())
-
-    def _points(self, seen: WindowFeatures, similarity: FloatArray, core: Bounds) -> npt.NDArray[np.float64]:
-        """Places (N, 2; raster pixels) in `core` to ask at: peaks of the similarity (CELLS, CELLS)."""
-        cell_px = seen.window.size_px / CELLS
-        side = math.exp(self._target.shape[0] / 2) / cell_px  # of a square as large as an example, in cells
-        smooth = gaussian_filter(np.where(seen.valid, similarity, similarity.min()), side * _SMOOTHING)
-        of_examples = float(self._target.similarity(self._example_traits.inside).mean())
-        least = min(_PEAK_SHARE * of_examples, _PEAK_DEVIATIONS)
-        peaks = peak_local_max(  # type: ignore[no-untyped-call]  # without types
-            smooth, min_distance=max(1, round(_POINT_SPACING * side)), threshold_abs=least, exclude_border=False
-        )
-        rows, cols = peaks[seen.valid[peaks[:, 0], peaks[:, 1]]].T
-        xy = np.stack([cols + 0.5, rows + 0.5], axis=1) * cell_px + (seen.window.col_off, seen.window.row_off)
-        found: npt.NDArray[np.float64] = xy[(xy >= core[:2]).all(axis=1) & (xy < core[2:]).all(axis=1)]
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Masks:
-    """N masks of a window: logits (N, 256, 256), points (N, 2; raster pixels), what is measured, log odds (N,)."""
-
-    logits: FloatArray
-    points_xy: npt.NDArray[np.float64]
-    traits: MaskTraits
-    similarity: npt.NDArray[np.float64]
-    odds: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-    def pick(self, index: npt.ArrayLike) -> _Masks:
-        """Some of the masks, by index."""
-        i = np.asarray(index, np.intp)
-        return _Masks(self.logits[i], self.points_xy[i], self.traits.pick(i), self.similarity[i], self.odds[i])
-
-    def __getitem__(self, part: slice) -> _Masks:
-        return self.pick(range(len(self))[part])
-
-    @staticmethod
-    def joined(*some: _Masks) -> _Masks:
-        """One after the other."""
-        return _Masks(
-            np.concatenate([each.logits for each in some]),
-            np.concatenate([each.points_xy for each in some]),
-            MaskTraits.joined([each.traits for each in some]),
-            np.concatenate([each.similarity for each in some]),
-            np.concatenate([each.odds for each in some]),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Look:
-    """Asks the model in one window and judges what it answers; `descriptors` (CELLS, CELLS, C) of the window."""
-
-    scene: Scene
-    window: SquareWindow
-    descriptors: FloatArray
-    target: _Target
-    judge: Judge
-
-    def first(self, points_xy: npt.NDArray[np.float64]) -> _Masks:
-        """Three masks for every point (N, 2), less those that are empty or that the window cuts."""
-        prompts = [Prompts(points_xy=xy[None], labels=np.array([FOREGROUND])) for xy in self._on_chip(points_xy)]
-        logits, iou = self._predict(prompts, multimask=True)
-        return self.judged(logits, iou, points_xy.repeat(3, axis=0))
-
-    def best_of_points(self, masks: _Masks) -> _Masks:
-        """The likeliest mask of each point, best first, less those that are hopeless."""
-        order = [i for i in np.argsort(-masks.odds, kind="stable") if masks.odds[i] > _HOPELESS]
-        _, first = np.unique(masks.points_xy[order], axis=0, return_index=True)
-        return masks.pick([order[i] for i in sorted(first)])
-
-    def distinct(self, masks: _Masks, *, iou_threshold: float) -> _Masks:
-        """Masks without those that overlap a better one, which comes earlier, by more than `iou_threshold`."""
-        flat = (masks.logits > 0).reshape(len(masks), LOW_RES_PX**2).astype(np.float32)
-        common, sizes = flat @ flat.T, flat.sum(axis=1)
-        overlap = common / np.maximum(sizes[:, None] + sizes - common, 1)
-        kept: list[int] = []
-        for i in range(len(masks)):
-            if not (overlap[i, kept] > iou_threshold).any():
-                kept.append(i)
-        return masks.pick(kept)
-
-    def again(self, masks: _Masks) -> _Masks:
-        """The masks, and the answers to each of them given back to the model with its point and its box."""
-        step = self.scene.input_px / LOW_RES_PX
-        prompts = [
-            Prompts(
-                points_xy=xy[None], labels=np.array([FOREGROUND]), box_xyxy=mask_box(mask > 0) * step, mask_logits=mask
-            )
-            for xy, mask in zip(self._on_chip(masks.points_xy), masks.logits, strict=True)
-        ]
-        logits, iou = self._predict(prompts, multimask=False)
-        return masks.joined(masks, self.judged(logits, iou, masks.points_xy))
-
-    def nothing(self) -> _Masks:
-        """No masks."""
-        none, vectors = np.zeros(0), np.zeros((0, self.descriptors.shape[-1]), np.float32)
-        traits = MaskTraits(none, none, vectors, vectors, none, none, none)
-        return _Masks(np.zeros((0, LOW_RES_PX, LOW_RES_PX), np.float32), np.zeros((0, 2)), traits, none, none)
-
-    def _predict(self, prompts: Sequence[Prompts], *, multimask: bool) -> tuple[FloatArray, FloatArray]:
-        if not prompts:
-            return np.zeros((0, LOW_RES_PX, LOW_RES_PX), np.float32), np.zeros(0, np.float32)
-        found = self.scene.engine.predict(self.scene.embedding(self.window), prompts, multimask=multimask)
-        return found.logits.reshape(-1, LOW_RES_PX, LOW_RES_PX), found.iou.reshape(-1)
-
-    def judged(self, logits: FloatArray, iou: FloatArray, points_xy: npt.NDArray[np.float64]) -> _Masks:
-        shape = self.scene.reader.shape
-        rows, cols = cells_inside(logits, self.window, shape).shape[1:]
-        masks = np.zeros(logits.shape, np.bool_)
-        masks[:, :rows, :cols] = logits[:, :rows, :cols] > 0
-        kept = [i for i, mask in enumerate(masks) if mask.any() and not self._is_cut(mask)]
-        if not kept:
-            return self.nothing()
-        traits = mask_traits(
-            masks[kept],
-            self.descriptors,
-            self.window,
-            score=iou[kept].clip(0, 1),
-            stability=[stability_score(logits[i, :rows, :cols]) for i in kept],
-        )
-        measures = self.target.measures(traits)
-        return _Masks(logits[kept], points_xy[kept], traits, measures[:, 2], self.judge.logit(measures))
-
-    def _is_cut(self, mask: BoolArray) -> bool:
-        step = self.window.size_px / LOW_RES_PX
-        left, top, right, bottom = mask_box(mask) * step
-        x, y = self.window.col_off, self.window.row_off
-        return touches_inner_side((x + left, y + top, x + right, y + bottom), self.window, self.scene.reader.shape)
-
-    def _on_chip(self, points_xy: npt.NDArray[np.float64]) -> FloatArray:
-        scale = self.scene.input_px / self.window.size_px
-        found: FloatArray = ((points_xy - (self.window.col_off, self.window.row_off)) * scale).astype(np.float32)
-        return found
-
-
-_BatchT = TypeVar("_BatchT", _Masks, npt.NDArray[np.float64])
-
-
-def _in_batches(work: Callable[[_BatchT], _Masks], items: _BatchT, *, empty: _Masks) -> Generator[None, None, _Masks]:
-    """Work on a few items at a time and give way in between."""
-    done = [empty]
-    for start in range(0, len(items), _BATCH):
-        done.append(work(items[start : start + _BATCH]))
-        yield None
-    return _Masks.joined(*done)
 
 
 def find_similar(
