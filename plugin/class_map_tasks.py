@@ -171,7 +171,7 @@ class WriteMap(MapTask):
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float]:
         """Map and write."""
-        from ..processing.jobs.class_map import write_class_map
+        from ..processing.jobs.class_raster import write_class_map
 
         yield from write_class_map(self.handle.mapper(segmenter, progress), self.path, progress=progress)
 
@@ -210,7 +210,9 @@ class SaveClassModel(MapTask):
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
         """Write the file."""
-        self.handle.mapper(segmenter, progress).save(self.path)
+        from ..processing.jobs.class_map_model import save_mapper
+
+        save_mapper(self.handle.mapper(segmenter, progress), self.path)
         yield f"The class map model is saved in {self.path}."
 
 

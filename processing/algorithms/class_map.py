@@ -150,8 +150,9 @@ class ClassMapAlgorithm(RasterAlgorithm):
         settings: EngineSettings,
     ) -> dict[str, Any]:
         """Learn, map, write."""
-        from ..jobs.class_map import write_class_map
+        from ..jobs.class_map_model import save_mapper
         from ..jobs.class_polygons import class_polygons
+        from ..jobs.class_raster import write_class_map
 
         output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
         entropy = self.parameterAsOutputLayer(parameters, self.ENTROPY, context)
@@ -175,7 +176,7 @@ class ClassMapAlgorithm(RasterAlgorithm):
                 results[self.ENTROPY] = entropy
             if saved:
                 path = Path(saved).with_suffix(".safetensors")
-                mapper.save(path)
+                save_mapper(mapper, path)
                 results[self.SAVED_MODEL] = str(path)
             if polygons is not None:
                 ellipsoid = outputs.Ellipsoid(self.raster_crs, context.transformContext())
@@ -216,7 +217,8 @@ class ClassMapAlgorithm(RasterAlgorithm):
         import shapely
 
         from ...models.backbone import open_backbone
-        from ..jobs.class_map import ClassMapOptions, ClassMapper, load_mapper
+        from ..jobs.class_map import ClassMapOptions, ClassMapper
+        from ..jobs.class_map_model import load_mapper
 
         model = self.parameterAsFile(parameters, self.CLASS_MODEL, context)
         source = self.parameterAsSource(parameters, self.CLICKS, context)

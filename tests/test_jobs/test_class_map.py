@@ -19,11 +19,11 @@ from segadapt.processing.jobs.class_map import (
     ClassMapOptions,
     ClassMapper,
     MapClass,
-    _enlarged,
-    load_mapper,
-    write_class_map,
 )
+from segadapt.processing.jobs.class_map_model import load_mapper, save_mapper
 from segadapt.processing.jobs.class_polygons import class_polygons, write_class_polygons
+from segadapt.processing.jobs.class_raster import write_class_map
+from segadapt.processing.jobs.class_scores import enlarged, scores_of
 from segadapt.processing.jobs.guidance import uncertain_regions
 from segadapt.processing.raster.windows import SquareWindow
 
@@ -97,10 +97,10 @@ def test_what_was_said_always_holds(scene, truth, is_snapped):
     for (x, y), class_id in said.items():
         mapper.click(x, y, class_id)
     mapper.scribble([(100, 50), (140, 50)], 3)
-    labels, probabilities = mapper.labels(), mapper.probabilities((0, 0, COLS, ROWS))
+    labels, (block,) = mapper.labels(), mapper.blocks()
     assert {place: labels[place[1], place[0]] for place in said} == said
     assert (labels[50, 100:141] == 3).all()
-    assert probabilities[mapper.fitted_ids.index(3), 50, 120] == 1
+    assert block.entropy[50, 120] == 0
     assert mapper.undo()
     assert not (mapper.labels()[50, 100:141] == 3).any()
 
@@ -110,8 +110,6 @@ def test_parts_equal_the_whole(scene):
         mapper = mapped(scene, is_snapped=is_snapped)
         whole = mapper.labels()
         assert np.array_equal(mapper.labels((33, 41, 107, 95)), whole[41:95, 33:107])
-        probabilities = mapper.probabilities((33, 41, 107, 95))
-        assert np.allclose(probabilities.astype(float).sum(axis=0), 1, atol=0.01)
 
 
 def test_fast_labels_are_those_of_the_bilinear_scores(scene):
@@ -119,7 +117,7 @@ def test_fast_labels_are_those_of_the_bilinear_scores(scene):
     labels = mapper.labels()
     head, block = mapper._fitted(), next(iter(mapper._blocks.values()))
     whole = (slice(0, ROWS), slice(0, COLS))
-    slow = head.classes[_enlarged(mapper._scores(block, "cells"), block, whole).argmax(axis=2)]
+    slow = head.classes[enlarged(scores_of(head, block, "cells"), block, whole).argmax(axis=2)]
     said = mapper._said(block) > 0
     assert (slow == labels)[~said].mean() > 0.9999
 
@@ -189,7 +187,7 @@ def test_bad_input_gets_a_sentence(scene):
     with pytest.raises(JobError, match="ridge"):
         ClassMapOptions(head="forest")
     with pytest.raises(ClassHeadError, match="click"):
-        mapper.probabilities()
+        next(mapper.blocks())
     assert not mapper.undo()
     assert not mapper.labels().any()
 
@@ -198,7 +196,7 @@ def test_saved_map_is_the_same_elsewhere(scene, tmp_path):
     mapper = mapped(scene)
     mapper.add_class("water")
     path = tmp_path / "map.safetensors"
-    mapper.save(path)
+    save_mapper(mapper, path)
     again = load_mapper(path, scene, FakeBackbone())
     assert (again.labels() == mapper.labels()).mean() > 0.999
     card = load_class_model(path).card
@@ -321,4 +319,4 @@ def test_features_do_not_depend_on_the_extent(scene):
 def test_path_is_a_path(scene, tmp_path):
     mapper = mapped(scene)
     with pytest.raises(ClassHeadError, match="cannot be written"):
-        mapper.save(Path(tmp_path / "none" / "x.safetensors"))
+        save_mapper(mapper, Path(tmp_path / "none" / "x.safetensors"))
