@@ -9,7 +9,7 @@ import pytest
 from qgis.core import QgsCoordinateReferenceSystem, QgsGeometry, QgsPointXY, QgsRectangle
 from qgis.PyQt.QtCore import QPoint
 from qgis.PyQt.QtTest import QTest
-from segadapt.plugin.scene_control import Heading
+from segadapt.plugin.heading import Heading
 
 # In degrees a pixel of the screen is no square on the ground; EPSG:3035 turns north by five degrees here.
 CANVASES = [("EPSG:32631", 30.0), ("EPSG:4326", 0.0), ("EPSG:4326", 30.0), ("EPSG:3035", -75.0)]
