@@ -138,6 +138,10 @@ class ClassMapControl(QObject):
         """What was last drawn."""
         return self._picture
 
+    def has_work(self) -> bool:
+        """Say whether there are clicks that would be lost with the scene."""
+        return self._picture is not None and self._picture.n_strokes > 0
+
     def wants_clicks(self) -> bool:
         """Say whether clicks and scribbles of the tool belong to the class map."""
         return bool(self.mode_action.isChecked())

@@ -241,6 +241,8 @@ class Controller(QObject):
         prompts.click_takers.add(self.class_map, hint=CLASS_MAP_HINT, undo=self.class_map.undo)
         self.actions["find_similar"].triggered.connect(lambda _state: self._on_similar_wanted())
         self.actions["class_map"].toggled.connect(self._on_class_map_wanted)
+        for work in (prompts.has_work, self.similar.has_work, self.class_map.has_work):
+            self.scene.protect(work)
         self.edits.edited.connect(dock.object_label.setText)
         pages = (self.learning, self.class_panel, self.similar, self.class_map)
         sources = (self.scene, self._tool_actions, prompts, self.edits, *pages)

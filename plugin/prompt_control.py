@@ -124,6 +124,10 @@ class PromptControl(QObject):
         """The CRS of the raster, None without one."""
         return None if self._scene.mapping is None else self._scene.mapping.raster_crs
 
+    def has_work(self) -> bool:
+        """Say whether there is an object in hand, or a batch that makes them."""
+        return not self.session.is_empty or self.batch.is_running
+
     def command(self, command: Command) -> None:
         """Do what a key or a button asks for."""
         self._accepts_next = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from qgis.core import (
@@ -74,6 +75,7 @@ class SceneControl(QObject):
         self._reload.setSingleShot(True)
         self._reload.timeout.connect(self._on_reloaded)
         self._providers: list[QgsRasterDataProvider] = []
+        self._works: list[Callable[[], bool]] = []
         self._resume = QTimer(self)
         self._resume.setSingleShot(True)
         self._resume.setInterval(_RESUME_MS)
@@ -166,6 +168,10 @@ class SceneControl(QObject):
             self.open()
         else:
             self._encode_view()
+
+    def protect(self, has_work: Callable[[], bool]) -> None:
+        """Let no mere refresh of the map end the scene while there is work that would end with it."""
+        self._works.append(has_work)
 
     def set_waiting(self, is_waiting: bool) -> None:
         """Say whether a question is under way."""
@@ -304,10 +310,16 @@ class SceneControl(QObject):
         if self._source is None or not self._source.is_drawn:
             return
         try:
-            note_reload(self._source, folder=rendered_folder(read_settings().cache_folder))
+            is_online = note_reload(self._source, folder=rendered_folder(read_settings().cache_folder))
         except RasterError as error:
             self.notified.emit(str(error))
-        self._on_style_changed()
+            return
+        if is_online and any(has_work() for has_work in self._works):
+            self.notified.emit(
+                f"'{self.name}' is not drawn anew, for the sake of what you have begun; finish that and refresh again."
+            )
+        else:
+            self._on_style_changed()
 
     def _on_layers_going(self, layer_ids: list[str]) -> None:
         if self._source is None or not any(layer.id() in layer_ids for layer in self._source.layers):

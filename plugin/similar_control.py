@@ -98,6 +98,10 @@ class SimilarControl(QObject):
         """Whether A, R, Esc and clicks belong to the review."""
         return self._is_reviewing
 
+    def has_work(self) -> bool:
+        """Say whether something is looked for, or to be reviewed."""
+        return self.review is not None and (self._task is not None or bool(self.review.queue()))
+
     def add_example(self, wkb: bytes, class_name: str = "", _answer: Answer | None = None) -> None:
         """Take an outline (WKB, raster's CRS) as example; the signature is that of `exemplar_chosen`."""
         self._examples.add(wkb, class_name)
@@ -112,7 +116,7 @@ class SimilarControl(QObject):
 
     def start(self) -> None:
         """Look for similar objects, or come back to the review that was left."""
-        if self.review is not None and not self._is_reviewing and (self._task is not None or self.review.queue()):
+        if self.has_work() and not self._is_reviewing:
             self._begin_review()
             return
         if self._scene.mapping is None or not self._scene.is_ready:

@@ -32,6 +32,7 @@ from qgis.PyQt.QtCore import QObject, QSize
 from qgis.PyQt.QtTest import QTest
 from segadapt.models.errors import Cancelled
 from segadapt.plugin.block_renderer import BlockRenderer
+from segadapt.plugin.prompt_tool import Command
 from segadapt.plugin.rendered_source import (
     Look,
     layer_source,
@@ -455,7 +456,7 @@ def test_reloaded_tiles_are_drawn_anew_in_later_sessions_too(tiles: Any, server:
     first = draw(layer_source(tiles))
     first.read(PLACE)
     folder = first.grid.folder.parent
-    note_reload(layer_source(tiles), folder=folder)
+    assert note_reload(layer_source(tiles), folder=folder)
     second = draw(layer_source(tiles))
     assert second.reader.identity != first.reader.identity  # embeddings are those of the new picture
     second.read(PLACE)
@@ -468,7 +469,7 @@ def test_reloaded_tiles_are_drawn_anew_in_later_sessions_too(tiles: Any, server:
 
 def test_a_reload_leaves_what_is_no_online_layer(raster_layer: Any, red_square: Any, tmp_path: Path) -> None:
     for layer in (raster_layer, red_square):
-        note_reload(layer_source(layer, Look.RENDERED), folder=tmp_path / "rendered")
+        assert not note_reload(layer_source(layer, Look.RENDERED), folder=tmp_path / "rendered")
     assert not (tmp_path / "rendered").exists()
     (tmp_path / "rendered").touch()  # no folder can be made there
     with pytest.raises(RasterError, match="choose another cache folder"):
@@ -501,6 +502,24 @@ def test_refreshing_the_map_opens_its_tiles_again(drawn_gui: Any, tiles: Any, is
     QTest.qWait(300)
     assert scene._spec.source.blocks.key == key  # drawing is no reload
     assert gui.notices == []
+
+
+def test_refreshing_the_map_keeps_what_is_begun(drawn_gui: Any, tiles: Any) -> None:
+    gui = drawn_gui
+    scene = gui.controller.scene
+    gui.dock.raster_combo.setLayer(tiles)
+    gui.wait_for(lambda: "is encoded" in gui.status)
+    spec = scene._spec
+    gui.click(bright_rectangle().centroid().asPoint())
+    gui.wait_for_answer()
+    gui.canvas.refreshAllLayers()
+    gui.wait_for(lambda: gui.notices)
+    assert "finish that and refresh again" in gui.notices[0]
+    assert scene._spec is spec
+    assert not gui.prompts.session.is_empty
+    gui.prompts.command(Command.DROP)
+    gui.canvas.refreshAllLayers()
+    gui.wait_for(lambda: scene._spec is not None and scene._spec is not spec)
 
 
 def test_refreshing_the_map_leaves_a_file_open(gui: Any) -> None:
