@@ -18,7 +18,7 @@ from .scene_control import SceneControl
 _UPDATE_MS = 200
 # Between the corners of a window, whose sides are curves in another CRS.
 _POINTS_PER_SIDE = 4
-_ENCODED, _MISSING = QColor(0, 150, 110), QColor(120, 120, 120)
+_ENCODED, _MISSING, _MISSING_EDGE = QColor(0, 150, 110), QColor(235, 235, 235), QColor(40, 40, 40, 160)
 _TINT_ALPHA = 22
 _BADGE, _BADGE_TEXT = QColor(20, 20, 20, 170), QColor(255, 255, 255)
 _MARGIN_PX, _PADDING_PX = 10.0, 6.0
@@ -133,7 +133,10 @@ def _paint_window(painter: QPainter, polygon: QPolygonF, *, is_encoded: bool) ->
     colour = _ENCODED if is_encoded else _MISSING
     tint = QColor(colour)
     tint.setAlpha(_TINT_ALPHA if is_encoded else 0)
-    style = Qt.PenStyle.SolidLine if is_encoded else Qt.PenStyle.DotLine
-    painter.setPen(QPen(colour, 1.0, style))
     painter.setBrush(tint)
+    if not is_encoded:
+        # Light and dark in turn: seen on roofs and on trees.
+        painter.setPen(QPen(_MISSING_EDGE, 1.0))
+        painter.drawPolygon(polygon)
+    painter.setPen(QPen(colour, 1.0, Qt.PenStyle.SolidLine if is_encoded else Qt.PenStyle.DashLine))
     painter.drawPolygon(polygon)

@@ -42,10 +42,10 @@ HINT = "Click or scribble on places of the class at hand; number keys choose it,
 _SETTLE_MS = 250
 # What takes a while and can be stopped, by the name of its button.
 _WRITING = {"raster": "Whole raster…", "all_polygons": "Raster's polygons…", "polygons": "View's polygons…"}
-_OUTLINE = QColor("#ffffff")
-# The next place fills about a third of the view.
+# White with dark edges: seen on light and dark classes alike.
+_OUTLINE, _OUTLINE_EDGE = QColor("#ffffff"), QColor(0, 0, 0, 200)
+# The view is zoomed out until the next place fills no more than a third of it.
 _SURROUNDINGS = 3.0
-_LEAST_VIEW_PX = 200.0
 
 
 class ClassMapPanel(QWidget):
@@ -101,6 +101,7 @@ class ClassMapControl(QObject):
         self._band = QgsRubberBand(canvas, QgsWkbTypes.GeometryType.PolygonGeometry)
         self._band.setFillColor(QColor(0, 0, 0, 0))
         self._band.setStrokeColor(_OUTLINE)
+        self._band.setSecondaryStrokeColor(_OUTLINE_EDGE)
         self._band.setWidth(3)
         self._handle: MapHandle | None = None
         self._picture: MapPicture | None = None

@@ -3,10 +3,14 @@
 `python3 tools/screenshots.py` starts QGIS under Xvfb with a profile of its own and runs this file in it (`--code`);
 there it clicks like a user and writes docs/screenshots/*.jpg. Needs what `make setup` installs, and xvfb-run; the
 pictures of the class map need an aerial image of `SEGADAPT_DATA` (default ../shared/data), and are left out without.
+
+Objects are corrected, and candidates answered for, as the outlines say that the sample scene and the tests bring:
+nothing is retouched. Each run begins with an empty cache, so that a picture does not depend on the run before.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,21 +26,44 @@ from typing import Any
 WAIT_S = 600.0
 """A first start loads the model, and the machine may be busy."""
 
-FOLDER_VARIABLE = "SEGADAPT_SCREENSHOTS"
-"""Says to the copy of this file that QGIS runs where the pictures go."""
+ROOT_VARIABLE = "SEGADAPT_SCREENSHOTS_OF"
+"""Says to the copy of this file that QGIS runs, which knows no `__file__`, where the checkout is."""
 
 MOST_BYTES = 250_000
 """Pictures are compressed to that."""
 
+FINEST_ZOOM = 19
+"""Of the web map."""
+
+DOCK_PX = 410
+"""So wide that no entry of the dock is cut off."""
+
+COLOURS = {
+    "building": "#ff9d1e",
+    "grass": "#a6e04a",
+    "tree": "#1f9e4c",
+    "vehicle": "#b497ff",
+    "traffic island": "#ff5fc4",
+}
+"""Of the classes of the sample scene."""
+
+GOOD_ENOUGH, MOST_CORRECTIONS = 0.85, 2
+"""An object is corrected by so many clicks, or until its IoU with the reference is that."""
+SAME_OBJECT, MOST_ANSWERS = 0.5, 12
+"""IoU from which on a candidate is one of the buildings, and when the analyst has answered enough."""
+
+MOST_PLACES = 8
+"""So often the analyst goes to the next place at most, until one is far from the edge of the aerial image."""
+
 AERIAL = "chico_2020_21"
 AERIAL_CLICKS = {
-    "grass": ("#7fbf3f", ((150, 30), (215, 95), (130, 55))),
-    "tree": ("#1b7837", ((110, 80), (205, 130), (85, 165), (95, 225))),
-    "roof": ("#d6604d", ((65, 22), (120, 160), (75, 210), (150, 197))),
-    "road": ("#878787", ((60, 72), (150, 152), (40, 130))),
-    "bare ground": ("#e0c080", ((215, 172), (238, 6))),
+    "grass": ("#9be04a", ((150, 30), (215, 95), (163, 114))),
+    "tree": ("#0f7a3a", ((110, 80), (20, 60), (205, 130), (80, 178), (84, 213), (167, 208), (243, 207))),
+    "roof": ("#e6502e", ((65, 22), (62, 29), (79, 34), (100, 183), (126, 190), (33, 231), (148, 231), (48, 196))),
+    "paved": ("#8f8fa8", ((60, 72), (150, 152), (43, 151), (8, 168), (141, 194), (91, 251), (42, 30))),
+    "bare ground": ("#f0cf80", ((215, 172), (212, 22), (124, 147), (95, 55))),
 }
-"""Colour and places, in pixels of the image, of each class."""
+"""Colour and places, in pixels of the image, of each class: fewer than 30."""
 
 Wait = Callable[[], Any]
 
@@ -49,6 +76,12 @@ def main() -> int:
         sys.stderr.write("QGIS is not installed; run `make setup` first.\n")
         return 1
     with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "segadapt"
+        scratch = Path(folder) / "scratch"
+        home.mkdir()
+        scratch.mkdir()
+        for heavy in _heavy_folders():
+            (home / heavy.name).symlink_to(heavy)
         profile = Path(folder) / "profiles" / "default"
         (profile / "python" / "plugins").mkdir(parents=True)
         (profile / "python" / "plugins" / "segadapt").symlink_to(root)
@@ -62,21 +95,32 @@ def main() -> int:
             # QGIS takes the first python3 there for its own; that of pyenv or conda has no qgis.
             "PATH": f"{Path(qgis).parent}{os.pathsep}{os.environ['PATH']}",
             "QGIS_CUSTOM_CONFIG_PATH": folder,
-            FOLDER_VARIABLE: str(root / "docs" / "screenshots"),
+            "SEGADAPT_HOME": str(home),
+            # QGIS marks layers below it as temporary, which the layer of the accepted objects is not.
+            "TMPDIR": str(scratch),
+            ROOT_VARIABLE: str(root),
         }
         command = ["xvfb-run", "-a", "-s", "-screen 0 1600x1000x24", qgis, "--nologo", "--noversioncheck"]
         command += ["--code", str(Path(__file__).resolve())]
         return subprocess.run(command, env=environment, timeout=4 * WAIT_S, check=False).returncode
 
 
+def _heavy_folders() -> list[Path]:
+    """Weights and environments of the user, without which everything would be fetched anew."""
+    home = os.environ.get("SEGADAPT_HOME")
+    share = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    data = Path(home).expanduser() if home else share / "segadapt"
+    return [path.resolve() for path in (data / "checkpoints", *data.glob("env-*")) if path.is_dir()]
+
+
 class Photographer:
     """Runs a script in QGIS's own event loop; each step yields what to wait for before the next."""
 
-    def __init__(self, iface: Any, folder: Path) -> None:
+    def __init__(self, iface: Any, root: Path) -> None:
         from qgis.PyQt.QtCore import QTimer
         from qgis.utils import plugins
 
-        self._iface, self._folder = iface, folder
+        self._iface, self._root = iface, root
         self._plugin = plugins["segadapt"]
         self._canvas = iface.mapCanvas()
         self._steps = self._script()
@@ -112,15 +156,29 @@ class Photographer:
         self._tidy_window()
         yield _seconds(1.0)
         self._plugin.load_sample()
+        self._tidy_dock()
+        yield _seconds(0.5)
+        # Before anything is encoded: the scene is not open yet, and cannot be asked to be shown.
+        self._canvas.setExtent(self._plugin.controller.scene.layer.extent())
+        yield from self._show_encoding()
         yield lambda: "is encoded" in self._status()
         objects = self._reference()
         yield from self._offer_masks(objects)
         yield from self._scribble(objects)
         yield from self._accept_all(objects)
-        yield from self._review()
+        yield from self._review(objects)
         yield from self._show_help()
         yield from self._show_web_map()
         yield from self._map_classes()
+
+    def _show_encoding(self) -> Iterator[Wait]:
+        """What is encoded, when half of the view is."""
+        coverage = self._plugin.controller.actions["coverage"]
+        coverage.trigger()
+        scene = self._plugin.controller.scene
+        yield lambda: 2 * scene.status.n_encoded >= (scene.status.n_planned or WAIT_S)
+        yield from self._take("8-encoded")
+        coverage.trigger()
 
     def _offer_masks(self, objects: dict[str, Any]) -> Iterator[Wait]:
         """Click where a mask may mean a part or the whole."""
@@ -153,34 +211,51 @@ class Photographer:
         self._press(_key("P"))
 
     def _accept_all(self, objects: dict[str, Any]) -> Iterator[Wait]:
-        """Box every object of the reference and accept it with its class."""
-        self._plugin.controller.scene.zoom_to_layer()
+        """Box every object of the reference, correct it by clicks and accept it with its class."""
+        controller = self._plugin.controller
+        controller.shape_panel.min_area_m2.setValue(4.0)
+        controller.scene.zoom_to_layer()
         yield from self._encoded()
         for feature in objects.values():
-            self._plugin.controller.classes.choose(str(feature["class"]))
+            controller.classes.choose(str(feature["class"]))
+            controller.classes.set_colour(str(feature["class"]), _colour(COLOURS[str(feature["class"])]))
             self._drag(feature.geometry().boundingBox().buffered(1.5))
             yield self._answered
+            for _ in range(MOST_CORRECTIONS):
+                outline = self._prompts().outline()
+                if _iou(outline, feature.geometry()) >= GOOD_ENOUGH:
+                    break
+                place, is_foreground = _worst(outline, feature.geometry())
+                self._click(place, is_foreground=is_foreground)
+                yield self._answered
             self._press(_key("Return"))
             yield _seconds(0.5)
             if not self._prompts().session.is_empty:
                 sys.stdout.write(f"{feature['object_id']} is not accepted: {self._dock().object_label.text()}\n")
                 self._press(_key("Escape"))
-        self._dock().open_page("Learning")
-        yield lambda: "Nothing learned" not in self._plugin.controller.learning.panel.report.text()
+        yield lambda: "Nothing learned" not in controller.learning.panel.report.text()
         yield _seconds(3.0)
+        self._show_pages("Classes", "Learning")
         yield from self._take("3-objects")
 
-    def _review(self) -> Iterator[Wait]:
-        """Look for the other buildings, and answer for some of them."""
+    def _review(self, objects: dict[str, Any]) -> Iterator[Wait]:
+        """Look for the other buildings, answer for some of them, and show the rest as they are ranked then."""
         controller = self._plugin.controller
         controller.classes.choose("building")
         self._press(_key("F"))
         similar = controller.similar
         yield lambda: similar.review is not None and not similar.panel.stop_button.isEnabled()
-        for _ in range(2):
-            self._press(_key("A"))
-            yield _seconds(0.5)
-        self._press(_key("R"))
+        buildings = [one.geometry() for one in objects.values() if one["class"] == "building"] + self._others()
+        answers = ""
+        while len(answers) < MOST_ANSWERS and similar.current is not None:
+            outline = similar.review.geometries[similar.current]
+            is_one = any(_iou(outline, building) >= SAME_OBJECT for building in buildings)
+            answers += "A" if is_one else "R"
+            self._press(_key(answers[-1]))
+            yield _seconds(1.0)
+        sys.stdout.write(f"The candidates are answered for: {answers}\n")
+        controller.scene.zoom_to_layer()
+        self._show_pages("Find similar")
         yield _seconds(3.0)
         yield from self._take("4-review")
         self._press(_key("Escape"))
@@ -188,16 +263,10 @@ class Photographer:
     def _show_help(self) -> Iterator[Wait]:
         from qgis.PyQt.QtWidgets import QFrame
 
-        controller = self._plugin.controller
-        controller.show_cheat_sheet()
+        self._show_pages("Scene", "Classes")
+        self._plugin.controller.show_cheat_sheet()
         yield from self._take("7-keys")
         self._press(_key("Escape"), self._canvas.findChild(QFrame, "SegAdaptCheatSheet"))
-        controller.actions["coverage"].trigger()
-        controller.scene.zoom_to_layer()
-        self._canvas.zoomByFactor(0.6)
-        yield _seconds(3.0)
-        yield from self._take("8-encoded")
-        controller.actions["coverage"].trigger()
 
     def _show_web_map(self) -> Iterator[Wait]:
         """Tiles of the sample scene, as a web map serves them, and one object of it."""
@@ -205,27 +274,31 @@ class Photographer:
 
         folder = Path(tempfile.mkdtemp(prefix="segadapt_tiles_"))
         _write_tiles(Path(self._raster_path()), folder)
-        url = f"type=xyz&url=file://{folder}/{{z}}/{{x}}/{{y}}.png&zmin=14&zmax=19"
+        server, port = _serve(folder)
+        url = f"type=xyz&url=http://127.0.0.1:{port}/{{z}}/{{x}}/{{y}}.png&zmin=14&zmax={FINEST_ZOOM}"
         layer = QgsRasterLayer(url, "Web map (tiles)", "wms")
         QgsProject.instance().addMapLayer(layer)
         for other in QgsProject.instance().mapLayers().values():
             QgsProject.instance().layerTreeRoot().findLayer(other).setItemVisibilityChecked(other is layer)
         controller = self._plugin.controller
         old = controller.scene.layer
-        place = self._reference()["church_roof"].geometry()
+        place = self._reference()["roundabout_island"].geometry()
+        controller.classes.choose("traffic island")
         QgsProject.instance().setCrs(QgsCoordinateReferenceSystem("EPSG:3857"))
-        self._canvas.setExtent(controller.scene.mapping.to_canvas(place.buffer(60, 8)).boundingBox())
+        self._canvas.setExtent(controller.scene.mapping.to_canvas(place.buffer(45, 8)).boundingBox())
         self._dock().raster_combo.setLayer(layer)
         yield lambda: controller.scene.layer is layer and controller.scene.is_ready
         from qgis.core import QgsCoordinateTransform
 
         moved = type(place)(place)
         moved.transform(QgsCoordinateTransform(old.crs(), layer.crs(), QgsProject.instance()))
+        yield from self._encoded()
         self._drag(moved.boundingBox().buffered(2))
         yield self._answered
-        self._dock().open_page("Scene")
         yield from self._take("9-webmap")
         self._press(_key("Escape"))
+        server.terminate()
+        server.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
     def _map_classes(self) -> Iterator[Wait]:
@@ -233,8 +306,7 @@ class Photographer:
         from qgis.core import QgsGeometry, QgsProject, QgsRasterLayer
 
         path = Path(os.environ.get("SEGADAPT_DATA", "../shared/data")) / "naip_trees" / f"{AERIAL}.tif"
-        if not path.is_absolute():
-            path = Path(__file__).resolve().parents[1] / path
+        path = self._root / path  # stays what it is where it is absolute
         if not path.exists():
             sys.stdout.write(f"{path} is not there: no pictures of the class map.\n")
             return
@@ -250,6 +322,7 @@ class Photographer:
         controller.scene.zoom_to_layer()
         yield from self._encoded()
         self._press(_key("L"))
+        self._show_pages("Classes", "Class map")
         n_clicks = 0
         for name, (colour, places) in AERIAL_CLICKS.items():
             controller.classes.choose(name)
@@ -265,8 +338,13 @@ class Photographer:
         yield lambda: controller.class_map.picture.n_missing == 0
         sys.stdout.write(f"The class map is made of {n_clicks} clicks.\n")
         yield from self._take("5-classmap")
-        self._press(_key("N"))
-        yield _seconds(3.0)
+        self._canvas.zoomByFactor(0.5)
+        yield _seconds(1.0)
+        for _ in range(MOST_PLACES):
+            self._press(_key("N"))
+            yield _seconds(2.0)
+            if layer.extent().contains(self._canvas.extent()):
+                break
         yield from self._take("6-guidance")
 
     def _has_strokes(self, n_strokes: int) -> bool:
@@ -286,11 +364,22 @@ class Photographer:
         for dock in window.findChildren(QDockWidget):
             dock.setVisible(dock.objectName() == "Layers")
 
+    def _tidy_dock(self) -> None:
+        from qgis.PyQt.QtCore import Qt
+
+        self._iface.mainWindow().resizeDocks([self._dock()], [DOCK_PX], Qt.Orientation.Horizontal)
+
+    def _show_pages(self, *titles: str) -> None:
+        """Fold all pages of the dock but these."""
+        for title in ("Scene", "Classes", "Shape", "Find similar", "Class map", "Learning"):
+            self._dock().page(title).setCollapsed(title not in titles)
+
     def _take(self, name: str) -> Iterator[Wait]:
         yield lambda: not self._canvas.isDrawing()
         yield _seconds(0.5)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{name}.jpg"
+        folder = self._root / "docs" / "screenshots"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.jpg"
         picture = self._iface.mainWindow().grab().toImage()
         for quality in range(88, 40, -6):
             if not picture.save(str(path), "JPG", quality):
@@ -302,6 +391,19 @@ class Photographer:
 
     def _reference(self) -> dict[str, Any]:
         return {feature["object_id"]: feature for feature in self._table("reference").getFeatures()}
+
+    def _others(self) -> list[Any]:
+        """Buildings that the reference leaves out, in the raster's CRS."""
+        from qgis.core import QgsGeometry, QgsPointXY
+
+        layer = self._plugin.controller.scene.layer
+        left, top = layer.extent().xMinimum(), layer.extent().yMaximum()
+        side_x, side_y = layer.rasterUnitsPerPixelX(), layer.rasterUnitsPerPixelY()
+        drawn = json.loads((self._root / "tests/test_plugin/test_gui/sample_buildings.json").read_text())
+        return [
+            QgsGeometry.fromPolygonXY([[QgsPointXY(left + x * side_x, top - y * side_y) for x, y in one["outline"]]])
+            for one in drawn["objects"]
+        ]
 
     def _table(self, name: str) -> Any:
         from qgis.core import QgsProject
@@ -388,16 +490,50 @@ def _halfway(first: Any, second: Any) -> Any:
     return QgsPointXY((first.x() + second.x()) / 2, (first.y() + second.y()) / 2)
 
 
+def _iou(first: Any, second: Any) -> float:
+    """IoU of two polygons in one CRS."""
+    union = first.combine(second).area()
+    return float(first.intersection(second).area() / union) if union else 0.0
+
+
+def _worst(outline: Any, truth: Any) -> tuple[Any, bool]:
+    """Where an outline is wrong over the largest area: the deepest point there, and whether it is on the object."""
+    parts = [
+        (part, is_foreground)
+        for wrong, is_foreground in ((truth.difference(outline), True), (outline.difference(truth), False))
+        for part in wrong.asGeometryCollection()
+    ]
+    largest, is_foreground = max(parts, key=lambda item: item[0].area())
+    return largest.poleOfInaccessibility(0.25)[0].asPoint(), is_foreground
+
+
+def _serve(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """Serve a folder as a web map does; a process of its own, as QGIS may hold Python's lock while it waits."""
+    command = [shutil.which("python3") or "python3", "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    command += ["--directory", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    # "Serving HTTP on 127.0.0.1 port 12345 (http://...) ..."
+    line = server.stdout.readline() if server.stdout is not None else ""
+    return server, int(line.split(" port ")[1].split()[0])
+
+
 def _write_tiles(raster: Path, folder: Path) -> None:
     """Cut a raster into 8-bit tiles of Web Mercator, FOLDER/z/x/y.png."""
     from osgeo import gdal
     from osgeo_utils import gdal2tiles  # type: ignore[import-untyped]
 
     bytes_path = folder / "bytes.tif"
-    gdal.Translate(
-        str(bytes_path), str(raster), bandList=[1, 2, 3], outputType=gdal.GDT_Byte, scaleParams=[[10, 600, 0, 255]] * 3
+    eight_bits = gdal.Translate(
+        "", str(raster), format="MEM", bandList=[1, 2, 3], outputType=gdal.GDT_Byte, scaleParams=[[10, 600, 0, 255]] * 3
     )
-    gdal2tiles.main(["gdal2tiles", "-q", "--xyz", "-z", "14-19", "-w", "none", str(bytes_path), str(folder)])
+    # On the very grid of the finest tiles: each tile would be resampled by itself otherwise, with a seam to the next.
+    side_m = 40_075_016.685578488 / 256 / 2**FINEST_ZOOM
+    gdal.Warp(
+        str(bytes_path), eight_bits, dstSRS="EPSG:3857", xRes=side_m, yRes=side_m, targetAlignedPixels=True,
+        resampleAlg="cubic", dstAlpha=True,
+    )  # fmt: skip
+    options = ["-q", "--xyz", "-z", f"14-{FINEST_ZOOM}", "-w", "none"]
+    gdal2tiles.main(["gdal2tiles", *options, str(bytes_path), str(folder)])
 
 
 def _seconds(duration_s: float) -> Wait:
@@ -409,10 +545,10 @@ def run_in_qgis() -> None:
     """Start the script inside QGIS; the photographer lives as long as QGIS does."""
     from qgis.utils import iface
 
-    iface.segadapt_photographer = Photographer(iface, Path(os.environ[FOLDER_VARIABLE]))
+    iface.segadapt_photographer = Photographer(iface, Path(os.environ[ROOT_VARIABLE]))
 
 
-if os.environ.get(FOLDER_VARIABLE):
+if os.environ.get(ROOT_VARIABLE):
     run_in_qgis()
 elif __name__ == "__main__":
     sys.exit(main())
