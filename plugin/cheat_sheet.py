@@ -7,7 +7,17 @@ import re
 
 from qgis.gui import QgsMapCanvas
 from qgis.PyQt.QtCore import QEvent, QObject, Qt
-from qgis.PyQt.QtGui import QFont, QKeyEvent, QKeySequence, QMouseEvent, QPainter, QPaintEvent, QPalette
+from qgis.PyQt.QtGui import (
+    QColor,
+    QFont,
+    QGuiApplication,
+    QKeyEvent,
+    QKeySequence,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPalette,
+)
 from qgis.PyQt.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from .actions import Actions
@@ -52,8 +62,8 @@ class CheatSheet(QFrame):
         return bool(super().event(event))
 
     def paintEvent(self, event: QPaintEvent | None) -> None:
-        """Cover the map: QGIS's dark themes make the background of frames transparent."""
-        QPainter(self).fillRect(self.rect(), self.palette().color(QPalette.ColorRole.Window))
+        """Cover the map."""
+        QPainter(self).fillRect(self.rect(), self._background())
         super().paintEvent(event)
 
     def mousePressEvent(self, _event: QMouseEvent | None) -> None:
@@ -72,6 +82,12 @@ class CheatSheet(QFrame):
         self.hide()
         self.deleteLater()
         self._canvas.setFocus()
+
+    def _background(self) -> QColor:
+        """Colour of the window behind the letters: QGIS's dark themes make that of frames transparent."""
+        palettes = (self.palette(), self.window().palette(), QGuiApplication.palette())
+        colours = [palette.color(QPalette.ColorRole.Window) for palette in palettes]
+        return next((colour for colour in colours if colour.alpha() == 255), colours[-1])
 
     def _shrink_to_fit(self) -> None:
         """Take smaller letters for a small canvas, as long as they can be read."""
