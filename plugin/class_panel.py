@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qgis.core import QgsApplication
 from qgis.gui import QgsColorDialog
-from qgis.PyQt.QtCore import QRect, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtCore import QRect, QSize, Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QIcon, QPainter, QPixmap
 from qgis.PyQt.QtWidgets import (
     QAbstractItemView,
@@ -83,11 +83,13 @@ class ClassPanel(QWidget):
 
     def _show(self) -> None:
         self.list.blockSignals(True)
+        self.list.setIconSize(QSize(self._swatch_px(), self._swatch_px()))
         self.list.clear()
         for name in ("", *self._classes.names()):
             number = self._classes.number(name)
             item = QListWidgetItem(
-                _swatch(self._classes.colour(name), number, side_px=self._swatch_px()), name or _NO_CLASS
+                _swatch(self._classes.colour(name), number, side_px=self._swatch_px(), ratio=self.devicePixelRatioF()),
+                name or _NO_CLASS,
             )
             item.setData(_NAME, name)
             item.setToolTip(f"Key {number} chooses {name}" if number else name or "Objects without a class")
@@ -109,8 +111,7 @@ class ClassPanel(QWidget):
         self.remove_button.setEnabled(bool(name))
 
     def _swatch_px(self) -> int:
-        # In pixels of the screen, which are more on a high-DPI one.
-        return int(1.2 * self.fontMetrics().height() * self.devicePixelRatioF())
+        return int(1.2 * self.fontMetrics().height())
 
     def _on_renamed(self, item: QListWidgetItem) -> None:
         problem = self._classes.rename(item.data(_NAME), item.text())
@@ -131,9 +132,11 @@ def _button(icon: str, tip: str) -> QToolButton:
     return button
 
 
-def _swatch(colour: QColor, number: int | None, *, side_px: int) -> QIcon:
-    """The colour of a class with the key that chooses it."""
-    pixmap = QPixmap(side_px, side_px)
+def _swatch(colour: QColor, number: int | None, *, side_px: int, ratio: float) -> QIcon:
+    """The colour of a class with the key that chooses it; `ratio`: pixels of the screen to one of `side_px`."""
+    pixmap = QPixmap(round(side_px * ratio), round(side_px * ratio))
+    # Else the icon of a high-DPI screen would be larger than that of another, and its row too.
+    pixmap.setDevicePixelRatio(ratio)
     pixmap.fill(colour)
     if number is not None:
         painter = QPainter(pixmap)

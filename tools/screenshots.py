@@ -345,6 +345,8 @@ class Photographer:
             yield _seconds(2.0)
             if layer.extent().contains(self._canvas.extent()):
                 break
+        else:
+            sys.stdout.write("No next place is far from the edge: look at 6-guidance.\n")
         yield from self._take("6-guidance")
 
     def _has_strokes(self, n_strokes: int) -> bool:
