@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from ..raster.windows import Bounds
 from .class_map import ClassMapper, SegmentView
+from .class_scores import overlap
 
 # Of several uncertain segments side by side one is enough: its neighbours change with the next click.
 _APART_SEGMENTS = 6.0
@@ -43,37 +45,44 @@ def uncertain_regions(
     Regions near a click, near one of `visited_px` (N, 2) x, y, or near a better region are left out. Raises
     `ClassHeadError` before the first click.
     """
-    values, centres, sizes = [], [], []
-    places: list[tuple[SegmentView, int]] = []
+    views, values = [], []
     for view in mapper.segment_views(bounds_px, only_encoded=only_encoded):
-        block = view.block
-        value = view.entropy * (_LEAST_IMPURITY + impurity(view)) * np.sqrt(block.sizes_px)
-        if block.valid is not None:
-            # A segment without data has nothing to say.
-            share = np.bincount(block.segments.ravel(), block.valid.ravel()) / block.sizes_px
-            value = np.where(share > 0.5, value, 0)
-        best = np.argsort(-value, kind="stable")[: 50 * most]
-        values.append(value[best])
-        centres.append(block.centres_px[best])
-        sizes.append(block.sizes_px[best])
-        places += [(view, int(index)) for index in best]
-    if not values:
+        views.append(view)
+        values.append(_values(view, None if bounds_px is None else mapper.limited(bounds_px)))
+    if not views:
         return []
-    value, centre, size = np.concatenate(values), np.concatenate(centres), np.concatenate(sizes)
+    value = np.concatenate(values)
+    centre = np.concatenate([view.block.centres_px for view in views])
+    apart = _APART_SEGMENTS * np.sqrt(np.concatenate([view.block.sizes_px for view in views]))
+    starts = np.cumsum([0, *map(len, values)])
     known = np.concatenate([np.asarray(visited_px, np.float64).reshape(-1, 2), mapper.clicked_pixels() + 0.5])
+    if len(known):
+        # Before any choice: a click or a visit leaves its place worth most, and must not hide what is worth less.
+        value[cKDTree(known).query(centre, p=np.inf)[0] < apart] = 0
     found: list[Region] = []
-    for index in np.argsort(-value, kind="stable"):
-        if len(found) == most or value[index] <= 0:
-            break
-        apart = _APART_SEGMENTS * np.sqrt(size[index])
-        if len(known) and np.abs(known - centre[index]).max(axis=1).min() < apart:
-            continue
-        region = _region(*places[index], value=float(value[index]))
-        if bounds_px is not None and not _is_inside(region.centre, bounds_px):
-            continue
-        found.append(region)
-        known = np.concatenate([known, centre[index][None]])
+    while len(found) < most and value.max() > 0:
+        index = int(value.argmax())
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        region = _region(views[number], index - int(starts[number]), value=float(value[index]))
+        value[index] = 0
+        if bounds_px is None or _is_inside(region.centre, bounds_px):
+            found.append(region)
+            value[np.abs(centre - centre[index]).max(axis=1) < apart] = 0
     return found
+
+
+def _values(view: SegmentView, limited: tuple[int, int, int, int] | None) -> npt.NDArray[np.float64]:
+    """What a look at each segment is worth, (S,); nothing without data, nor outside an extent."""
+    block = view.block
+    value: npt.NDArray[np.float64] = view.entropy * (_LEAST_IMPURITY + impurity(view)) * np.sqrt(block.sizes_px)
+    if block.valid is not None:
+        share = np.bincount(block.segments.ravel(), block.valid.ravel()) / block.sizes_px
+        value[share <= 0.5] = 0
+    if limited is not None:
+        inside = np.zeros(len(value), bool)
+        inside[block.segments[overlap(block.core_px, limited)[0]]] = True
+        value[~inside] = 0
+    return value
 
 
 def impurity(view: SegmentView) -> npt.NDArray[np.float32]:

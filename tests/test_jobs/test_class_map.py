@@ -308,6 +308,25 @@ def test_guidance_points_at_what_is_in_doubt(truth, raster_factory, open_scene):
     )
 
 
+@pytest.mark.parametrize("bounds", [None, (50, 30, 170, 150)])
+def test_no_place_is_left_only_where_all_are_known(scene, bounds):
+    """However many of the best places were clicked or visited, those that are worth less are found after them."""
+    mapper, visited = mapped(scene), []
+    while regions := uncertain_regions(mapper, bounds, visited_px=visited, most=1):
+        visited.append(regions[0].centre)
+    known = np.concatenate([visited, mapper.clicked_pixels() + 0.5])
+    (view,) = mapper.segment_views()
+    centres, sizes = view.block.centres_px, view.block.sizes_px
+    nearest = np.abs(centres[:, None] - known).max(axis=2).min(axis=1)
+    # Segments across the edge of an extent may be looked at from outside.
+    left, top, right, bottom = bounds or (0, 0, COLS, ROWS)
+    inside = ((centres >= (left + 10, top + 10)) & (centres < (right - 10, bottom - 10))).all(axis=1)
+    assert (view.entropy > 0).all()
+    assert (nearest < 6 * np.sqrt(sizes))[inside].all()
+    assert (np.array(visited) >= (left, top)).all()
+    assert (np.array(visited) < (right, bottom)).all()
+
+
 def test_features_do_not_depend_on_the_extent(scene):
     """The same core from its whole window, whichever extent asked for it."""
     small = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64))
