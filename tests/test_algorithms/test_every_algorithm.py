@@ -10,8 +10,11 @@ import pytest
 pytest.importorskip("qgis.core")
 
 from qgis.core import QgsProcessingAlgorithm, QgsProcessingParameterEnum
+from qgis.PyQt.QtCore import QRect
+from qgis.PyQt.QtGui import QIcon
 from segadapt.processing.algorithms import ALGORITHMS
 from segadapt.processing.algorithms.raster_algorithm import WINDOWS
+from segadapt.processing.algorithms.resources import icon_path
 
 pytestmark = pytest.mark.qgis
 
@@ -66,6 +69,16 @@ def test_provider_lists_the_public_algorithms(provider: Any) -> None:
     assert {algorithm.name() for algorithm in provider.algorithms()} == set(PUBLIC)
     assert not provider.icon().isNull()
     assert Path(provider.svgIconPath()).is_file()
+
+
+@pytest.mark.parametrize("path", sorted(Path(icon_path("provider")).parent.iterdir()), ids=lambda path: path.stem)
+def test_every_icon_lies_on_a_light_plate(path: Path, provider: Any) -> None:
+    """Dark lines would be lost in a dark theme: they are drawn on a plate of their own, and nothing beside it."""
+    image = QIcon(str(path)).pixmap(240, 240).toImage()
+    assert image.pixelColor(120, 11).name() == "#e8eef1"
+    plate = QRect(10, 10, 220, 220)
+    drawn = [(x, y) for x in range(240) for y in range(240) if image.pixelColor(x, y).alpha() > 127]
+    assert [place for place in drawn if not plate.contains(*place)] == []
 
 
 @pytest.mark.parametrize("algorithm_class", ALGORITHMS)
