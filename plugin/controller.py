@@ -165,7 +165,7 @@ class Controller(QObject):
             self._cheat_sheet.dismiss()
         self._show_hint()
         worker = self.worker
-        for signal in (worker.opened, worker.answered, worker.previewed, worker.encoded, worker.covered, worker.worked):
+        for signal in (worker.opened, worker.answered, worker.previewed, worker.covered, worker.worked):
             signal.disconnect()
         for signal in (worker.progressed, worker.informed, worker.failed, worker.fell_back, worker.outdated):
             signal.disconnect()

@@ -66,11 +66,11 @@ class TaskProgress(WorkerProgress):
 class EngineWorker(QThread):
     """Takes work from a mailbox until it is told to stop. The newest request wins; chips and tasks yield to clicks.
 
-    Signals carry: `opened` SceneSpec and SceneInfo; `answered` and `previewed` Answer; `encoded` chips done
-    and planned in this view; `covered` Coverage of the view; `worked` a task and one of its items, `done` a task
-    at its end, `task_progressed` a task and a fraction; `progressed` a fraction of opening; `informed` a
-    sentence; `fell_back` SceneInfo and a sentence, when the device failed and the CPU goes on; `outdated` a
-    sentence, when the raster changed on disk; `failed` Failure.
+    Signals carry: `opened` SceneSpec and SceneInfo; `answered` and `previewed` Answer; `covered` Coverage of the
+    view and how many of its chips are still to be encoded, None after a failure; `worked` a task and one of its
+    items, `done` a task at its end, `task_progressed` a task and a fraction; `progressed` a fraction of opening;
+    `informed` a sentence; `fell_back` SceneInfo and a sentence, when the device failed and the CPU goes on;
+    `outdated` a sentence, when the raster changed on disk; `failed` Failure.
 
     All are emitted in the thread of this object (the GUI's), and none for a scene that was closed or replaced,
     for a task that was cancelled, or after `stop`: such results are dropped on the way.
@@ -79,8 +79,7 @@ class EngineWorker(QThread):
     opened = pyqtSignal(object, object)
     answered = pyqtSignal(object)
     previewed = pyqtSignal(object)
-    encoded = pyqtSignal(int, int)
-    covered = pyqtSignal(object)
+    covered = pyqtSignal(object, object)
     worked = pyqtSignal(object, object)
     done = pyqtSignal(object)
     task_progressed = pyqtSignal(object, float)
@@ -97,7 +96,7 @@ class EngineWorker(QThread):
         self._backend = backend
         self._mailbox = Mailbox()
         self._stopping = Event()
-        self._n_planned = self._n_encoded = 0
+        self._n_waiting: int | None = None
         self._view: Bounds | None = None
         self._wanted = 0  # number of the scene that the GUI wants; written by the GUI thread only
         self._present = 0  # number of the scene that is open; written by the worker only
@@ -261,8 +260,7 @@ class EngineWorker(QThread):
     def _open(self, number: int, spec: SceneSpec | None) -> None:
         self._present = number
         self._drop_tasks()
-        self._n_planned = self._n_encoded = 0
-        self._view = None
+        self._n_waiting = self._view = None
         if spec is None:
             self._backend.close_scene()
         else:
@@ -297,26 +295,23 @@ class EngineWorker(QThread):
     def _plan(self, view_map: Bounds, ahead_map: Point | None) -> None:
         windows = list(self._backend.view_windows(view_map))
         ahead = [] if ahead_map is None else list(self._backend.ahead_windows(view_map, ahead_map))
-        self._view = view_map
-        self._n_planned, self._n_encoded = len(windows), 0
+        self._view, self._n_waiting = view_map, len(windows)
         self._mailbox.put_chips(
             [(window, True) for window in windows] + [(window, False) for window in ahead if window not in windows]
         )
-        self.send("encoded", 0, len(windows))
         self._show_coverage()
 
     def _encode(self, window: Any, is_in_view: bool) -> None:
         if self._backend.encode(window) is False:
             self._mailbox.put_off((window, is_in_view))
             return
-        if is_in_view:
-            self._n_encoded += 1
-            self.send("encoded", self._n_encoded, self._n_planned)
+        if is_in_view and self._n_waiting is not None:
+            self._n_waiting -= 1
             self._show_coverage()
 
     def _show_coverage(self) -> None:
         if self._view is not None:
-            self.send("covered", self._backend.coverage(self._view))
+            self.send("covered", self._backend.coverage(self._view), self._n_waiting)
 
     def _fail(self, message: Message, sentence: str) -> None:
         kind, content = message
@@ -332,6 +327,7 @@ class EngineWorker(QThread):
             self.send("failed", Failure(sentence, task=content))
         else:
             self._mailbox.clear_chips()
+            self._n_waiting = None
             self.send("failed", Failure(sentence))
 
 

@@ -83,7 +83,6 @@ class SceneControl(QObject):
         canvas.extentsChanged.connect(self._settle.start)
         canvas.destinationCrsChanged.connect(self._settle.start)
         worker.opened.connect(self._on_opened)
-        worker.encoded.connect(self._on_encoded)
         worker.covered.connect(self._on_covered)
         worker.progressed.connect(lambda fraction: self._update(fraction=fraction))
         worker.informed.connect(lambda sentence: self._update(sentence=sentence))
@@ -357,22 +356,26 @@ class SceneControl(QObject):
 
     def _on_opened(self, spec: SceneSpec, info: SceneInfo) -> None:
         if spec is self._spec:
-            self._update(phase=Phase.READY, info=info, n_planned=None, n_encoded=0)
+            self._update(phase=Phase.READY, info=info, n_waiting=None)
             # The click that waits goes first; the view is encoded after it.
             self.ready.emit()
             self._encode_view()
 
-    def _on_encoded(self, n_encoded: int, n_planned: int) -> None:
-        self._update(n_encoded=n_encoded, n_planned=n_planned)
-
-    def _on_covered(self, coverage: Coverage) -> None:
-        self._update(n_cached=coverage.n_cached, cached_bytes=coverage.cached_bytes)
+    def _on_covered(self, coverage: Coverage, n_waiting: int | None) -> None:
+        self._update(
+            n_waiting=n_waiting,
+            # Counted as the overlay counts them, with what was encoded before: one number in both places.
+            n_encoded=coverage.n_encoded,
+            n_windows=len(coverage.windows),
+            n_cached=coverage.n_cached,
+            cached_bytes=coverage.cached_bytes,
+        )
         self.covered.emit(coverage)
 
     def _on_failed(self, failure: Failure) -> None:
         if failure.spec is None:
             if failure.task is None and failure.request_id is None:
-                self._update(n_planned=None)
+                self._update(n_waiting=None)
             self.notified.emit(failure.sentence)
         elif failure.spec is self._spec:
             self._fail(failure.sentence)

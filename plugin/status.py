@@ -25,9 +25,9 @@ class Phase(Enum):
 class Status:
     """Everything that the status line depends on.
 
-    `sentence` is what the worker said last while opening, or why it failed; `n_planned` chips of the view, of
-    which `n_encoded` are done, None before a view was looked at; `fraction` (0 to 1) of opening or None;
-    `n_cached` files of `cached_bytes` in all are in the cache on disk.
+    `sentence` is what the worker said last while opening, or why it failed; `n_encoded` of the `n_windows` of the
+    view are encoded; the worker still has `n_waiting` to do, None where it looked at no view or failed there;
+    `fraction` (0 to 1) of opening or None; `n_cached` files of `cached_bytes` in all are in the cache on disk.
     """
 
     phase: Phase = Phase.NO_RASTER
@@ -37,7 +37,8 @@ class Status:
     sentence: str = ""
     fraction: float | None = None
     n_encoded: int = 0
-    n_planned: int | None = None
+    n_windows: int = 0
+    n_waiting: int | None = None
     is_tool_active: bool = False
     is_waiting: bool = False
     is_in_view: bool = True
@@ -76,11 +77,11 @@ class Status:
         if self.phase is Phase.OPENING:
             return (0, 0) if self.fraction is None else (round(100 * self.fraction), 100)
         if self.phase is Phase.READY and self._is_encoding():
-            return self.n_encoded, self.n_planned or 0
+            return self.n_encoded, self.n_windows
         return None
 
     def _is_encoding(self) -> bool:
-        return self.n_planned is not None and self.n_encoded < self.n_planned and self.is_tool_active
+        return bool(self.n_waiting) and self.n_encoded < self.n_windows and self.is_tool_active
 
     def _ready_headline(self) -> str:
         if self.is_waiting:
@@ -89,10 +90,10 @@ class Status:
             return f"{_link(TOOL_LINK, 'Go on segmenting')} {html.escape(self.raster_name)}."
         if not self.is_in_view:
             return f"{html.escape(self.raster_name)} is not in the view. {_link(ZOOM_LINK, 'Zoom to it')}"
-        if self.n_planned is None:
+        if self.n_waiting is None:
             return "Ready: click on an object."
         if self._is_encoding():
-            return f"Encoding the view, {self.n_encoded} of {self.n_planned}; a click is answered in between."
+            return f"Encoding the view, {self.n_encoded} of {self.n_windows}; a click is answered in between."
         return "The view is encoded: masks appear under the mouse, clicks are answered at once."
 
 

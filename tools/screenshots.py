@@ -176,7 +176,7 @@ class Photographer:
         coverage = self._plugin.controller.actions["coverage"]
         coverage.trigger()
         scene = self._plugin.controller.scene
-        yield lambda: 2 * scene.status.n_encoded >= (scene.status.n_planned or WAIT_S)
+        yield lambda: 2 * scene.status.n_encoded >= (scene.status.n_windows or WAIT_S)
         yield from self._take("8-encoded")
         coverage.trigger()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from traceback import format_exception
@@ -28,7 +29,7 @@ from qgis.PyQt.QtWidgets import QMainWindow
 from segadapt.models.progress import raise_if_cancelled
 from segadapt.plugin.controller import Controller
 from segadapt.plugin.dock import SegAdaptDock
-from segadapt.plugin.exchange import Answer, Coverage, SceneInfo
+from segadapt.plugin.exchange import Answer, Coverage, SceneInfo, ViewWindow
 from segadapt.processing.errors import JobError, RasterError
 
 CRS = "EPSG:32631"
@@ -114,7 +115,8 @@ class FakeBackend:
     """Answers with a square of 20 m around the first foreground click, 5 m smaller for each background click.
 
     A box is answered with the box, an outline with the outline, a scribble with a square around its first point;
-    points go before both. `gate` holds answers back, `fail` makes the next call of a name raise.
+    points go before both. `gate` holds answers back, `fail` makes the next call of a name raise. Of `n_windows` of
+    each view `n_known` are encoded before.
     """
 
     def __init__(self) -> None:
@@ -125,10 +127,11 @@ class FakeBackend:
         for gate in (self.gate, self.encode_gate, self.open_gate):
             gate.set()
         self.fail: dict[str, Exception] = {}
-        self.n_windows = 3
+        self.n_windows, self.n_known = 3, 0
         self.n_ahead = 2
         self.ahead: list[Any] = []
-        self.covered = Coverage((), 0, 0)
+        self.encoded: set[Any] = set()
+        self.covered: Coverage | None = None
         self.fallback: SceneInfo | None = None
         self.is_open = self.is_closed = False
 
@@ -144,14 +147,20 @@ class FakeBackend:
     def view_windows(self, view_map: Any) -> list[int]:
         self._call("view_windows")
         self.views.append(view_map)
-        return list(range(self.n_windows))
+        self.encoded = set(range(self.n_known))
+        return list(range(self.n_known, self.n_windows))
 
     def ahead_windows(self, view_map: Any, ahead_map: Any) -> list[str]:
         self.ahead.append(ahead_map)
         return [f"ahead {number}" for number in range(self.n_ahead)]
 
     def coverage(self, view_map: Any) -> Coverage:
-        return self.covered
+        if self.covered is not None:
+            return self.covered
+        left, bottom, right, top = view_map
+        xs = np.linspace(left, right, self.n_windows + 1)
+        strips = [((x0, top), (x1, top), (x1, bottom), (x0, bottom)) for x0, x1 in pairwise(xs)]
+        return Coverage(tuple(ViewWindow(strip, n in self.encoded) for n, strip in enumerate(strips)), 0, 0)
 
     def run_task(self, task: Any, progress: Any) -> Iterator[Any]:
         self._call("run_task")
@@ -163,6 +172,7 @@ class FakeBackend:
     def encode(self, window: Any) -> None:
         self._call(f"encode {window}")
         self.encode_gate.wait(10)
+        self.encoded.add(window)
 
     def answer(self, prompt: Any) -> Answer:
         self._call("answer")

@@ -97,6 +97,23 @@ def test_it_is_drawn_anew_five_times_a_second_at_most(gui: Any, overlay: Any, co
     assert 2 <= len(shown) <= 4
 
 
+def test_the_status_counts_the_windows_as_the_map_does(gui: Any) -> None:
+    """A view of four of which one was encoded before, as after zooming; the others come one by one."""
+    gui.backend.n_windows, gui.backend.n_known = 4, 1
+    gui.backend.encode_gate.clear()
+    gui.controller.actions["coverage"].trigger()
+    gui.dock.raster_combo.setLayer(gui.layer)
+    item = gui.controller.coverage.item
+    gui.wait_for(item.isVisible)
+    assert item.badge == "1 of 4 encoded"
+    assert "Encoding the view, 1 of 4;" in gui.status
+    assert (gui.dock.progress_bar.value(), gui.dock.progress_bar.maximum()) == (1, 4)
+    gui.backend.encode_gate.set()
+    gui.wait_for(lambda: item.badge == "4 of 4 encoded")
+    assert "is encoded" in gui.status
+    assert not gui.dock.progress_bar.isVisible()
+
+
 def test_it_is_cheap(gui: Any, overlay: Any, at: Any) -> None:
     windows = tuple(
         ViewWindow(corners(at, 64 * i, 64 * j, 64 * i + 64, 64 * j + 64), bool(i % 2))

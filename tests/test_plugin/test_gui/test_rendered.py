@@ -413,7 +413,7 @@ def test_a_click_on_tiles_gives_what_is_seen_there(drawn_gui: Any, tiles: Any, r
     gui.dock.raster_combo.setLayer(tiles)
     gui.wait_for(lambda: gui.controller.scene.is_ready)
     gui.wait_for(lambda: "is encoded" in gui.status)
-    assert gui.engine.n_embedded == gui.controller.scene.status.n_planned > 0
+    assert gui.engine.n_embedded == gui.controller.scene.status.n_windows > 0
     gui.click(centre)
     answer = gui.wait_for_answer()
     geometry = QgsGeometry()

@@ -251,26 +251,26 @@ def test_a_chip_that_waits_for_its_pixels_is_encoded_when_they_are_there(worker:
         return True
 
     backend.encode = encode
-    worker.encoded.connect(lambda *counts: said.append(counts))
+    worker.covered.connect(lambda _coverage, n_waiting: said.append(n_waiting))
     worker.encode_view(VIEW)
-    wait_for(lambda: (2, 3) in said)
+    wait_for(lambda: 1 in said)
     QTest.qWait(20)
     assert encoded == [0, 2]
     missing.clear()
     worker.resume_encoding()
-    wait_for(lambda: (3, 3) in said)
+    wait_for(lambda: 0 in said)
     assert encoded == [0, 2, 1]
 
 
 def test_windows_ahead_come_after_those_of_the_view_and_do_not_count(worker: EngineWorker, backend: Any) -> None:
     said: list[tuple[int, int]] = []
-    worker.encoded.connect(lambda *counts: said.append(counts))
+    worker.covered.connect(lambda coverage, n_waiting: said.append((coverage.n_encoded, n_waiting)))
     worker.encode_view(VIEW, ahead_map=(100.0, 0.0))
     wait_for(lambda: "encode ahead 1" in backend.calls)
     QTest.qWait(20)
     encodes = [call for call in backend.calls if call.startswith("encode")]
     assert encodes == ["encode 0", "encode 1", "encode 2", "encode ahead 0", "encode ahead 1"]
-    assert said == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert said == [(0, 3), (1, 2), (2, 1), (3, 0)]
     assert backend.ahead == [(100.0, 0.0)]
 
 
