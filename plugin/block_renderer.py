@@ -41,6 +41,8 @@ _PATIENCE_S = 20.0
 _POLL_S = 0.05
 # HTTP: what servers answer where their map has no tile.
 _NO_SUCH_TILE = (204, 404, 410)
+# The same of a folder of tiles, whose missing files have no status.
+_NO_FAILURE = (QNetworkReply.NetworkError.NoError, QNetworkReply.NetworkError.ContentNotFoundError)
 
 
 class BlockDemand(Demand):
@@ -225,7 +227,7 @@ class _FailedReplies(QObject):
 
     def _on_reply(self, reply: QgsNetworkReplyContent) -> None:
         status = reply.attribute(QNetworkRequest.Attribute.HttpStatusCodeAttribute)
-        if reply.error() != QNetworkReply.NetworkError.NoError and status not in _NO_SUCH_TILE:
+        if reply.error() not in _NO_FAILURE and status not in _NO_SUCH_TILE:
             self.count += 1
             # With its address an error fills the message bar.
             self.latest = f"the server answers {status}" if status else reply.errorString()

@@ -229,6 +229,21 @@ def test_tiles_that_fail_are_a_sentence_and_can_be_tried_again(
     assert drawn.read(PLACE).pixels.max() == 220
 
 
+def test_a_folder_of_tiles_is_empty_where_it_holds_none(draw: Any, tmp_path: Path, qgis_new_project: None) -> None:
+    column, row = TILE
+    path = tmp_path / "tiles" / str(ZOOM) / str(column) / f"{row}.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(tile_server.png(tile_server.tile(column, row)))
+    url = (tmp_path / "tiles").as_uri() + "/{z}/{x}/{y}.png"
+    layer = QgsRasterLayer(f"type=xyz&url={url}&zmax=22&zmin=0", "folder", "wms")
+    QgsProject.instance().addMapLayer(layer)
+    drawn = draw(layer_source(layer))
+    chip = drawn.read(PLACE, 1024)
+    assert chip.pixels.max() == 220
+    assert chip.valid.sum() == 256 * 256
+    assert drawn.failures == []
+
+
 def test_a_read_ends_when_it_is_wanted_no_more(tiles: Any, server: TileServer, draw: Any) -> None:
     server.slow.touch()
     drawn = draw(layer_source(tiles))
