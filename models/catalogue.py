@@ -48,7 +48,7 @@ def _sam(size: str, *, title: str, file_name: str, n_bytes: int, sha256: str, pa
 CARDS: tuple[ModelCard, ...] = (
     ModelCard(
         name="mobile_sam",
-        title="MobileSAM (light; laptop without a GPU)",
+        title="MobileSAM (needs no GPU)",
         family="promptable",
         bands=_RGB,
         input_px=1024,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from qgis.core import QgsMapLayer, QgsRasterLayer, QgsSettings
 from qgis.gui import QgsMapCanvas, QgsMessageBar
-from qgis.PyQt.QtCore import QCoreApplication, QObject, Qt
+from qgis.PyQt.QtCore import QCoreApplication, QObject
 from qgis.PyQt.QtWidgets import QFileDialog
 
 from ..models.registry import list_models
@@ -201,9 +201,7 @@ class Controller(QObject):
     def _fill_dock(self) -> None:
         dock = self._dock
         dock.set_actions(self.actions, modes=Mode)
-        for card in list_models("promptable"):
-            dock.model_combo.addItem(card.title, card.name)
-            dock.model_combo.setItemData(dock.model_combo.count() - 1, card.title, Qt.ItemDataRole.ToolTipRole)
+        dock.show_models({card.name: card.title for card in list_models("promptable")})
         dock.add_page("Classes", self.class_panel, is_open=True)
         dock.add_page("Shape", self.shape_panel)
         dock.add_page("Find similar", self.similar.panel)
@@ -301,7 +299,7 @@ class Controller(QObject):
 
     def _on_model_chosen(self) -> None:
         combo = self._dock.model_combo
-        # "MobileSAM (light; ...)": what is in brackets helps to choose, and is too long for the status line.
+        # "MobileSAM (needs no GPU)": what is in brackets helps to choose, and is too long for the status line.
         self.scene.choose_model(combo.currentData(), title=combo.currentText().partition(" (")[0])
 
     def _on_setting_changed(self, key: str, value: object) -> None:

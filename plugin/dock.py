@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from qgis.core import QgsMapLayerProxyModel
 from qgis.gui import QgsCollapsibleGroupBox, QgsDockWidget, QgsMapLayerComboBox
@@ -28,8 +29,8 @@ from .rendered_source import Look
 from .settings import read_page, write_page
 from .settings_panel import SettingsPanel
 
-NEW_SCRATCH, NEW_GEOPACKAGE = "New scratch layer", "New GeoPackage…"
-MAP_AS_SHOWN = "The map as shown"
+AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE = "New autosaved layer", "New scratch layer", "New GeoPackage…"
+CHOOSE_RASTER, MAP_AS_SHOWN = "Choose a raster…", "The map as shown"
 _HINT = "Choose a raster, then click on an object: its outline follows. Enter keeps it."
 
 
@@ -118,12 +119,18 @@ class SegAdaptDock(QgsDockWidget):
         self._mode_row.addStretch(1)
         self._fit()
 
+    def show_models(self, titles: Mapping[str, str]) -> None:
+        """Offer models: their names and titles."""
+        for name, title in titles.items():
+            self.model_combo.addItem(title, name)
+        _make_room(self.model_combo, titles.values())
+
     def show_looks(self, looks: Sequence[Look], *, chosen: Look) -> None:
         """Offer ways to look at the raster; nothing where there is no choice. Emits nothing."""
         self.look_combo.blockSignals(True)
         self.look_combo.clear()
         for look in looks:
-            self.look_combo.addItem(look.value[:1].upper() + look.value[1:], look)
+            self.look_combo.addItem(_title(look), look)
         self.look_combo.setCurrentIndex(max(0, self.look_combo.findData(chosen)))
         self.look_combo.blockSignals(False)
         self.look_combo.setEnabled(len(looks) > 1)
@@ -159,22 +166,28 @@ class SegAdaptDock(QgsDockWidget):
         self._mode_row.setSpacing(0)
         self.raster_combo = QgsMapLayerComboBox()
         self.raster_combo.setFilters(QgsMapLayerProxyModel.Filter.RasterLayer)
-        self.raster_combo.setAllowEmptyLayer(True, "Choose a raster…")
+        self.raster_combo.setAllowEmptyLayer(True, CHOOSE_RASTER)
         self.raster_combo.setAdditionalItems([MAP_AS_SHOWN])
-        self.raster_combo.setToolTip("What to segment: a file, a web map, or all visible layers as they look now")
+        _explain(self.raster_combo, "What to segment: a file, a web map, or all visible layers as they look now")
         self.look_combo = QComboBox()
         self.look_combo.setToolTip("What the model sees of the raster")
         self.model_combo = QComboBox()
+        self.model_combo.setToolTip("What finds the outlines")
         self.target_combo = QgsMapLayerComboBox()
         self.target_combo.setFilters(
             QgsMapLayerProxyModel.Filter.PolygonLayer | QgsMapLayerProxyModel.Filter.WritableLayer
         )
-        self.target_combo.setToolTip("Where accepted objects go; an existing polygon layer keeps its fields")
+        _explain(
+            self.target_combo,
+            "Where accepted objects go: a new GeoPackage that saves itself, or another layer, which keeps its fields",
+        )
         self.fields_button = _text_button()
         self.fields_button.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
         for combo in (self.raster_combo, self.look_combo, self.model_combo, self.target_combo):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(8)
+        _make_room(self.raster_combo, (CHOOSE_RASTER, MAP_AS_SHOWN))
+        _make_room(self.look_combo, map(_title, Look))
+        _make_room(self.target_combo, (AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE))
 
     def _scene_page(self) -> QWidget:
         page = QWidget()
@@ -248,6 +261,26 @@ class SegAdaptDock(QgsDockWidget):
         content = self._scroll.widget()
         bar_px = self._scroll.verticalScrollBar().sizeHint().width()
         self._scroll.setMinimumWidth(content.minimumSizeHint().width() + bar_px)
+
+
+def _title(look: Look) -> str:
+    return look.value[:1].upper() + look.value[1:]
+
+
+def _make_room(combo: QComboBox, texts: Iterable[str]) -> None:
+    """Never cut these off. Names of layers may be of any length: their combo box does not grow with them."""
+    metrics = combo.fontMetrics()
+    # The size policy adds room for an icon, which none of these has.
+    widest_px = max(map(metrics.horizontalAdvance, texts)) - combo.iconSize().width()
+    combo.setMinimumContentsLength(math.ceil(widest_px / metrics.horizontalAdvance("X")))
+    # Qt would keep the smaller minimum that it may have computed already.
+    combo.setMinimumWidth(combo.sizeHint().width())
+
+
+def _explain(combo: QgsMapLayerComboBox, meaning: str) -> None:
+    """Say what a combo box is for, and the whole name that is chosen, of which it may show a part."""
+    combo.currentTextChanged.connect(lambda text: combo.setToolTip(f"{text}\n{meaning}"))
+    combo.setToolTip(meaning)
 
 
 def _framed() -> QFrame:

@@ -49,7 +49,7 @@ class Look(Enum):
     """In which way a layer is looked at; the value is what the user reads."""
 
     FILE = "the file's bands"
-    BANDS = "the bands that the style shows"
+    BANDS = "the bands of the style"
     RENDERED = "as rendered"
     MAP = "the map as shown"
 

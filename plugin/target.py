@@ -27,7 +27,7 @@ from ..processing.algorithms.outputs import now
 from .class_style import OWN_LAYER, show_class, show_classes
 from .classes import Classes
 from .crs import CoordinateError, geometry_from_wkb
-from .dock import NEW_GEOPACKAGE, NEW_SCRATCH
+from .dock import AUTOSAVED, NEW_GEOPACKAGE, NEW_SCRATCH
 from .editing import SegmentedFeature, add_object, rename_class, set_outline
 from .exchange import Answer
 from .feature_outlines import measured, moved, near
@@ -39,7 +39,6 @@ from .target_layers import new_geopackage_layer, new_scratch_layer
 
 AskPath = Callable[[], "Path | None"]
 
-AUTOSAVED = "New GeoPackage that saves itself"
 _SCOPE, _KEY = "SegAdapt", "target"
 _METRES_PER_DEGREE = 111_320.0
 

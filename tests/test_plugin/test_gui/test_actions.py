@@ -10,7 +10,7 @@ from qgis.gui import QgsGui
 from qgis.PyQt.QtCore import QEvent, Qt
 from qgis.PyQt.QtGui import QKeyEvent, QKeySequence
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QApplication, QLabel, QShortcut, QWidget
+from qgis.PyQt.QtWidgets import QApplication, QComboBox, QLabel, QShortcut, QStyle, QStyleOptionComboBox, QWidget
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.cheat_sheet import CheatSheet
 from segadapt.plugin.class_map_control import HINT as CLASS_MAP_HINT
@@ -186,6 +186,43 @@ def test_buttons_of_the_dock_are_the_actions(gui: Any, at: Any) -> None:
     gui.controller.activate_tool(False)
     actions["scribble"].trigger()
     assert gui.canvas.mapTool() is gui.prompts.tool
+
+
+def shown_px(combo: QComboBox) -> int:
+    """The width of the text that a combo box has room for."""
+    option = QStyleOptionComboBox()
+    option.initFrom(combo)
+    return (
+        combo.style()
+        .subControlRect(QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, combo)
+        .width()
+    )
+
+
+def test_no_entry_of_the_dock_is_cut_off(gui: Any) -> None:
+    gui.start()
+    dock = gui.dock
+    dock.show_looks(tuple(Look), chosen=Look.FILE)
+    gui.window.resizeDocks([dock], [1], Qt.Orientation.Horizontal)
+    QTest.qWait(50)
+    assert dock.width() == dock.minimumSizeHint().width()
+    cut = {
+        combo.itemText(index)
+        for combo in (dock.raster_combo, dock.look_combo, dock.model_combo, dock.target_combo)
+        for index in range(combo.count())
+        if combo.fontMetrics().horizontalAdvance(combo.itemText(index)) > shown_px(combo)
+    }
+    assert cut == set()
+
+
+def test_a_name_that_is_cut_off_is_in_the_tool_tip(gui: Any) -> None:
+    name = "the outlines of all buildings of the northern half of the town"
+    layer = QgsVectorLayer("MultiPolygon?crs=EPSG:32631", name, "memory")
+    QgsProject.instance().addMapLayer(layer)
+    width = gui.dock.minimumSizeHint().width()
+    gui.dock.target_combo.setLayer(layer)
+    assert gui.dock.target_combo.toolTip().startswith(f"{name}\nWhere accepted objects go")
+    assert gui.dock.minimumSizeHint().width() == width
 
 
 def test_pages_are_remembered_and_fit_a_narrow_dock(gui: Any) -> None:
