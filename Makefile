@@ -42,7 +42,7 @@ package: environment ## build dist/segadapt-<version>.zip and scan it as the plu
 bench: setup ## measure speed; BENCH=clicks, similar or class_map: accuracy on the labelled imagery; prints tables
 	@QT_QPA_PLATFORM=offscreen $(RUN) benchmarks/$(or $(BENCH),run).py $(ARGS)
 
-train-adapter: setup ## train the adapter that ships, one place left out in turn, then on all (an hour on 2 CPU cores)
+train-adapter: setup ## train the adapter that ships, one place left out in turn, then on all (two hours on 2 CPU cores)
 	@QT_QPA_PLATFORM=offscreen $(RUN) tools/train_adapter.py $(ARGS)
 
 environment:

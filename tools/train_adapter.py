@@ -30,7 +30,7 @@ from segadapt.models.adaptation.refiner import MaskRefiner
 from segadapt.models.adaptation.shipped import SHIPPED_NAME
 from segadapt.models.embeddings import EmbeddingCache
 from segadapt.models.engine import InferenceEngine, open_engine
-from segadapt.processing.jobs.adapter_training import Example, LabelledObject, fit, labelled_objects, simulate
+from segadapt.processing.jobs.adapter_training import LabelledObject, labelled_objects, simulate, train_in_rounds
 from segadapt.processing.jobs.scene import Scene
 from segadapt.processing.raster.reader import open_raster
 from shapely.geometry import shape
@@ -89,29 +89,27 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         objects = _objects(engine, Path(folder), most=arguments.objects)
     places = sorted({one.place for one in objects})
-    rng = np.random.default_rng(0)
-    half = engine.precision == "bf16"
-    examples: list[Example] = []
-    for one in objects:
-        examples += simulate(engine, one, refiner=None, n_clicks=TRAINED_CLICKS, rng=rng, half=half)[0]
-    print(f"{len(examples)} examples", flush=True)
     results = {}
     for place in [arguments.only_test] if arguments.only_test else places:
-        seen = [example for example in examples if example.place != place]
-        refiner = _train(seen, arguments.steps, half=half, told=f"without {place}")
+        seen = [one for one in objects if one.place != place]
+        refiner = _train(engine, seen, arguments, told=f"without {place}")
         results[place] = _test(engine, [one for one in objects if one.place == place], refiner, most=arguments.tested)
         print(f"{place}, not seen in training: {results[place]}", flush=True)
         if arguments.folds is not None:
             arguments.folds.mkdir(parents=True, exist_ok=True)
             others = [other for other in places if other != place]
-            n_seen = sum(one.place != place for one in objects)
             path = arguments.folds / f"without_{place.lower()}{SUFFIX}"
             _save(
-                engine, refiner, path, places=others, n_objects=n_seen, metrics={f"{place}, held out": results[place]}
+                engine,
+                refiner,
+                path,
+                places=others,
+                n_objects=len(seen),
+                metrics={f"{place}, held out": results[place]},
             )
     if arguments.only_test:
         return 0
-    refiner = _train(examples, arguments.steps, half=half, told="on all places")
+    refiner = _train(engine, objects, arguments, told="on all places")
     metrics = {f"{place}, held out": result for place, result in results.items()}
     _save(engine, refiner, arguments.out, places=places, n_objects=len(objects), metrics=metrics)
     print(f"Wrote {arguments.out} ({arguments.out.stat().st_size / 2**20:.2f} MiB).")
@@ -143,9 +141,10 @@ def _save(
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=60, help="most objects per raster")
+    parser.add_argument("--objects", type=int, default=150, help="most objects per raster")
     parser.add_argument("--tested", type=int, default=25, help="most objects of the place held out")
-    parser.add_argument("--steps", type=int, default=350, help="training steps")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each round")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the analyst is simulated and learned from")
     parser.add_argument("--folds", type=Path, help="folder for the adapters that leave one place out")
     parser.add_argument("--only-test", help="hold out this place only, and write nothing")
     default = ROOT / "models" / "adaptation" / f"{SHIPPED_NAME}_{MODEL}{SUFFIX}"
@@ -198,11 +197,21 @@ def outlines_of(labels: Path, raster: Path) -> Iterator[BaseGeometry]:
     yield from (shape(outline) for outline, _ in shapes(mask.astype(np.uint8), mask=mask, transform=upwards))
 
 
-def _train(examples: Sequence[Example], n_steps: int, *, half: bool, told: str) -> MaskRefiner:
+def _train(
+    engine: InferenceEngine, objects: Sequence[LabelledObject], arguments: argparse.Namespace, *, told: str
+) -> MaskRefiner:
     def report(step: int, loss: float) -> None:
         print(f"{told}, step {step}: loss {loss:.3f}", flush=True)
 
-    return fit(examples, n_steps=n_steps, half=half, report=report)
+    return train_in_rounds(
+        engine,
+        objects,
+        n_rounds=arguments.rounds,
+        n_clicks=TRAINED_CLICKS,
+        n_steps=arguments.steps,
+        half=engine.precision == "bf16",
+        report=report,
+    )
 
 
 def _test(

@@ -25,8 +25,9 @@ from ..prompts import LOW_RES_PX, Prompts
 from .adapter import Adapter
 from .clicks import contradicted
 from .mask_choice import Choice, MaskChoice
+from .mask_offset import MaskOffset
 from .refiner import MaskRefiner, RefinerInput, changes, refiner_input
-from .shipped import CHOICES, refiner_of
+from .shipped import CHOICES, OFFSETS, refiner_of
 
 _Result = TypeVar("_Result")
 Points = npt.NDArray[np.float32]
@@ -143,22 +144,24 @@ class OnlineAdapter:
         self.refiner = deepcopy(self._shipped) if self._shipped is not None else None
         self._remembered: list[tuple[RefinerInput, torch.Tensor]] = []
         self._n_seen = 0
-        self.choice = MaskChoice()
+        self.choice, self.offset = MaskChoice(), MaskOffset()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What was learned, for an adapter."""
         refiner = {} if self.refiner is None else self.refiner.state_dict()
-        return {**refiner, CHOICES: self.choice.state()}
+        return {**refiner, CHOICES: self.choice.state(), OFFSETS: self.offset.state()}
 
     def load(self, adapter: Adapter) -> None:
         """Go on from what was learned elsewhere. Raises `CheckpointError` for an adapter of another kind."""
         refiner = refiner_of(adapter)
         self.refiner = refiner if refiner is not None else deepcopy(self._shipped)
         self.choice.load_state(adapter.tensors.get(CHOICES, torch.zeros(0, 10)))
+        self.offset.load_state(adapter.tensors.get(OFFSETS, torch.zeros(0, 121)))
 
-    def refined(self, view: Look) -> torch.Tensor:
-        """Logits (256, 256) of the chosen mask."""
-        return view.refined(self.refiner, half=self._half)
+    def refined(self, view: Look, *, cell_px: float) -> torch.Tensor:
+        """Logits (256, 256) of the chosen mask; a first answer is moved to where accepted objects lie."""
+        logits = view.refined(self.refiner, half=self._half)
+        return logits if view.seen.is_correction else self.offset.moved(logits, cell_px=cell_px)
 
     def adjusted(self, view: Look, logits: torch.Tensor, *, points: Points, labels: Labels) -> torch.Tensor:
         """Take a few gradient steps for one object, so that the answer agrees with its clicks; (256, 256).
@@ -221,10 +224,15 @@ class OnlineAdapter:
         return run_to_end(self.learning(seen, truth))
 
     def learn_choice(self, seen: RefinerInput, truth: torch.Tensor, *, cell_px: float) -> None:
-        """Take in which of the three masks of a single click an accepted object (1, 128, 128) shows to be right."""
+        """Take in which of the three masks of a single click an accepted object (1, 128, 128) shows to be right.
+
+        And how far beside that mask the object lies.
+        """
         masks, found = seen.masks[1:], truth > 0.5
         overlap, union = (masks & found).sum((1, 2)), (masks | found).sum((1, 2)).clamp(min=1)
         pixel_px = (cell_px * seen.crop.scale) ** 2
+        right = masks[int((overlap / union).argmax())]
+        self.offset.learn(right, found[0], pixel_px=cell_px * seen.crop.scale)
         self.choice.learn(
             Choice(
                 scores=seen.scores[1:].double().numpy(),

@@ -12,8 +12,8 @@ from .refiner import MaskRefiner
 SHIPPED_NAME = "eo"
 """Name of the adapter for Earth observation; its file is `eo_<model>.safetensors` beside this module."""
 
-CHOICES = "choices"
-"""Tensor of an adapter with what `MaskChoice.state` gives; the others are the refiner's."""
+CHOICES, OFFSETS = "choices", "offsets"
+"""Tensors of an adapter with what `MaskChoice.state` and `MaskOffset.state` give; the others are the refiner's."""
 
 
 @lru_cache(maxsize=4)
@@ -30,7 +30,7 @@ def refiner_of(adapter: Adapter) -> MaskRefiner | None:
 
     Raises `CheckpointError` for an adapter of another kind.
     """
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name != CHOICES}
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in (CHOICES, OFFSETS)}
     if not tensors and CHOICES in adapter.tensors:
         return None
     refiner = MaskRefiner()

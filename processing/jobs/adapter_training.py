@@ -2,7 +2,9 @@
 
 The analyst is simulated (`clicker`); encoder and decoder stay as they are, so that a place is encoded once. Examples
 are the states that such an analyst meets: an answer to the first correction or a later one, the clicks so far, and the
-truth. The answer to the first prompt is not among them: what the object is, a place teaches for itself only.
+truth. The answer to the first prompt is not among them: what the object is, a place teaches for itself only. Clicks
+follow from the answers that they correct, so that after a first round the analyst is simulated again with what was
+learned, and both rounds are learned from (DAgger, Ross et al. 2011, https://arxiv.org/abs/1011.0686).
 """
 
 from __future__ import annotations
@@ -126,6 +128,29 @@ def simulate(
     return examples, ious
 
 
+def train_in_rounds(
+    engine: InferenceEngine,
+    objects: Sequence[LabelledObject],
+    *,
+    n_rounds: int,
+    n_clicks: int,
+    n_steps: int,
+    half: bool = False,
+    report: Callable[[int, float], None] | None = None,
+) -> MaskRefiner:
+    """Simulate and fit `n_rounds` times, each time with the refiner of the round before, `n_steps` steps each."""
+    rng = np.random.default_rng(0)
+    examples: list[Example] = []
+    refiner: MaskRefiner | None = None
+    for n in range(n_rounds):
+        for one in objects:
+            examples += simulate(engine, one, refiner=refiner, n_clicks=n_clicks, rng=rng, half=half)[0]
+        refiner = fit(examples, n_steps=n_steps, seed=n, refiner=refiner, half=half, report=report)
+    if refiner is None:
+        raise ValueError(f"{n_rounds} rounds train nothing; give at least one.")
+    return refiner
+
+
 def fit(
     examples: Sequence[Example],
     *,
@@ -136,7 +161,7 @@ def fit(
     progress: Progress | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> MaskRefiner:
-    """Train a refiner, places equally often. Raises `Cancelled`.
+    """Train a refiner, places equally often; `refiner` to go on with one. Raises `Cancelled`.
 
     `report` gets the step and the mean loss of the last 50 steps.
     """

@@ -227,7 +227,7 @@ class InteractiveSegmenter:
             self._online.learn_choice(first.seen, self._truth(first, accepted), cell_px=cell_px)
         corrections = [one for one in result.trail if one.seen.is_correction]
         if not corrections:
-            sentence = f"Object {self.n_learned} needed no correction; its size was noted."
+            sentence = f"Object {self.n_learned} needed no correction; its size and place were noted."
             return LearningReport(False, self.n_learned, math.nan, math.nan, sentence)
         # The first corrections teach most, where clicks can be saved, and the last: what the analyst wanted.
         chosen = [*corrections[:2], corrections[-1]] if len(corrections) > 3 else corrections
@@ -254,7 +254,7 @@ class InteractiveSegmenter:
             name=path.stem,
             base_model=engine.card.name,
             base_sha256=engine.checkpoint_sha256,
-            method="mask refiner and choice of masks, learned from accepted objects",
+            method="mask refiner, choice and offset of masks, learned from accepted objects",
             trained_on=tuple(filter(None, (self._loaded_name or self._base_name, Path(self.scene.reader.path).name))),
             n_objects=self.n_learned,
             licence="of its maker",
@@ -305,11 +305,12 @@ class InteractiveSegmenter:
     def _settled(self, view: Look, window: SquareWindow, embedding: torch.Tensor) -> _Found:
         """The answer from one mask: refined, fed back, and brought to agree with the clicks."""
         cells, is_choice = view.cells, view.chosen > 0
-        refined = self._online.refined(view)
+        cell_px = window.size_px / LOW_RES_PX
+        refined = self._online.refined(view, cell_px=cell_px)
         for _ in range(self.options.cascade):
             before = refined
             view = look(self.scene.engine, embedding, replace(cells, mask_logits=before.numpy()), chosen=0)
-            refined = self._online.refined(view)
+            refined = self._online.refined(view, cell_px=cell_px)
             if _agreement(before, refined) > _SETTLED:
                 break
         if self.options.per_click:

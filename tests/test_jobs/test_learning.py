@@ -48,11 +48,11 @@ def test_the_trail_of_an_object_reaches_the_lesson(scene):
     assert "object 1" in report.sentence
 
 
-def test_an_object_that_was_right_at_once_teaches_its_size(scene):
+def test_an_object_that_was_right_at_once_teaches_its_size_and_place(scene):
     segmenter = InteractiveSegmenter(scene)
     report = segmenter.learn(session(segmenter, ROOFS[0], n_clicks=1))
     assert not report.is_kept
-    assert "its size was noted" in report.sentence
+    assert "its size and place were noted" in report.sentence
     assert segmenter.n_learned == 1
 
 

@@ -11,6 +11,7 @@ from segadapt.models.adaptation import shipped
 from segadapt.models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from segadapt.models.adaptation.clicks import contradicted, respect_clicks, without_specks
 from segadapt.models.adaptation.mask_choice import Choice, MaskChoice
+from segadapt.models.adaptation.mask_offset import MaskOffset
 from segadapt.models.adaptation.online import Look, OnlineAdapter
 from segadapt.models.adaptation.refiner import CROP, Crop, MaskRefiner, changes
 from segadapt.models.adaptation.shipped import refiner_of, shipped_refiner
@@ -214,9 +215,9 @@ def test_accepted_objects_make_the_next_answers_better():
     assert all(learned.iou_after >= learned.iou_before for learned in kept if learned.is_kept)
     for view, truth in list(accepted_objects(13, shift=6))[10:]:
         before = iou((view.logits[0] > 0).numpy(), truth)
-        assert iou((adapter.refined(view) > 0).numpy(), truth) > before + 0.03
+        assert iou((adapter.refined(view, cell_px=1) > 0).numpy(), truth) > before + 0.03
     adapter.reset()
-    assert torch.equal(adapter.refined(view), view.logits[0])
+    assert torch.equal(adapter.refined(view, cell_px=1), view.logits[0])
 
 
 def test_the_first_answer_is_not_refined():
@@ -229,6 +230,41 @@ def test_the_first_answer_is_not_refined():
     assert torch.equal(first.refined(refiner, half=False), first.logits[0])
 
 
+@pytest.mark.parametrize("cell_px", [1.0, 2.0])
+def test_first_answers_move_to_where_accepted_objects_lie(cell_px):
+    offset = MaskOffset()
+    for n in range(5):
+        assert offset.offset_px == (0, 0)
+        mask = torch.from_numpy(disc(50 + n, 60, 12, CROP))
+        offset.learn(mask, torch.roll(mask, (-1, 2), (0, 1)), pixel_px=cell_px)
+    # Pixels that come to the same whole cells are as good as each other.
+    assert [round(value / cell_px) for value in offset.offset_px] == [2, -1]
+    logits = torch.from_numpy(logits_of(disc(120, 100, 20)))
+    moved = offset.moved(logits, cell_px=cell_px)
+    assert torch.equal(moved > 0, torch.roll(logits > 0, (-1, 2), (0, 1)))
+    again = MaskOffset()
+    again.load_state(offset.state())
+    assert again.offset_px == offset.offset_px
+
+
+def test_offsets_that_differ_from_object_to_object_move_nothing():
+    offset, rng = MaskOffset(), np.random.default_rng(0)
+    for _ in range(12):
+        mask = torch.from_numpy(disc(60, 60, 12, CROP))
+        offset.learn(mask, torch.roll(mask, tuple(rng.integers(-4, 5, 2)), (0, 1)), pixel_px=1)
+    assert offset.offset_px == (0, 0)
+    logits = torch.randn(256, 256)
+    assert offset.moved(logits, cell_px=1) is logits
+
+
+def test_an_object_that_was_no_mask_of_sam_says_nothing_about_its_place():
+    offset = MaskOffset()
+    for _ in range(6):
+        offset.learn(torch.from_numpy(disc(30, 30, 5, CROP)), torch.from_numpy(disc(90, 90, 5, CROP)), pixel_px=1)
+    assert len(offset.state()) == 0
+    assert offset.offset_px == (0, 0)
+
+
 def test_a_step_that_harms_what_was_accepted_is_not_kept(monkeypatch):
     torch.manual_seed(0)
     adapter = OnlineAdapter(None, half=False)
@@ -238,7 +274,7 @@ def test_a_step_that_harms_what_was_accepted_is_not_kept(monkeypatch):
     learned = adapter.learn([view.seen], [target])
     assert not learned.is_kept
     assert learned.iou_after < learned.iou_before
-    assert torch.equal(adapter.refined(view), view.logits[0])
+    assert torch.equal(adapter.refined(view, cell_px=1), view.logits[0])
 
 
 def test_memory_of_accepted_objects_is_limited(monkeypatch):

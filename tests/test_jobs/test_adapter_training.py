@@ -1,0 +1,42 @@
+"""Training of the refiner by simulated clicks; how good it gets is measured by `make train-adapter`."""
+
+from __future__ import annotations
+
+import pytest
+import shapely
+import torch
+from affine import Affine
+from segadapt.processing.jobs.adapter_training import labelled_objects, train_in_rounds
+from shapely.geometry import Point, box
+
+SHAPES = (Point(150, 130).buffer(40), box(90, 300, 260, 400), box(400, 330, 450, 370))
+
+
+@pytest.fixture
+def objects(paint_scene, open_scene, fake_engine):
+    path = paint_scene((512, 512), SHAPES, transform=Affine(0.5, 0, 590_000, 0, -0.5, 5_750_000))
+    scene = open_scene(path, fake_engine)
+    to_map = scene.reader.to_map
+    maps = [shapely.transform(outline, to_map) for outline in SHAPES]
+    return list(labelled_objects(scene, maps, place="painted", window_px=512))
+
+
+def test_a_second_round_goes_on_with_the_first_and_learns(objects, fake_engine, monkeypatch):
+    monkeypatch.setattr("segadapt.processing.jobs.adapter_training._BATCH", 2)
+    assert len(objects) == 3
+    told: list[tuple[int, float]] = []
+    once, twice = (
+        train_in_rounds(
+            fake_engine, objects, n_rounds=n, n_clicks=4, n_steps=50, report=lambda *one: told.append(one)
+        ).state_dict()
+        for n in (1, 2)
+    )
+    assert [step for step, _ in told] == [50, 50, 50]
+    assert told[0] == told[1]
+    assert told[2][1] < told[1][1]
+    assert not torch.equal(once["stem.bias"], twice["stem.bias"])
+
+
+def test_no_round_trains_nothing(objects, fake_engine):
+    with pytest.raises(ValueError, match="0 rounds"):
+        train_in_rounds(fake_engine, objects, n_rounds=0, n_clicks=4, n_steps=2)
