@@ -1,6 +1,6 @@
 """The live class map, measured: mIoU against clicks on Dubai, guidance on Dubai and NAIP, a NAIP map, milliseconds.
 
-    python benchmarks/class_map.py --data ../shared/data --what heads guidance naip speed --out DIR
+    python benchmarks/class_map.py --data ../shared/data --what heads guidance naip speed
 
 Constants of the method were chosen on Dubai tiles 1 to 3; what is reported here is measured on tiles 4 to 6, and on
 NAIP, which no choice has seen. mIoU: over the classes of an image that cover 1 % of it or more. Run it with the

@@ -148,7 +148,7 @@ class FindNext(MapTask):
     visited_map: tuple[Point, ...]
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[NextPlace | None]:
-        """Look in what is encoded around the view, then anywhere that is encoded."""
+        """Look in all that is encoded."""
         from ..processing.jobs.guidance import uncertain_regions
 
         mapper, reader = self.handle.mapper(segmenter, progress), segmenter.scene.reader
