@@ -115,7 +115,7 @@ class SceneBackend:
 
     def view_windows(self, view_map: Bounds) -> Sequence[SquareWindow]:
         """Windows that clicks in the view will need and that are not encoded, the view's centre first."""
-        from ..processing.jobs.interactive import view_windows
+        from ..processing.jobs.click_windows import view_windows
 
         scene = self._opened().scene
         if self._demand is not None:
@@ -124,7 +124,7 @@ class SceneBackend:
 
     def ahead_windows(self, view_map: Bounds, ahead_map: Point) -> Sequence[SquareWindow]:
         """Windows that are not encoded of the view moved by (dx, dy) map units, few and the nearest first."""
-        from ..processing.jobs.interactive import view_windows
+        from ..processing.jobs.click_windows import view_windows
 
         scene = self._opened().scene
         moved = _moved(view_map, ahead_map)
@@ -154,7 +154,7 @@ class SceneBackend:
 
     def coverage(self, view_map: Bounds) -> Coverage:
         """Say which windows of the view are encoded."""
-        from ..processing.jobs.interactive import view_windows
+        from ..processing.jobs.click_windows import view_windows
 
         scene = self._opened().scene
         windows = [
@@ -360,7 +360,8 @@ def _wkb(geometry: Any) -> bytes:
 def _request(scene: Scene, prompt: PromptInput) -> PromptRequest:
     import shapely
 
-    from ..processing.jobs.interactive import PromptRequest, window_px_for_view
+    from ..processing.jobs.click_windows import window_px_for_view
+    from ..processing.jobs.interactive import PromptRequest
 
     return PromptRequest(
         request_id=prompt.request_id,

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own custom
 # Vectors of at most so many raster pixels along each axis are tried: 1.5 m at 30 cm.
 _REACH_PX = 5
 _SIDE = 2 * _REACH_PX + 1
-# As in `MaskChoice`: objects before anything is learned and that are remembered.
+# Objects before anything is learned, and that are remembered.
 _FEWEST, _MOST = 5, 60
 # Mean IoU that a vector must bring on each object when it is learned from the others.
 _MARGIN = 0.01

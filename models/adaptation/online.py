@@ -156,7 +156,7 @@ class OnlineAdapter:
         refiner = refiner_of(adapter)
         self.refiner = refiner if refiner is not None else deepcopy(self._shipped)
         self.choice.load_state(adapter.tensors.get(CHOICES, torch.zeros(0, 10)))
-        self.offset.load_state(adapter.tensors.get(OFFSETS, torch.zeros(0, 121)))
+        self.offset.load_state(adapter.tensors.get(OFFSETS, torch.zeros(0)))
 
     def refined(self, view: Look, *, cell_px: float) -> torch.Tensor:
         """Logits (256, 256) of the chosen mask; a first answer is moved to where accepted objects lie."""

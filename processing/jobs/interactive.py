@@ -26,18 +26,15 @@ from ...models.adaptation.shipped import SHIPPED_NAME, shipped_refiner
 from ...models.prompts import FOREGROUND, LOW_RES_PX
 from ..errors import JobError
 from ..raster.reader import RasterReader
-from ..raster.windows import WINDOW_SIZES_PX, Bounds, SquareWindow, fitting_size_px, lattice_windows
+from ..raster.windows import Bounds, SquareWindow, fitting_size_px
 from .answers import Answer, answer_options, chip_prompts, first_window, make_answer, next_window
+from .click_windows import click_window_px, map_bounds_px
 from .objects import ObjectPrompts, scribble_points
 from .placed_mask import intersection
 from .scene import Scene
 from .segment import outline_mask
 
-# A view zoomed far out needs more windows than anyone waits for; the ones around its centre come first.
-_MOST_VIEW_WINDOWS = 48
 _MOST_WINDOWS = 6
-# What a roof and its surroundings need, see `click_window_px`.
-_CLICK_WINDOW_M = 77.0
 # Feeding an answer back changes nothing more (CFR, Wang et al. 2023, https://arxiv.org/abs/2308.13174).
 _SETTLED = 0.99
 _LONGEST_TRAIL = 8
@@ -387,55 +384,9 @@ def segment_prompts(
     return InteractiveSegmenter(scene, options).answer(request, only_if_encoded=only_if_encoded)
 
 
-def click_window_px(reader: RasterReader) -> int:
-    """Side of the window in which a new object is looked at first: about 77 m, the power of two nearest to it.
-
-    Measured on roofs at 30 cm: an IoU of 0.9 takes 10.3 clicks in windows of 256 px and 11.8 in windows of 1024 px
-    (docs/interactive.md). Without a known scale it is 512 px.
-    """
-    if reader.gsd_m is None or not math.isfinite(reader.gsd_m):
-        return 2 * WINDOW_SIZES_PX[0]
-    steps = round(math.log2(_CLICK_WINDOW_M / reader.gsd_m / WINDOW_SIZES_PX[0]))
-    return WINDOW_SIZES_PX[min(max(steps, 0), len(WINDOW_SIZES_PX) - 1)]
-
-
 def _agreement(first: torch.Tensor, second: torch.Tensor) -> float:
     union = ((first > 0) | (second > 0)).sum()
     return float(((first > 0) & (second > 0)).sum() / union) if union else 1.0
-
-
-def window_px_for_view(reader: RasterReader, view_bounds_map: Bounds) -> int:
-    """Side of the windows for a view (as in `view_windows`).
-
-    `click_window_px`, unless the view is so wide that what is clicked must be large: then an eighth of it.
-    """
-    left, top, right, bottom = _pixel_bounds(reader, view_bounds_map)
-    least_px = max(click_window_px(reader), max(right - left, bottom - top) / 8)
-    return next((size_px for size_px in WINDOW_SIZES_PX if size_px >= least_px), WINDOW_SIZES_PX[-1])
-
-
-def view_windows(reader: RasterReader, view_bounds_map: Bounds) -> list[SquareWindow]:
-    """The windows that clicks in a view can get, those in its centre first, to be encoded before a click.
-
-    `view_bounds_map`: xmin, ymin, xmax, ymax in the raster's CRS. Empty where the view shows none of the
-    raster; at most 48, for a view zoomed far out.
-    """
-    bounds = _pixel_bounds(reader, view_bounds_map)
-    if not all(math.isfinite(value) for value in bounds):
-        return []
-    size_px = window_px_for_view(reader, view_bounds_map)
-    seen = intersection(bounds, (0, 0, reader.shape[1], reader.shape[0]))
-    x, y = (seen[0] + seen[2]) / 2, (seen[1] + seen[3]) / 2
-    # Only the neighbourhood of the centre is listed, since a view of a whole mosaic has millions of windows.
-    reach = math.isqrt(_MOST_VIEW_WINDOWS) * size_px
-    near = intersection(seen, (x - reach, y - reach, x + reach, y + reach))
-    windows = lattice_windows(near, size_px=size_px, shape=reader.shape)
-
-    def distance(window: SquareWindow) -> tuple[float, SquareWindow]:
-        half = window.size_px / 2
-        return math.hypot(window.col_off + half - x, window.row_off + half - y), window
-
-    return sorted(windows, key=distance)[:_MOST_VIEW_WINDOWS]
 
 
 def _prompts_inside(scene: Scene, request: PromptRequest, *, is_preview: bool) -> ObjectPrompts | None:
@@ -448,7 +399,7 @@ def _prompts_inside(scene: Scene, request: PromptRequest, *, is_preview: bool) -
         outline = shapely.transform(request.outline, scene.reader.to_pixels)
     box = None
     if request.box_map is not None or outline is not None:
-        drawn = _pixel_bounds(scene.reader, request.box_map) if request.box_map is not None else outline.bounds
+        drawn = map_bounds_px(scene.reader, request.box_map) if request.box_map is not None else outline.bounds
         clipped = intersection(drawn, (0, 0, cols, rows))
         box = clipped if clipped[2] > clipped[0] and clipped[3] > clipped[1] else None
     if box is not None or FOREGROUND in labels[inside]:
@@ -469,11 +420,3 @@ def _points(reader: RasterReader, request: PromptRequest) -> tuple[npt.NDArray[n
         parts.append(places)
         labels += [label] * len(places)
     return np.concatenate(parts), np.array(labels, np.int64)
-
-
-def _pixel_bounds(reader: RasterReader, bounds_map: Bounds) -> Bounds:
-    """Bounds in raster pixels of a rectangle in map coordinates, which a rotated raster turns."""
-    xmin, ymin, xmax, ymax = bounds_map
-    corners = reader.to_pixels([(xmin, ymin), (xmin, ymax), (xmax, ymin), (xmax, ymax)])
-    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-    return float(left), float(top), float(right), float(bottom)

@@ -36,6 +36,10 @@ def outline(segmenter, roof):
     return shapely.transform(roof, segmenter.scene.reader.to_map)
 
 
+def overlap(one, other):
+    return one.intersection(other).area / one.union(other).area
+
+
 def test_the_trail_of_an_object_reaches_the_lesson(scene):
     segmenter = InteractiveSegmenter(scene)
     result = session(segmenter, ROOFS[0], n_clicks=3)
@@ -54,6 +58,19 @@ def test_an_object_that_was_right_at_once_teaches_its_size_and_place(scene):
     assert not report.is_kept
     assert "its size and place were noted" in report.sentence
     assert segmenter.n_learned == 1
+
+
+def test_outlines_that_all_lie_beside_their_roofs_move_the_next_answer(scene):
+    segmenter = InteractiveSegmenter(scene)
+    before = session(segmenter, ROOFS[5], n_clicks=1).geometry
+    for roof in ROOFS[:5]:
+        beside = shapely.affinity.translate(roof, 4, -4)
+        segmenter.learn(session(segmenter, roof, n_clicks=1), outline(segmenter, beside))
+    after = session(segmenter, ROOFS[5], n_clicks=1).geometry
+    wanted = outline(segmenter, shapely.affinity.translate(ROOFS[5], 4, -4))
+    assert overlap(after, wanted) > overlap(before, wanted) + 0.1
+    segmenter.reset()
+    assert session(segmenter, ROOFS[5], n_clicks=1).geometry.equals(before)
 
 
 def test_a_click_can_be_answered_between_the_steps(scene):
