@@ -35,7 +35,7 @@ from segadapt.processing.errors import JobError, RasterError
 CRS = "EPSG:32631"
 LEFT, TOP, GSD_M = 590_000.0, 5_750_000.0, 0.5
 SIDE_PX = 1024
-LEFT_BUTTON, NO_KEYS = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+LEFT_BUTTON, NO_BUTTON, NO_KEYS = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton, Qt.KeyboardModifier.NoModifier
 # Objects of the synthetic raster, in pixels: (left, top, right, bottom).
 BUILDING = (300, 420, 460, 540)
 ROUND = (720, 520, 90)  # x, y, radius
@@ -281,7 +281,11 @@ class Gui:
         QTest.mouseClick(self.canvas.viewport(), button, keys, self.pixel(point))
 
     def move(self, point: QgsPointXY) -> None:
-        QTest.mouseMove(self.canvas.viewport(), self.pixel(point))
+        place = self.pixel(point)
+        QTest.mouseMove(self.canvas.viewport(), place)
+        # That moves the cursor, of which a busy display tells the canvas late or, for the same place, never.
+        event = QMouseEvent(QEvent.Type.MouseMove, QPointF(place), NO_BUTTON, NO_BUTTON, NO_KEYS)
+        QCoreApplication.sendEvent(self.canvas.viewport(), event)
 
     def move_pressed(self, place: QPoint) -> None:
         """Move with the left button down, which QTest.mouseMove forgets on some platforms."""
