@@ -1,9 +1,13 @@
-"""Losses of masks against labels that are a little off, as hand-drawn outlines are."""
+"""Losses: of masks against labels that are a little off, as hand-drawn outlines are, and of classes."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own custom
+
+from .semantic.card import IGNORE
 
 # Outlines of buildings in OpenStreetMap lie a pixel or two beside the roof at 30 cm: what is learned there is blur.
 _EDGE_WEIGHT = 0.4
@@ -35,3 +39,39 @@ def _weights(truth: torch.Tensor) -> torch.Tensor:
     weight = torch.where(near, 1.0, _FAR_WEIGHT)
     weight = torch.where(grown > shrunk, _EDGE_WEIGHT * weight, weight)
     return weight / weight.mean((1, 2, 3), keepdim=True)
+
+
+def segmentation_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, class_weights: torch.Tensor | None = None, dice: float = 0.5
+) -> torch.Tensor:
+    """Cross-entropy plus `dice` times soft dice over the classes present; pixels labelled `IGNORE` do not count.
+
+    `logits` (B, C, rows, cols) float, `labels` (B, rows, cols) integer, `class_weights` (C,). 0 where nothing is
+    labelled, so that a batch of unlabelled chips changes nothing.
+    """
+    counted = labels != IGNORE
+    if not bool(counted.any()):
+        return logits.sum() * 0
+    entropy = F.cross_entropy(logits, labels.long(), weight=class_weights, ignore_index=IGNORE)
+    if not dice:
+        return entropy
+    truth = F.one_hot(torch.where(counted, labels.long(), 0), logits.shape[1]).movedim(-1, 1) * counted[:, None]
+    guess = logits.softmax(1) * counted[:, None]
+    sums = (0, 2, 3)
+    overlap, total = (guess * truth).sum(sums), (guess + truth).sum(sums)
+    is_present = truth.sum(sums) > 0
+    return entropy + dice * (1 - (2 * overlap[is_present] + 1) / (total[is_present] + 1)).mean()
+
+
+def class_weights_of(labels: npt.NDArray[np.uint8], n_classes: int) -> torch.Tensor:
+    """Weights (C,) that lift rare classes: one over the square root of the share, with mean 1 over the pixels.
+
+    The square root is between no balance and full balance, which makes rare classes swallow their surroundings.
+    Classes that do not occur get 1.
+    """
+    counts = np.bincount(labels[labels != IGNORE].ravel(), minlength=n_classes)[:n_classes].astype(np.float64)
+    if not counts.sum():
+        return torch.ones(n_classes)
+    shares = counts / counts.sum()
+    weights = np.divide(1, np.sqrt(shares), out=np.ones(n_classes), where=shares > 0)
+    return torch.tensor(np.where(shares > 0, weights / (weights * shares).sum(), 1.0), dtype=torch.float32)

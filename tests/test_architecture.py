@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "timm", "segment_anything", "safetensors", "huggingface_hub"}
+HEAVY |= {"segmentation_models_pytorch", "peft", "onnx", "dask", "distributed"}
 SCIENCE = {"scipy", "skimage", "sklearn", "matplotlib"}
 GEODATA = {"rasterio", "geopandas", "shapely", "pyproj"}
 QGIS = {"qgis", "osgeo"}
@@ -30,6 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], set[str]]] = {
 }
 # What is imported before the environment is there: by QGIS, or to describe models.
 DESCRIPTIONS = ("card", "catalogue", "checkpoints", "errors", "progress", "prompts", "registry", "storage")
+DESCRIPTIONS += ("semantic.card",)
 EARLY = (
     "__init__",
     "plugin.plugin",

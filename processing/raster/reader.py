@@ -32,8 +32,8 @@ from .windows import SquareWindow
 _FILL = np.array([124, 116, 104], np.uint8)
 """Colour of pixels without data: the mean that the models subtract, so that they see nothing there."""
 _STRIP_ROWS = 256
-_OPEN_REMEDY = "check the path and that the file is a complete raster"
-_READ_REMEDY = "the file seems damaged or incomplete: copy or download it again"
+OPEN_REMEDY = "check the path and that the file is a complete raster"
+READ_REMEDY = "the file seems damaged or incomplete: copy or download it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class RasterReader:
         self.stretch = stretch
         self.crs = crs
         self.shape: tuple[int, int] = dataset.shape
-        self.transform = _map_transform(dataset)
+        self.transform = map_transform(dataset)
         self.gsd_m = pixel_side_m(self.transform, shape=self.shape, crs=crs)
 
     def __enter__(self) -> RasterReader:
@@ -177,14 +177,14 @@ class RasterReader:
         """Stretched pixels and validity, both (3, rows, cols)."""
         unique = sorted(set(self.bands))
         order = [unique.index(band) for band in self.bands]
-        with self._lock, gdal_access(self.path, verb="read", remedy=_READ_REMEDY):
+        with self._lock, gdal_access(self.path, verb="read", remedy=READ_REMEDY):
             data = self._dataset.read(
                 unique, window=window, out_shape=(len(unique), *out_shape), resampling=Resampling.average
             )
             valid = valid_bands(self._dataset, unique, window=window, out_shape=out_shape, data=data)[order]
         if self._palette is None:
             return self.stretch.apply(data[order]), valid
-        return _colours(data[0], palette=self._palette, valid=valid)
+        return colours_of(data[0], palette=self._palette, valid=valid)
 
 
 def open_raster(
@@ -200,14 +200,14 @@ def open_raster(
     estimates it from the whole raster. `crs_wkt` replaces the file's CRS. Raises `RasterError` where the
     raster cannot be opened or used.
     """
-    with gdal_access(path, verb="opened", remedy=_OPEN_REMEDY), warnings.catch_warnings():
+    with gdal_access(path, verb="opened", remedy=OPEN_REMEDY), warnings.catch_warnings():
         # A plain picture is welcome; whoever needs a CRS asks the reader.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(path)
         try:
-            _check_usable(dataset, path)
+            check_usable(dataset, path)
             chosen = choose_bands(dataset, bands)
-            crs = _parse_crs(crs_wkt) if crs_wkt else dataset.crs
+            crs = parse_crs(crs_wkt) if crs_wkt else dataset.crs
             return RasterReader(
                 dataset, path, bands=chosen, stretch=_stretch_for(dataset, chosen, stretch=stretch), crs=crs
             )
@@ -228,7 +228,8 @@ def _stretch_for(dataset: DatasetReader, bands: tuple[int, int, int], *, stretch
     return stretch
 
 
-def _check_usable(dataset: DatasetReader, path: str) -> None:
+def check_usable(dataset: DatasetReader, path: str) -> None:
+    """Raise `RasterError` for a raster that no model can be shown."""
     if not dataset.count:
         example = dataset.subdatasets[0] if dataset.subdatasets else "another file"
         raise RasterError(f"{path} holds no band of its own; open one of its parts, for example {example}.")
@@ -240,14 +241,16 @@ def _check_usable(dataset: DatasetReader, path: str) -> None:
         raise RasterError(f"{path} is placed by control points or a sensor model; warp it with gdalwarp first.")
 
 
-def _parse_crs(wkt: str) -> CRS:
+def parse_crs(wkt: str) -> CRS:
+    """The CRS of a text. Raises `RasterError` for one that is not understood."""
     try:
         return CRS.from_wkt(wkt)
     except CRSError as error:
         raise RasterError(f"CRS {wkt[:80]!r} is not understood; choose another CRS for the layer.") from error
 
 
-def _map_transform(dataset: DatasetReader) -> Affine:
+def map_transform(dataset: DatasetReader) -> Affine:
+    """Where pixels lie on the map, as QGIS shows it."""
     # QGIS shows a raster without georeference with y up from -rows to 0, and prompts come from there.
     if dataset.transform == Affine.identity():
         return Affine(1, 0, 0, 0, -1, 0)
@@ -265,7 +268,7 @@ def _spans(length: int, *, factor: int) -> list[tuple[int, int]]:
     return [span for span in ((0, whole), (whole, length - whole)) if span[1]]
 
 
-def _colours(
+def colours_of(
     entries: npt.NDArray[Any], *, palette: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Palette entries (rows, cols) to colours (3, rows, cols); unknown and transparent ones are not valid."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation models: a class for every pixel, in packages that describe themselves."""

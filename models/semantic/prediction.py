@@ -1,0 +1,81 @@
+"""Class probabilities of many chips: in batches, in the precision that is fastest, with flips where wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..chips import Chips
+from ..device import DTYPES, choose_precision
+from ..metrics import Confusion, confusion_matrix
+from ..progress import NullProgress, Progress, raise_if_cancelled
+from .segmenter import Segmenter
+
+FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
+"""Axes of (B, C, rows, cols) that are mirrored at test time: none, columns, rows, both."""
+
+
+def device_of(model: Segmenter) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision where it is faster on this device: bf16 or fp16 for convolutions, weights stay fp32."""
+    precision = _precision(str(device))
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+@lru_cache(maxsize=8)
+def _precision(device: str) -> str:
+    return choose_precision("auto", device)
+
+
+def probabilities(model: Segmenter, pixels: torch.Tensor, *, flips: bool = False) -> torch.Tensor:
+    """Softmax (B, C, rows, cols) float32 of pixels (B, bands, rows, cols) of 0 to 255, on the model's device.
+
+    With `flips` the mean over the four mirror images (test-time augmentation).
+    """
+    device = device_of(model)
+    pixels = pixels.to(device, torch.float32)
+    axes = FLIPS if flips else FLIPS[:1]
+    with torch.inference_mode(), autocast(device):
+        total: torch.Tensor | None = None
+        for flip in axes:
+            answer = torch.softmax(model(torch.flip(pixels, flip)).float(), dim=1)
+            answer = torch.flip(answer, flip)
+            total = answer if total is None else total + answer
+    assert total is not None
+    return total / len(axes)
+
+
+def predict_chips(
+    model: Segmenter, chips: Chips, *, batch: int = 8, flips: bool = False, progress: Progress | None = None
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Yield (chips, probabilities (b, C, rows, cols)) batch by batch. Raises `Cancelled` between batches."""
+    progress = progress or NullProgress()
+    model.eval()
+    for start in range(0, len(chips), batch):
+        raise_if_cancelled(progress)
+        part = slice(start, min(start + batch, len(chips)))
+        yield part, probabilities(model, torch.from_numpy(chips.pixels[part]), flips=flips).cpu().numpy()
+        progress.set_fraction(part.stop / len(chips))
+
+
+def predict_labels(model: Segmenter, chips: Chips, *, batch: int = 8) -> npt.NDArray[np.uint8]:
+    """Class ids uint8 (N, rows, cols)."""
+    labels = np.empty(chips.labels.shape, np.uint8)
+    for part, answer in predict_chips(model, chips, batch=batch):
+        labels[part] = answer.argmax(axis=1)
+    return labels
+
+
+def evaluate_chips(model: Segmenter, chips: Chips, *, batch: int = 8) -> Confusion:
+    """The confusion matrix (C, C) over all labelled pixels."""
+    return confusion_matrix(chips.labels, predict_labels(model, chips, batch=batch), n_classes=len(model.card.classes))

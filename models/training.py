@@ -1,0 +1,238 @@
+"""The one training loop of segmentation models: steps over chips, the best state kept, stopped at any time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from .augmentation import USUAL, Augmentation, augment
+from .chips import ChipError, Chips
+from .errors import ModelError
+from .losses import class_weights_of, segmentation_loss
+from .metrics import mean_iou
+from .progress import NullProgress, Progress
+from .semantic.prediction import autocast, device_of, evaluate_chips
+from .semantic.segmenter import Segmenter
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train.
+
+    `n_steps` batches of `batch` chips; the score is asked for `n_checks` times, evenly spread, and training stops
+    after `patience` checks without a better one (None: never). `is_balanced` lifts rare classes. `encoder_rate` times
+    `rate` is the encoder's learning rate: published weights need to move less.
+    """
+
+    n_steps: int = 500
+    batch: int = 8
+    rate: float = 1e-3
+    encoder_rate: float = 0.3
+    weight_decay: float = 1e-4
+    dice: float = 0.5
+    is_balanced: bool = True
+    augmentation: Augmentation = USUAL
+    n_checks: int = 10
+    patience: int | None = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers. Raises `ModelError`."""
+        if min(self.n_steps, self.batch, self.n_checks) < 1 or not self.rate > 0:
+            raise ModelError(
+                f"{self.n_steps} steps of {self.batch} chips at a rate of {self.rate}; give at least one of each and a "
+                "positive rate."
+            )
+
+
+class Check(NamedTuple):
+    """What was measured after `step` steps.
+
+    Mean `loss` since the last check, `score` on the chips held out (mean IoU, NaN without), `seconds` since the start.
+    """
+
+    step: int
+    loss: float
+    score: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """How training went: the `checks`, the step and score of the state that was kept, and whether it was cancelled."""
+
+    checks: tuple[Check, ...]
+    best_step: int
+    best_score: float
+    is_cancelled: bool
+
+
+LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits, labels) -> loss."""
+
+
+def fit(
+    model: Segmenter,
+    chips: Chips,
+    held_out: Chips | None,
+    options: TrainingOptions | None = None,
+    *,
+    parameters: Iterable[nn.Parameter] | None = None,
+    freeze_statistics: bool = False,
+    replay: Chips | None = None,
+    progress: Progress | None = None,
+    on_check: Callable[[Check], None] | None = None,
+) -> Training:
+    """Train `model` in place on labelled chips, and leave it in the best state of those checked on `held_out`.
+
+    Without chips held out the last state is kept. `parameters`: train only these (all by default). With
+    `freeze_statistics` batch normalisation keeps its averages, as few chips of another domain would spoil them.
+    `replay`: chips of the source domain, of which every batch takes another half, so that it is not forgotten. A
+    cancel ends training early and keeps the best state so far. Raises `ChipError` where nothing is labelled.
+    """
+    options, progress = options or TrainingOptions(), progress or NullProgress()
+    if not chips.n_labelled_px():
+        raise ChipError(f"None of the {len(chips)} chips has a label; give labels that lie on the raster.")
+    device = device_of(model)
+    generator = torch.Generator().manual_seed(options.seed)
+    chosen = list(model.parameters()) if parameters is None else list(parameters)
+    optimiser = _optimiser(model, chosen, options)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        [group["lr"] for group in optimiser.param_groups],
+        total_steps=options.n_steps + 1,
+        pct_start=0.1,
+    )
+    n_classes = len(model.card.classes)
+    weights = class_weights_of(chips.labels, n_classes).to(device) if options.is_balanced else None
+    every = max(1, options.n_steps // options.n_checks)
+    checks: list[Check] = []
+    losses: list[float] = []
+    best_state, best_step = copy.deepcopy(model.state_dict()), 0
+    best_score = score_of(model, held_out)
+    start, n_since_best, is_cancelled = time.perf_counter(), 0, False
+    order = _Order(len(chips), generator)
+    replayed = None if replay is None else _Order(len(replay), generator)
+    with _trainable(model, chosen):
+        for step in range(1, options.n_steps + 1):
+            if progress.is_cancelled():
+                is_cancelled = True
+                break
+            set_training(model, freeze_statistics=freeze_statistics)
+            pixels, labels = draw(chips, order.next(options.batch), options.augmentation, generator, device)
+            if replay is not None and replayed is not None:
+                more = draw(replay, replayed.next(max(1, options.batch // 2)), options.augmentation, generator, device)
+                pixels, labels = torch.cat([pixels, more[0]]), torch.cat([labels, more[1]])
+            with autocast(device):
+                logits = model(pixels)
+            loss = segmentation_loss(logits.float(), labels, class_weights=weights, dice=options.dice)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(chosen, 5.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            progress.set_fraction(step / options.n_steps)
+            if step % every and step != options.n_steps:
+                continue
+            check = Check(step, float(np.mean(losses)), score_of(model, held_out), time.perf_counter() - start)
+            losses.clear()
+            checks.append(check)
+            if on_check is not None:
+                on_check(check)
+            if held_out is None or not check.score <= best_score:
+                best_score, best_step, n_since_best = check.score, step, 0
+                best_state = copy.deepcopy(model.state_dict())
+            else:
+                n_since_best += 1
+            if options.patience is not None and n_since_best >= options.patience:
+                break
+    if not (is_cancelled and not checks):
+        model.load_state_dict(best_state)
+    model.eval()
+    return Training(tuple(checks), best_step, best_score, is_cancelled)
+
+
+def score_of(model: Segmenter, chips: Chips | None) -> float:
+    """Mean IoU on labelled chips; NaN without."""
+    if chips is None or not chips.n_labelled_px():
+        return float("nan")
+    return mean_iou(evaluate_chips(model, chips))
+
+
+def set_training(model: Segmenter, *, freeze_statistics: bool = False) -> None:
+    """Switch to training; with `freeze_statistics` batch normalisation goes on with the averages that it has."""
+    model.train()
+    if freeze_statistics:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def draw(
+    chips: Chips,
+    indices: Sequence[int],
+    augmentation: Augmentation | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch: float pixels (B, bands, rows, cols) of 0 to 255 and int64 labels (B, rows, cols), augmented."""
+    pixels = torch.from_numpy(chips.pixels[list(indices)]).to(device).float()
+    labels = torch.from_numpy(chips.labels[list(indices)]).to(device).long()
+    if augmentation is None:
+        return pixels, labels
+    return augment(pixels, labels, augmentation, generator=generator)
+
+
+class _Order:
+    """Chips in a random order, over and over: each is seen before any is seen again."""
+
+    def __init__(self, n_chips: int, generator: torch.Generator) -> None:
+        self._n_chips, self._generator = n_chips, generator
+        self._waiting: list[int] = []
+
+    def next(self, n: int) -> list[int]:
+        while len(self._waiting) < n:
+            self._waiting += torch.randperm(self._n_chips, generator=self._generator).tolist()
+        chosen, self._waiting = self._waiting[:n], self._waiting[n:]
+        return chosen
+
+
+class _trainable:  # noqa: N801 - reads as a statement
+    """Let only some parameters learn, and put everything back afterwards."""
+
+    def __init__(self, model: Segmenter, chosen: Sequence[nn.Parameter]) -> None:
+        self._wanted = {id(parameter) for parameter in chosen}
+        self._model = model
+        self._before: list[tuple[nn.Parameter, bool]] = []
+
+    def __enter__(self) -> None:
+        self._before = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
+        for parameter, was_trainable in self._before:
+            parameter.requires_grad_(was_trainable and id(parameter) in self._wanted)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, was_trainable in self._before:
+            parameter.requires_grad_(was_trainable)
+
+
+def _optimiser(model: Segmenter, chosen: Sequence[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    in_encoder = {id(parameter) for parameter in model.encoder.parameters()}
+    groups = [
+        {
+            "params": [p for p in chosen if (id(p) in in_encoder) == is_encoder and p.requires_grad],
+            "lr": options.rate * (options.encoder_rate if is_encoder else 1.0),
+        }
+        for is_encoder in (True, False)
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ModelError("Nothing of the model is to be trained; choose parts that learn.")
+    return torch.optim.AdamW(groups, weight_decay=options.weight_decay)

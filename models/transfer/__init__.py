@@ -1,0 +1,4 @@
+"""From a source domain to a target domain: how far it is, and methods to get there, without labels or with few.
+
+Each method without labels has a file of its own; importing this package registers them.
+"""

@@ -1,0 +1,215 @@
+"""Segmentation models: built for any bands and size, with published weights, saved and read back to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from segadapt.models.chips import Chips, joined_chips, split_by_block
+from segadapt.models.errors import CheckpointError, ModelError
+from segadapt.models.metrics import boundary_f1, calibration, class_ious, confusion_matrix, mean_iou
+from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
+from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
+from segadapt.models.semantic.prediction import evaluate_chips
+from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter, load_published_encoder
+from segadapt.models.training import TrainingOptions, fit
+
+RGB = ("red", "green", "blue")
+
+
+def make_card(**changes):
+    bands = changes.pop("bands", RGB)
+    values = {
+        "name": "test",
+        "decoder": "fpn",
+        "encoder": DEFAULT_ENCODER,
+        "bands": bands,
+        "classes": (SegmenterClass(0, "other", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
+        "gsd_m": 0.5,
+        "chip_px": 64,
+        "mean": (127.0,) * len(bands),
+        "std": (128.0,) * len(bands),
+        "licence": "test",
+        "made_on": "2026-01-01",
+        "segadapt_version": "0",
+    }
+    return SegmenterCard(**(values | changes))
+
+
+def squares(n=16, side=64, *, seed=0):
+    """Chips of noise with a bright square each, whose place is the label."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(60, 100, (n, 3, side, side)).astype(np.uint8)
+    labels = np.zeros((n, side, side), np.uint8)
+    for number in range(n):
+        row, col = random.integers(4, side - 28, 2)
+        labels[number, row : row + 24, col : col + 24] = 1
+        pixels[number, :, row : row + 24, col : col + 24] += 100
+    blocks = np.arange(n, dtype=np.int64) // 2
+    return Chips(pixels, labels, np.ones_like(labels, np.bool_), blocks, np.zeros((n, 2), np.int64))
+
+
+@pytest.mark.parametrize("decoder", ["fpn", "unet", "upernet", "segformer"])
+def test_logits_have_the_size_of_the_pixels(decoder):
+    model = build_segmenter(make_card(decoder=decoder, bands=("red", "green", "blue", "nir")))
+    with torch.inference_mode():
+        outputs = model.outputs(torch.rand(2, 4, 70, 50) * 255)
+    assert outputs.logits.shape == (2, 2, 70, 50)
+    assert outputs.deep.shape[0] == 2
+    assert len(model.encoder_blocks()) == 16
+
+
+def test_a_plain_transformer_takes_dpt():
+    model = build_segmenter(make_card(decoder="dpt", encoder="vit_tiny_patch16_224"))
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 70, 50) * 255).shape == (1, 2, 70, 50)
+    assert len(model.encoder_blocks()) == 12
+
+
+def test_frozen_features_of_the_promptable_model_with_a_light_head():
+    model = build_segmenter(make_card(decoder="light", encoder="mobile_sam"))
+    load_published_encoder(model)
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    model.train()
+    assert not model.encoder.training
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 64, 64) * 255).shape == (1, 2, 64, 64)
+
+
+def test_unknown_parts_are_named():
+    with pytest.raises(ModelError, match="'deeplab'"):
+        build_segmenter(make_card(decoder="deeplab"))
+    with pytest.raises(ModelError, match="'no_such_encoder'"):
+        build_segmenter(make_card(encoder="no_such_encoder"))
+    model = build_segmenter(make_card(encoder="resnet18"))
+    with pytest.raises(CheckpointError, match="offline"):
+        load_published_encoder(model, offline=True)
+
+
+def test_published_weights_see_any_bands():
+    weights = {}
+    for bands in (RGB, ("blue", "green", "red", "nir")):
+        model = build_segmenter(make_card(bands=bands))
+        load_published_encoder(model)
+        weights[bands] = model.encoder.model.conv_stem.weight
+    first, second = weights.values()
+    assert torch.allclose(second[:, 0], first[:, 2] * 0.75)
+    assert torch.allclose(second[:, 3], first.mean(1) * 0.75)
+
+
+def test_training_learns_and_keeps_the_best_state():
+    chips = squares()
+    train, held_out = split_by_block(chips, held_out=0.3)
+    assert not set(train.blocks) & set(held_out.blocks)
+    torch.manual_seed(0)
+    model = build_segmenter(make_card())
+    load_published_encoder(model)
+    before = mean_iou(evaluate_chips(model, held_out))
+    training = fit(model, train, held_out, TrainingOptions(n_steps=24, n_checks=3))
+    after = mean_iou(evaluate_chips(model, held_out))
+    assert after > max(0.8, before)
+    assert after == pytest.approx(training.best_score)
+
+
+def test_only_the_chosen_parameters_learn():
+    model = build_segmenter(make_card())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(
+        model,
+        squares(8),
+        None,
+        TrainingOptions(n_steps=2, n_checks=1),
+        parameters=model.head.parameters(),
+        freeze_statistics=True,
+    )
+    changed = changed_tensors(before, model.state_dict())
+    assert changed
+    assert all("segmentation_head" in name for name in changed)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_package_comes_back_to_the_bit(tmp_path):
+    model = build_segmenter(make_card())
+    model.set_input_map(255 - torch.arange(256.0).repeat(3, 1))
+    path = tmp_path / "model.safetensors"
+    digest = save_segmenter(model, path, extra={"feature_mean": torch.arange(3.0)})
+    loaded = load_segmenter(path)
+    pixels = torch.rand(1, 3, 64, 64) * 255
+    with torch.inference_mode():
+        assert torch.equal(model(pixels), loaded(pixels))
+    assert loaded.card == model.card == read_card(path)
+    assert package_sha256(path) == digest
+    assert torch.equal(load_extra(path)["feature_mean"], torch.arange(3.0))
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_an_altered_byte_is_noticed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_segmenter(build_segmenter(make_card()), path)
+    content = bytearray(path.read_bytes())
+    for place in (len(content) - 100, content.index(b'\\"roof\\"') + 3):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(PackageError, match=r"model\.safetensors"):
+            load_segmenter(path)
+
+
+def test_what_is_no_package_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(PackageError, match="no file"):
+        read_card(path)
+    for content in (b"", b"short", b"\xff" * 64, json.dumps({}).encode() * 9):
+        path.write_bytes(content)
+        with pytest.raises(PackageError):
+            read_card(path)
+        with pytest.raises(PackageError):
+            load_segmenter(path)
+
+
+def test_an_adapter_is_small_and_knows_its_base(tmp_path):
+    model = build_segmenter(make_card())
+    base = tmp_path / "base.safetensors"
+    digest = save_segmenter(model, base)
+    name = "network.segmentation_head.0.weight"
+    weight = model.state_dict()[name]
+    low_rank = {f"{name}.lora_a": torch.ones(1, weight[0].numel()), f"{name}.lora_b": torch.ones(len(weight), 1)}
+    model.card = with_event(replace(model.card, base_file=str(base), base_sha256=digest), "adapted")
+    path = tmp_path / "adapter.safetensors"
+    save_segmenter(model, path, adapter=low_rank)
+    assert path.stat().st_size < base.stat().st_size / 100
+    loaded = load_segmenter(path)
+    assert torch.allclose(loaded.state_dict()[name], weight + 1)
+    other = build_segmenter(make_card())
+    save_segmenter(other, base)
+    with pytest.raises(PackageError, match="made for a model"):
+        load_segmenter(path)
+    base.unlink()
+    with pytest.raises(PackageError, match="neither beside it"):
+        load_segmenter(path)
+
+
+def test_measures_of_known_answers():
+    truth = np.array([[0, 0, 1, 1, IGNORE]], np.uint8)
+    labels = np.array([[0, 1, 1, 1, 0]], np.uint8)
+    confusion = confusion_matrix(truth, labels, n_classes=3)
+    assert confusion.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
+    ious = class_ious(confusion)
+    assert ious[:2].tolist() == [0.5, pytest.approx(2 / 3)]
+    assert np.isnan(ious[2])
+    assert mean_iou(confusion) == pytest.approx(7 / 12)
+    result = calibration(truth, labels, np.full(truth.shape, 0.95, np.float32))
+    assert result.error == pytest.approx(0.2)
+    square = np.zeros((40, 40), np.uint8)
+    square[10:30, 10:30] = 1
+    moved = np.roll(square, 2, axis=1)
+    assert boundary_f1(square, moved, class_id=1)[0] == pytest.approx(1.0)
+    assert boundary_f1(square, moved, class_id=1, tolerance_px=1)[0] < 0.8
+
+
+def test_joined_chips_keep_their_blocks_apart():
+    one = squares(4)
+    assert len(np.unique(joined_chips([one, one]).blocks)) == 4

@@ -1,0 +1,63 @@
+"""Any bands at any resolution, window by window without a seam."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from segadapt.processing.errors import RasterError
+from segadapt.processing.raster.band_reader import open_bands
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).integers(1, 255, (4, 90, 120)).astype(np.uint8)
+
+
+def test_own_pixels_come_as_they_are(raster_factory, noise):
+    with open_bands(raster_factory(noise, photometric="minisblack"), bands=(4, 1)) as reader:
+        pixels, valid = reader.read(10, 20, 30, 40)
+    assert np.array_equal(pixels, noise[[3, 0], 20:60, 10:40])
+    assert valid.all()
+
+
+@pytest.mark.parametrize("gsd_m", [0.2, 0.33, 0.8, 1.0])
+def test_a_window_is_a_part_of_the_whole(raster_factory, noise, gsd_m):
+    with open_bands(raster_factory(noise, photometric="minisblack"), gsd_m=gsd_m) as reader:
+        rows, cols = reader.grid_shape
+        whole, _ = reader.read(0, 0, cols, rows)
+        part, _ = reader.read(7, 11, 20, 15)
+    assert reader.gsd_m / reader.scale == pytest.approx(gsd_m, rel=0.02)
+    assert np.array_equal(part, whole[:, 11:26, 7:27])
+
+
+def test_a_resolution_that_is_nearly_the_same_is_left_alone(raster_factory, noise):
+    with open_bands(raster_factory(noise, photometric="minisblack"), gsd_m=0.52) as reader:
+        assert reader.scale == 1
+
+
+def test_beyond_the_edge_nothing_is_valid(raster_factory, noise):
+    with open_bands(raster_factory(noise, photometric="minisblack")) as reader:
+        pixels, valid = reader.read(-10, 80, 30, 20)
+    assert valid[:10, 10:].all()
+    assert not valid[10:].any()
+    assert not valid[:, :10].any()
+    assert np.array_equal(pixels[:, 0, 0], noise[:, 80, 0])
+
+
+def test_nodata_is_not_valid(raster_factory, noise):
+    noise[:, 30:50, 40:60] = 0
+    with open_bands(raster_factory(noise, nodata=0, photometric="minisblack")) as reader:
+        _, valid = reader.read(0, 0, 120, 90)
+    assert np.array_equal(valid, ~(noise == 0).all(axis=0))
+
+
+def test_what_does_not_fit_is_said(raster_factory, noise):
+    path = raster_factory(noise, photometric="minisblack")
+    with pytest.raises(RasterError, match="Band 5"):
+        open_bands(path, bands=(5,))
+    with pytest.raises(RasterError, match="4 band"):
+        open_bands(path, n_bands=6)
+    with pytest.raises(RasterError, match=r"0\.5 m"):
+        open_bands(path, gsd_m=30.0)
+    with open_bands(path) as reader, pytest.raises(RasterError, match="no pixel"):
+        reader.read(500, 0, 10, 10)
