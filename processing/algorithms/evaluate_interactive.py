@@ -187,7 +187,8 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
     ) -> dict[str, Any]:
         """Evaluate, then write table and report: what is cancelled before has written nothing."""
         from ..jobs.evaluate_interactive import evaluate_interactive
-        from ..jobs.report import interactive_report, write_report
+        from ..jobs.page import write_report
+        from ..jobs.report import interactive_report
 
         report = self.parameterAsFileOutput(parameters, self.REPORT, context)
         if report and not (Path(report).parent.is_dir() and os.access(Path(report).parent, os.W_OK)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import configparser
 from pathlib import Path
 
 from ...models.backbone import Backbone
 from ...models.class_head import ClassModel, load_class_model, save_class_model
 from ..errors import JobError
 from .class_map import ClassMapOptions, ClassMapper, Learned, MapClass
+from .page import version
 from .scene import Scene
 
 _LICENCE_NOTE = (
@@ -34,7 +34,7 @@ def save_mapper(mapper: ClassMapper, path: Path) -> None:
         "sam": engine.card.name,
         "sam_sha256": engine.checkpoint_sha256 if mapper.options.with_sam else None,
         "history": list(learned.history),
-        "segadapt_version": _version(),
+        "segadapt_version": version(),
         "licence": _LICENCE_NOTE,
     }
     save_class_model(ClassModel(learned.space, learned.head, card), path)
@@ -71,9 +71,3 @@ def _check_model(model: ClassModel, scene: Scene, backbone: Backbone | None) -> 
     found = None if backbone is None else backbone.checkpoint_sha256
     if card["backbone_sha256"] != found:
         raise JobError("The class map model was made with another backbone; get the weights that its card names.")
-
-
-def _version() -> str:
-    metadata = configparser.ConfigParser(interpolation=None)
-    metadata.read(Path(__file__).resolve().parents[2] / "metadata.txt", encoding="utf-8")
-    return metadata.get("general", "version", fallback="unknown")

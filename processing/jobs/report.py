@@ -1,56 +1,29 @@
-"""An evaluation as one HTML page: what was run, the measures with their intervals, plots, the worst objects.
-
-The page needs nothing but itself. Plots are SVG in `data:` addresses, which QGIS's results viewer shows too and
-which stay sharp on paper. Plots are made by matplotlib's figures without pyplot, which would choose a window system.
-"""
+"""An evaluation as one HTML page: what was run, the measures with their intervals, plots, the worst objects."""
 
 from __future__ import annotations
 
-import base64
-import configparser
-import contextlib
-import html
-import io
-import os
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import shapely
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from shapely.geometry.base import BaseGeometry
 
-from ..errors import JobError
 from ..raster.geodesy import apply_affine
 from ..raster.rasterize import joined, pixel_bounds
 from ..raster.reader import RasterReader
 from ..raster.windows import SquareWindow
 from .click_curves import Interval, ObjectCurve, Summary, mean_curve, measure_names, percent
 from .evaluate_interactive import ConfigurationResult, InteractiveEvaluation
+from .page import heading, look, machine_facts, new_figure, note, page, picture, plain, table
 
 _N_WORST = 6
 _CHIP_PX = 256
 _LARGEST_CHIP_PX = 2048
-_COLOURS = ("#1d6f8a", "#d9534f", "#8a6d1d", "#5b3f8c", "#3d7a36", "#444444")
-_DASHES = ("-", "--", "-.", ":")
 _TRUTH, _ANSWER = "#ffd23f", "#00e5ff"
-
-_STYLE = """
-body { font-family: sans-serif; color: #1a1a1a; background: #ffffff; max-width: 60em; margin: 1.5em auto; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 1.6em; border-bottom: 1px solid #1d3b4f; }
-table { border-collapse: collapse; margin: .6em 0; page-break-inside: avoid; }
-th, td { border: 1px solid #b5b5b5; padding: .2em .6em; text-align: left; vertical-align: top; }
-td.number { text-align: right; white-space: nowrap; }
-img { max-width: 100%; page-break-inside: avoid; }
-p.note { color: #444444; font-size: .9em; }
-@media print { body { margin: 0; max-width: none; font-size: 10pt; } }
-"""
 
 
 def interactive_report(
@@ -64,11 +37,11 @@ def interactive_report(
     targets = job.targets
     names = [result.configuration.name for result in results]
     parts = [
-        _heading("What was run"),
-        _table(_facts(evaluation, device=device, layer=layer)),
-        _heading("Measures"),
+        heading("What was run"),
+        table(_facts(evaluation, device=device, layer=layer)),
+        heading("Measures"),
         _measures(names, [result.summary for result in results], measure_names(targets, n_clicks=job.n_clicks)),
-        _note(
+        note(
             f"Value and 95 % interval ({job.n_resamples} bootstrap resamples of the objects). Clicks to an IoU count "
             f"{job.n_clicks} where it was not reached. Seconds are from click to answer, without encoding."
         ),
@@ -76,53 +49,39 @@ def interactive_report(
     after = [result.after_first for result in results]
     if all(summary is not None for summary in after):
         parts += [
-            _heading(f"After the first {job.n_first} objects"),
+            heading(f"After the first {job.n_first} objects"),
             _measures(names, [s for s in after if s], measure_names(targets, n_clicks=job.n_clicks)),
         ]
     if evaluation.differences:
         parts += [
-            _heading(f"Difference to '{names[0]}', object by object"),
+            heading(f"Difference to '{names[0]}', object by object"),
             _measures(
                 list(evaluation.differences),
                 list(evaluation.differences.values()),
                 measure_names(targets, n_clicks=job.n_clicks),
                 is_difference=True,
             ),
-            _note("Intervals of paired differences: where one does not hold 0, the difference is not chance."),
+            note("Intervals of paired differences: where one does not hold 0, the difference is not chance."),
         ]
-    parts += [_heading("Configurations"), _table(_options(results), has_head=True)]
+    parts += [heading("Configurations"), table(_options(results), has_head=True)]
     target = targets[len(targets) // 2]
     parts += [
-        _heading("IoU against clicks"),
-        _picture(_curve_plot(results, evaluation), "Mean IoU after each click, with its interval"),
-        _heading(f"Clicks to an IoU of {percent(target)} %"),
-        _picture(_histogram(results, target, job.n_clicks), "Number of objects by number of clicks"),
-        _heading("IoU against area"),
-        _picture(_area_plot(results, reader), "IoU of each object against its area"),
-        _heading("From object to object"),
-        _picture(_learning_plot(results, target, job.n_clicks), "Running mean of clicks over the objects"),
-        _heading("Worst objects"),
-        _picture(_worst_plot(results[-1], reader), "The objects with the lowest mean IoU", is_photograph=True),
-        _note(
+        heading("IoU against clicks"),
+        picture(_curve_plot(results, evaluation), "Mean IoU after each click, with its interval"),
+        heading(f"Clicks to an IoU of {percent(target)} %"),
+        picture(_histogram(results, target, job.n_clicks), "Number of objects by number of clicks"),
+        heading("IoU against area"),
+        picture(_area_plot(results, reader), "IoU of each object against its area"),
+        heading("From object to object"),
+        picture(_learning_plot(results, target, job.n_clicks), "Running mean of clicks over the objects"),
+        heading("Worst objects"),
+        picture(_worst_plot(results[-1], reader), "The objects with the lowest mean IoU", is_photograph=True),
+        note(
             f"Those of '{names[-1]}' with the lowest mean IoU over all clicks, as they were given up or accepted. "
             "Yellow: reference. Blue, dashed: answer."
         ),
     ]
-    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
-    body = "\n".join([f"<h1>{_text(title)}</h1>", *parts])
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def write_report(text: str, path: Path) -> None:
-    """Write a page, whole or not at all. Raises `JobError` where it cannot be written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise JobError(f"Cannot write the report {path} ({error.strerror}); choose another folder.") from error
+    return page(title, parts)
 
 
 def _facts(evaluation: InteractiveEvaluation, *, device: str, layer: str) -> list[tuple[str, ...]]:
@@ -141,19 +100,8 @@ def _facts(evaluation: InteractiveEvaluation, *, device: str, layer: str) -> lis
         ("Analyst", f"RITM clicker, at most {job.n_clicks} clicks per object, targets {goal} % IoU"),
         ("Accepted objects", "the last answer" if job.accepts == "answer" else "the reference outline"),
         ("Seed", str(job.seed)),
-        ("SegAdapt", _version()),
-        (
-            "Machine",
-            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; model on {device}",
-        ),
-        ("Software", f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"),
+        *machine_facts(device),
     ]
-
-
-def _version() -> str:
-    metadata = configparser.ConfigParser(interpolation=None)
-    metadata.read(Path(__file__).resolve().parents[2] / "metadata.txt", encoding="utf-8")
-    return metadata.get("general", "version", fallback="unknown")
 
 
 def _options(results: Sequence[ConfigurationResult]) -> list[tuple[str, ...]]:
@@ -201,7 +149,7 @@ def _measures(
     rows = [("", *names), ("objects", *(str(summary.n_objects) for summary in summaries))]
     for measure in measures:
         rows.append((measure_label(measure), *(_interval(s[measure], measure, is_difference) for s in summaries)))
-    return _table(rows, has_head=True)
+    return table(rows, has_head=True)
 
 
 def _interval(interval: Interval, measure: str, is_difference: bool) -> str:
@@ -213,11 +161,11 @@ def _interval(interval: Interval, measure: str, is_difference: bool) -> str:
 
 
 def _curve_plot(results: Sequence[ConfigurationResult], evaluation: InteractiveEvaluation) -> Figure:
-    figure, axes = _figure("click", "mean IoU")
+    figure, axes = new_figure("click", "mean IoU")
     clicks = np.arange(1, evaluation.job.n_clicks + 1)
     for number, result in enumerate(results):
         mean, low, high = mean_curve(result.curves, seed=evaluation.job.seed, n_resamples=evaluation.job.n_resamples)
-        colour, dash = _look(number)
+        colour, dash = look(number)
         axes.fill_between(clicks, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(clicks, mean, dash, color=colour, marker="o", markersize=3, label=_plain(result))
     axes.set_ylim(0, 1)
@@ -227,14 +175,14 @@ def _curve_plot(results: Sequence[ConfigurationResult], evaluation: InteractiveE
 
 
 def _histogram(results: Sequence[ConfigurationResult], target: float, n_clicks: int) -> Figure:
-    figure, axes = _figure(f"clicks to an IoU of {percent(target)} %", "objects")
+    figure, axes = new_figure(f"clicks to an IoU of {percent(target)} %", "objects")
     width = 0.8 / len(results)
     places = np.arange(1, n_clicks + 2)  # the last one: never
     for number, result in enumerate(results):
         reached = [curve.clicks_to(target) or n_clicks + 1 for curve in result.curves]
         counts = np.bincount(reached, minlength=n_clicks + 2)[1:]
         offset = (number - (len(results) - 1) / 2) * width
-        axes.bar(places + offset, counts, width, color=_look(number)[0], label=_plain(result))
+        axes.bar(places + offset, counts, width, color=look(number)[0], label=_plain(result))
     axes.set_xticks(places, [*map(str, places[:-1]), "never"], fontsize=8)
     axes.legend(loc="upper center")
     return figure
@@ -244,13 +192,13 @@ def _area_plot(results: Sequence[ConfigurationResult], reader: RasterReader) -> 
     in_metres = reader.gsd_m is not None
     number = min(3, len(results[0].curves[0].ious))
     plural = "s" if number > 1 else ""
-    figure, axes = _figure(f"area ({'m²' if in_metres else 'pixels'})", f"IoU after {number} click{plural}")
+    figure, axes = new_figure(f"area ({'m²' if in_metres else 'pixels'})", f"IoU after {number} click{plural}")
     factor = reader.gsd_m**2 if reader.gsd_m is not None else 1.0
     for place, result in enumerate(results):
         areas = [curve.area_px * factor for curve in result.curves]
         ious = [curve.ious[number - 1] for curve in result.curves]
         marker = "o^svDx"[place % 6]
-        axes.scatter(areas, ious, 14, color=_look(place)[0], marker=marker, alpha=0.7, label=_plain(result))
+        axes.scatter(areas, ious, 14, color=look(place)[0], marker=marker, alpha=0.7, label=_plain(result))
     axes.set_xscale("log")
     axes.set_ylim(0, 1)
     axes.legend(loc="lower right")
@@ -258,11 +206,11 @@ def _area_plot(results: Sequence[ConfigurationResult], reader: RasterReader) -> 
 
 
 def _learning_plot(results: Sequence[ConfigurationResult], target: float, n_clicks: int) -> Figure:
-    figure, axes = _figure("objects done", f"clicks to {percent(target)} %, running mean")
+    figure, axes = new_figure("objects done", f"clicks to {percent(target)} %, running mean")
     for number, result in enumerate(results):
         clicks = np.array([curve.clicks_to(target) or n_clicks for curve in result.curves], np.float64)
         counts = np.arange(1, len(clicks) + 1)
-        colour, dash = _look(number)
+        colour, dash = look(number)
         axes.plot(counts, np.cumsum(clicks) / counts, dash, color=colour, label=_plain(result))
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper right")
@@ -292,7 +240,7 @@ def _draw_object(axes: Axes, curve: ObjectCurve, reader: RasterReader) -> None:
     axes.set_xlim(0, pixels.shape[2])
     axes.set_ylim(pixels.shape[1], 0)
     axes.set_axis_off()
-    name = _safe(" ".join(part for part in (curve.class_name, curve.reference_id) if part))
+    name = plain(" ".join(part for part in (curve.class_name, curve.reference_id) if part))
     plural = "s" if curve.n_clicks > 1 else ""
     axes.set_title(f"{name[:28]}\nIoU {curve.ious[-1]:.2f} after {curve.n_clicks} click{plural}", fontsize=8)
 
@@ -317,59 +265,5 @@ def _rings_px(geometry: BaseGeometry, reader: RasterReader) -> list[npt.NDArray[
     return [apply_affine(~reader.transform, shapely.get_coordinates(ring)) for ring in rings]
 
 
-def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 3.8), layout="tight")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _look(number: int) -> tuple[str, str]:
-    """Colour and dash of the configuration `number`: apart without colours, too, for the first four."""
-    return _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-
-
 def _plain(result: ConfigurationResult) -> str:
-    return _safe(result.configuration.name)
-
-
-def _safe(text: str) -> str:
-    """Text as matplotlib shows it unchanged: no formula between dollars, no entry that a legend hides."""
-    shown = text.replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
-
-
-def _picture(figure: Figure, description: str, *, is_photograph: bool = False) -> str:
-    """An image of the page; photographs as PNG, because QtWebKit shows no images within images of SVG."""
-    buffer = io.BytesIO()
-    kind, mime = ("png", "image/png") if is_photograph else ("svg", "image/svg+xml")
-    # Without date and with a fixed salt, the same results give the same page.
-    with matplotlib.rc_context({"svg.hashsalt": "segadapt"}):
-        figure.savefig(buffer, format=kind, dpi=192, metadata=None if is_photograph else {"Date": None})
-    width_px = round(figure.get_figwidth() * 96)
-    code = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<p><img alt="{_text(description)}" width="{width_px}" src="data:{mime};base64,{code}"></p>'
-
-
-def _heading(text: str) -> str:
-    return f"<h2>{_text(text)}</h2>"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{_text(text)}</p>'
-
-
-def _table(rows: Sequence[tuple[str, ...]], *, has_head: bool = False) -> str:
-    lines = []
-    for number, (first, *others) in enumerate(rows):
-        is_head = has_head and number == 0
-        cell, kind = ("th", "") if is_head else ("td", ' class="number"' if has_head else "")
-        cells = "".join(f"<{cell}{kind}>{_text(other)}</{cell}>" for other in others)
-        lines.append(f"<tr><th>{_text(first)}</th>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _text(text: str) -> str:
-    return html.escape(str(text))
+    return plain(result.configuration.name)

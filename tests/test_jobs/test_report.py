@@ -17,7 +17,8 @@ from segadapt.processing.jobs.evaluate_interactive import (
     evaluate_interactive,
     plain_options,
 )
-from segadapt.processing.jobs.report import interactive_report, measure_label, write_report
+from segadapt.processing.jobs.page import write_report
+from segadapt.processing.jobs.report import interactive_report, measure_label
 from shapely.geometry import box
 
 METADATA = (Path(__file__).resolve().parents[2] / "metadata.txt").read_text(encoding="utf-8")
