@@ -91,7 +91,7 @@ def read_source(layer: QgsRasterLayer, bands: list[int], *, use_layer_stretch: b
     Raises `RasterError` for a layer that is no file, that has no CRS, or whose style says nothing of a
     stretch that was asked for.
     """
-    path = _file_path(layer)
+    path = file_path(layer)
     if not layer.crs().isValid():
         raise RasterError(f"'{layer.name()}' has no CRS; assign one with Layer > Set CRS of Layer(s).")
     wrong = [band for band in bands if not 1 <= band <= layer.bandCount()]
@@ -138,7 +138,8 @@ def read_shown_source(layer: QgsRasterLayer) -> RasterSource:
     return read_source(layer, bands, use_layer_stretch=all(band in shown for band in bands))
 
 
-def _file_path(layer: QgsRasterLayer) -> str:
+def file_path(layer: QgsRasterLayer) -> str:
+    """Return the file or subdataset behind a layer. Raises `RasterError` for a layer that is no file."""
     if layer.providerType() != "gdal":
         raise RasterError(
             f"'{layer.name()}' comes from the provider '{layer.providerType()}', not from a file; export it "

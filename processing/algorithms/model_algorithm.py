@@ -1,0 +1,259 @@
+"""What the algorithms with segmentation models share: packages, rasters, labels, device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingParameterBand,
+    QgsProcessingParameterEnum,
+    QgsProcessingParameterExtent,
+    QgsProcessingParameterFile,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterMultipleLayers,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterRasterLayer,
+    QgsRasterLayer,
+)
+
+from ...models.semantic.card import SegmenterCard, read_card
+from ..errors import JobError, RasterError
+from .base import SegAdaptAlgorithm
+from .raster_algorithm import AUTO, DEVICES
+from .raster_source import file_path
+from .settings import EngineSettings
+
+if TYPE_CHECKING:
+    from ..raster.band_reader import BandReader
+
+
+@dataclass(frozen=True)
+class RasterInput:
+    """A raster layer, taken from QGIS on the main thread: its file, its name, its CRS as the user sees it."""
+
+    path: str
+    name: str
+    crs: QgsCoordinateReferenceSystem
+
+    @property
+    def crs_wkt(self) -> str | None:
+        """The CRS as text, None for a picture without one."""
+        return self.crs.toWkt(QgsCoordinateReferenceSystem.WKT_PREFERRED) if self.crs.isValid() else None
+
+
+class ModelAlgorithm(SegAdaptAlgorithm):
+    """An algorithm that makes, changes, uses or judges segmentation models.
+
+    Layers are read while it is prepared, on the main thread; `rasters(NAME)` then gives them to `execute`.
+    """
+
+    INPUT = "INPUT"
+    RASTERS = "RASTERS"
+    MODEL = "MODEL"
+    BANDS = "BANDS"
+    EXTENT = "EXTENT"
+    DEVICE = "DEVICE"
+    SEED = "SEED"
+    OUTPUT = "OUTPUT"
+    REPORT = "REPORT"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rasters: dict[str, list[RasterInput]] = {}
+        self._problem = ""
+
+    def group(self) -> str:
+        """Return the group in the toolbox."""
+        return self.tr("Domain adaptation")
+
+    def groupId(self) -> str:
+        """Return the id of the group; fixed for ever."""
+        return "adaptation"
+
+    def shared_helps(self) -> dict[str, str]:
+        """Return the help of the parameters that this class adds; take those that the algorithm has."""
+        return {
+            self.INPUT: self.tr("Raster file: any format, data type and number of bands that GDAL reads."),
+            self.RASTERS: self.tr("One or more raster files with the same bands."),
+            self.MODEL: self.tr("Segmentation model that SegAdapt saved (.safetensors)."),
+            self.BANDS: self.tr(
+                "One raster band for each band of the model, in the model's order; none means red, green and blue "
+                "where the model has three bands, else the first ones."
+            ),
+            self.EXTENT: self.tr("Part of the raster to work on, in any CRS; without it the whole raster."),
+            self.DEVICE: self.tr("Where the model runs; auto takes the fastest device that works, and says why."),
+            self.SEED: self.tr("Number that decides on every random choice; the same number, the same result."),
+            self.REPORT: self.tr("Page with what was done and measured."),
+        }
+
+    def add_raster(self) -> None:
+        """Add one raster."""
+        self.add(QgsProcessingParameterRasterLayer(self.INPUT, self.tr("Raster")))
+
+    def add_rasters(self, name: str = RASTERS, label: str = "", *, optional: bool = False) -> None:
+        """Add one or more rasters."""
+        self.add(
+            QgsProcessingParameterMultipleLayers(
+                name, label or self.tr("Rasters"), QgsProcessing.TypeRaster, optional=optional
+            )
+        )
+
+    def add_package(self) -> None:
+        """Add the model package."""
+        self.add(QgsProcessingParameterFile(self.MODEL, self.tr("Model"), extension="safetensors"))
+
+    def add_bands(self) -> None:
+        """Add the bands of the raster `INPUT`."""
+        self.add(
+            QgsProcessingParameterBand(
+                self.BANDS, self.tr("Bands"), None, self.INPUT, optional=True, allowMultiple=True
+            ),
+            advanced=True,
+        )
+
+    def add_extent(self) -> None:
+        """Add the extent."""
+        self.add(QgsProcessingParameterExtent(self.EXTENT, self.tr("Extent"), optional=True))
+
+    def add_device(self) -> None:
+        """Add the device, advanced."""
+        self.add_choice(self.DEVICE, self.tr("Device"), DEVICES, advanced=True)
+
+    def add_seed(self) -> None:
+        """Add the seed, advanced."""
+        self.add_number(self.SEED, self.tr("Seed"), 0, least=0, advanced=True)
+
+    def add_report(self) -> None:
+        """Add the page."""
+        self.add(
+            QgsProcessingParameterFileDestination(
+                self.REPORT, self.tr("Report"), self.tr("HTML files (*.html)"), optional=True
+            )
+        )
+
+    def add_model_output(self, label: str = "") -> None:
+        """Add the file of the model that is made."""
+        self.add(
+            QgsProcessingParameterFileDestination(
+                self.OUTPUT, label or self.tr("Model to save"), self.tr("Segmentation model (*.safetensors)")
+            )
+        )
+
+    def add_choice(self, name: str, label: str, options: Sequence[str], *, advanced: bool = False) -> None:
+        """Add a choice by name (not by index, which would change with the list); the first is the default."""
+        choice = QgsProcessingParameterEnum(
+            name, label, list(options), allowMultiple=False, defaultValue=options[0], usesStaticStrings=True
+        )
+        self.add(choice, advanced=advanced)
+
+    def add_number(
+        self,
+        name: str,
+        label: str,
+        default: float | None,
+        *,
+        least: float,
+        most: float | None = None,
+        is_whole: bool = True,
+        optional: bool = False,
+        advanced: bool = False,
+    ) -> None:
+        """Add a number, whole or not."""
+        kind = QgsProcessingParameterNumber.Integer if is_whole else QgsProcessingParameterNumber.Double
+        more = {} if most is None else {"maxValue": most}
+        self.add(
+            QgsProcessingParameterNumber(name, label, kind, default, optional=optional, minValue=least, **more),
+            advanced=advanced,
+        )
+
+    def prepareAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        """Read what is needed of the layers, on the main thread."""
+        for definition in self.parameterDefinitions():
+            name = definition.name()
+            try:
+                if isinstance(definition, QgsProcessingParameterRasterLayer):
+                    layer = self.parameterAsRasterLayer(parameters, name, context)
+                    layers = [] if layer is None and not parameters.get(name) else [layer]
+                elif (
+                    isinstance(definition, QgsProcessingParameterMultipleLayers)
+                    and definition.layerType() == QgsProcessing.TypeRaster
+                ):
+                    layers = self.parameterAsLayerList(parameters, name, context)
+                else:
+                    continue
+                self._rasters[name] = [self._read_layer(layer, parameters, name) for layer in layers]
+            except (RasterError, JobError) as error:
+                # QGIS does not tell a script what failed while preparing, so `rasters` will.
+                self._problem = self._problem or str(error)
+        return True
+
+    def rasters(self, name: str) -> list[RasterInput]:
+        """The rasters of a parameter. Raises `JobError` where one could not be read."""
+        if self._problem:
+            raise JobError(self._problem)
+        return self._rasters.get(name, [])
+
+    def raster(self) -> RasterInput:
+        """The raster of `INPUT`. Raises `JobError` where it could not be read."""
+        found = self.rasters(self.INPUT)
+        if not found:
+            raise JobError("No raster is given; choose one.")
+        return found[0]
+
+    def package(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[Path, SegmenterCard]:
+        """The file of the model, and its card. Raises `PackageError` for a file that is none."""
+        path = Path(self.parameterAsFile(parameters, self.MODEL, context))
+        return path, read_card(path)
+
+    def model_output(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
+        """Where the model is to be saved; raises `JobError` for a folder that does not exist."""
+        path = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(".safetensors")
+        if not path.parent.is_dir():
+            raise JobError(f"The folder of {path} does not exist; choose another one for the model.")
+        return path
+
+    def device(self, parameters: dict[str, Any], context: QgsProcessingContext, settings: EngineSettings) -> str:
+        """The chosen device, that of the settings for auto."""
+        chosen = self.parameterAsEnumString(parameters, self.DEVICE, context)
+        return settings.device if chosen == AUTO else chosen
+
+    def extent_px(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, raster: RasterInput, reader: BandReader
+    ) -> tuple[float, float, float, float] | None:
+        """Left, top, right, bottom of the extent in pixels of the reader's grid, cut to it; None without an extent.
+
+        Raises `JobError` for an extent that is empty or beside the raster.
+        """
+        import numpy as np
+
+        from ..raster.geodesy import apply_affine
+
+        given = parameters.get(self.EXTENT)
+        if given in (None, ""):
+            return None
+        outline = self.parameterAsExtentGeometry(parameters, self.EXTENT, context, raster.crs)
+        corners = np.array([(vertex.x(), vertex.y()) for vertex in outline.vertices()]).reshape(-1, 2)
+        if not len(corners) or not outline.area() > 0:
+            raise JobError(f"The extent {given} is empty; draw a rectangle, or leave it out.")
+        rows, cols = reader.grid_shape
+        pixels = np.clip(apply_affine(~reader.grid_transform, corners), 0, (cols, rows))
+        (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
+        if right <= left or bottom <= top:
+            raise JobError(
+                f"The extent {given} does not meet the raster '{raster.name}'; choose one that does, and check its CRS."
+            )
+        return float(left), float(top), float(right), float(bottom)
+
+    def _read_layer(self, layer: Any, parameters: dict[str, Any], name: str) -> RasterInput:
+        if not isinstance(layer, QgsRasterLayer) or not layer.isValid():
+            raise JobError(self.invalidRasterError(parameters, name))
+        return RasterInput(file_path(layer), layer.name(), layer.crs())
