@@ -2,3 +2,23 @@
 
 Each method without labels has a file of its own; importing this package registers them.
 """
+
+from . import (
+    entropy,
+    fourier,
+    masked_consistency,
+    masked_image,
+    norm_statistics,
+    radiometric,
+    self_training,
+)
+
+__all__ = [
+    "entropy",
+    "fourier",
+    "masked_consistency",
+    "masked_image",
+    "norm_statistics",
+    "radiometric",
+    "self_training",
+]

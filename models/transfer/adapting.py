@@ -1,0 +1,115 @@
+"""What methods that learn on the target share: the values that the network sees, seeds, parameters, optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..chips import Chips
+from ..semantic.segmenter import LEVELS, Segmenter
+from .base import Problem, TransferError
+
+NORMS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm2d,
+)
+"""Layers that normalise; subclasses (timm's own) count too."""
+
+_LEAST_VALID = 0.5
+
+
+@contextmanager
+def network_values(model: Segmenter, problem: Problem) -> Iterator[Problem]:
+    """The problem with the target's pixels as the network sees them; meanwhile the model maps nothing.
+
+    The input map of a radiometric method belongs to the target alone: chips of the source must not go through it, and
+    chips of both can only be mixed in the values that the network sees. The map is put back afterwards.
+    """
+    levels = model.input_map.detach().clone()
+    table = np.rint(levels.cpu().numpy().clip(0, 255)).astype(np.uint8)
+    target = problem.target
+    pixels = np.stack([table[band][target.pixels[:, band]] for band in range(target.n_bands)], axis=1)
+    mapped = Chips(pixels, target.labels, target.valid, target.blocks, target.origins)
+    model.set_input_map(torch.arange(LEVELS, dtype=torch.float32).repeat(len(levels), 1))
+    try:
+        yield replace(problem, target=mapped)
+    finally:
+        model.set_input_map(levels)
+        model.eval()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """A generator for draws; what the network draws itself (dropout) follows the seed, too."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def usable_chips(chips: Chips) -> list[int]:
+    """Chips with data on at least half of their pixels; all of them where there is none such."""
+    shares = chips.valid.mean(axis=(1, 2))
+    chosen = np.flatnonzero(shares >= _LEAST_VALID)
+    return [int(n) for n in (chosen if len(chosen) else np.arange(len(chips)))]
+
+
+def drawn(n: int, choices: Sequence[int], generator: torch.Generator) -> list[int]:
+    """`n` of `choices`, none twice where there are enough."""
+    order: list[int] = []
+    while len(order) < n:
+        order += torch.randperm(len(choices), generator=generator).tolist()
+    return [choices[place] for place in order[:n]]
+
+
+def norm_parameters(model: Segmenter) -> list[nn.Parameter]:
+    """Scale and offset of every layer that normalises, of the parts that may learn.
+
+    Raises `TransferError` where there is none.
+    """
+    found = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    if not found:
+        raise TransferError(
+            f"'{model.card.name}' has no normalisation layer that may learn; choose quantile or self_training."
+        )
+    return found
+
+
+def learning_parts(model: Segmenter, *, rate: float, encoder_rate: float, has_head: bool = True) -> torch.optim.AdamW:
+    """AdamW over the parts that may learn; the encoder at `rate` times `encoder_rate`, the head only if wanted."""
+    in_encoder = {id(parameter) for parameter in model.encoder.parameters()}
+    in_head = {id(parameter) for parameter in model.head.parameters()}
+    groups: dict[float, list[nn.Parameter]] = {rate: [], rate * encoder_rate: []}
+    for parameter in model.parameters():
+        if parameter.requires_grad and (has_head or id(parameter) not in in_head):
+            groups[rate * encoder_rate if id(parameter) in in_encoder else rate].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr": lr} for lr, parameters in groups.items() if parameters], weight_decay=1e-4
+    )
+
+
+def descend(loss: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """One step downhill, of bounded length."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 5.0)
+    optimiser.step()
+
+
+def entropy_of(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy (B, rows, cols) of softmax of logits (B, C, rows, cols), relative to the largest possible: 0 to 1."""
+    logs = logits.log_softmax(1)
+    return -(logs.exp() * logs).sum(1) / float(np.log(logits.shape[1]))

@@ -1,0 +1,117 @@
+"""Make the model sure of what it says on the target: TENT, and information maximisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..augmentation import WEAK
+from ..progress import Progress, StepProgress, raise_if_cancelled
+from ..semantic.prediction import autocast, device_of
+from ..semantic.segmenter import Segmenter
+from ..training import draw, set_training
+from .adapting import descend, drawn, entropy_of, learning_parts, network_values, norm_parameters, seeded, usable_chips
+from .base import Method, Problem, register_method
+from .norm_statistics import estimate, has_batch_norm
+
+
+@register_method("entropy")
+@dataclass(frozen=True)
+class Entropy(Method):
+    """Minimise the entropy of the answers over scales and offsets of the normalisation layers alone.
+
+    `alpha`: share of the target in the averages of batch normalisation (`norm_statistics`), which are estimated
+    first; models with layer or group normalisation need none. `rate`: learning rate. `margin`: pixels with a relative
+    entropy above it do not count, as Niu et al. 2022 (https://arxiv.org/abs/2204.02610) found unsure ones to mislead.
+    """
+
+    title = "Entropy (TENT)"
+    summary = "Tunes the normalisation layers until the answers are sure; few parameters, little time."
+    reference = "Wang et al. 2021, Tent, https://arxiv.org/abs/2006.10726"
+
+    alpha: float = 0.8
+    rate: float = 1e-3
+    margin: float = 0.6
+
+    def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
+        """Adapt. Raises `TransferError` for a model without normalisation layers."""
+        parameters = norm_parameters(model)
+        device = device_of(model)
+        with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
+            if has_batch_norm(model):
+                estimate(
+                    model,
+                    seen.target,
+                    alpha=self.alpha,
+                    batch=problem.batch,
+                    seed=problem.seed,
+                    progress=StepProgress(progress, 0.0, 0.1),
+                )
+            optimiser = torch.optim.Adam(parameters, lr=self.rate)
+            usable = usable_chips(seen.target)
+            for step in range(problem.n_steps):
+                raise_if_cancelled(progress)
+                set_training(model, freeze_statistics=True)
+                pixels, _ = draw(
+                    seen.target.unlabelled(), drawn(problem.batch, usable, generator), WEAK, generator, device
+                )
+                with autocast(device):
+                    logits = model(pixels)
+                entropy = entropy_of(logits.float())
+                is_sure = entropy.detach() < self.margin
+                descend((entropy * is_sure).sum() / is_sure.sum().clamp(min=1), optimiser)
+                progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
+
+
+@register_method("entropy_diversity")
+@dataclass(frozen=True)
+class EntropyDiversity(Method):
+    """Maximise information: sure answers for each pixel, and all classes among them; the head stays as it is.
+
+    The shares of classes are pulled to those of the source where the card knows them (`pull` times the
+    Kullback-Leibler divergence), to equal shares otherwise, as SHOT does. `rate` is for all parts but the encoder,
+    which gets `encoder_rate` times it; `alpha` as in `Entropy`.
+    """
+
+    title = "Entropy and diversity (SHOT-IM)"
+    summary = "Tunes everything but the head to sure answers that keep all classes; source-free."
+    reference = "Liang et al. 2020, https://arxiv.org/abs/2002.08546"
+
+    alpha: float = 0.8
+    rate: float = 1e-4
+    encoder_rate: float = 0.5
+    pull: float = 1.0
+
+    def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
+        """Adapt."""
+        device = device_of(model)
+        n_classes = len(model.card.classes)
+        shares = np.array(model.card.statistics.get("class_shares", ()), np.float64)
+        if shares.shape != (n_classes,) or not shares.sum() > 0:
+            shares = np.full(n_classes, 1 / n_classes)
+        # A class that the source hardly had may be there all the same.
+        prior = torch.tensor(shares.clip(min=1e-3) / shares.clip(min=1e-3).sum(), dtype=torch.float32, device=device)
+        with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
+            if has_batch_norm(model):
+                estimate(
+                    model,
+                    seen.target,
+                    alpha=self.alpha,
+                    batch=problem.batch,
+                    seed=problem.seed,
+                    progress=StepProgress(progress, 0.0, 0.1),
+                )
+            optimiser = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
+            usable, target = usable_chips(seen.target), seen.target.unlabelled()
+            for step in range(problem.n_steps):
+                raise_if_cancelled(progress)
+                set_training(model, freeze_statistics=True)
+                pixels, _ = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+                with autocast(device):
+                    logits = model(pixels).float()
+                marginal = logits.softmax(1).mean((0, 2, 3))
+                divergence = (marginal * (marginal.clamp(min=1e-6) / prior).log()).sum()
+                descend(entropy_of(logits).mean() + self.pull * divergence, optimiser)
+                progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)

@@ -1,0 +1,85 @@
+"""Pre-training on the target: the encoder learns its look by filling in pixels that were hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..augmentation import WEAK
+from ..progress import Progress, raise_if_cancelled
+from ..semantic.prediction import autocast, device_of
+from ..semantic.segmenter import Segmenter
+from ..training import draw, set_training
+from .adapting import descend, drawn, network_values, seeded, usable_chips
+from .base import Method, Problem, TransferError, register_method
+from .masked_consistency import patch_mask
+
+
+@register_method("masked_image")
+@dataclass(frozen=True)
+class MaskedImage(Method):
+    """Reconstruct masked pixels from the encoder's deepest features; a first stage, another method must follow.
+
+    RingMo's PIMask leaves some pixels of every masked patch visible (the share `left`), so that small objects do not
+    vanish. `patch_px`, `ratio`: as in `MaskedConsistency`. `steps`: share of the problem's steps that are taken. The
+    decoder, one layer with the learning rate `rate`, is thrown away; the encoder learns at `encoder_rate` times it.
+    """
+
+    title = "Masked image pre-training (PIMask)"
+    summary = "Lets the encoder get used to the target by filling in hidden pixels; only before another method."
+    reference = "Sun et al. 2022, RingMo, https://doi.org/10.1109/TGRS.2022.3194732"
+
+    patch_px: int = 32
+    ratio: float = 0.6
+    left: float = 0.25
+    steps: float = 0.25
+    rate: float = 1e-3
+    encoder_rate: float = 0.02
+
+    def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
+        """Adapt the encoder. Raises `TransferError` for one that is frozen."""
+        learning = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+        if not learning:
+            raise TransferError(
+                f"The encoder of '{model.card.name}' is frozen, so that it cannot be pre-trained; choose another "
+                "method without masked_image."
+            )
+        device, n_bands = device_of(model), problem.target.n_bands
+        with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
+            target, usable = seen.target.unlabelled(), usable_chips(seen.target)
+            mean = torch.tensor(model.card.mean, device=device)[None, :, None, None]
+            std = torch.tensor(model.card.std, device=device)[None, :, None, None]
+            decoder: nn.Conv2d | None = None
+            optimiser: torch.optim.Optimizer | None = None
+            n_steps = max(1, round(self.steps * problem.n_steps))
+            for step in range(n_steps):
+                raise_if_cancelled(progress)
+                set_training(model, freeze_statistics=True)
+                pixels, _ = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+                is_hidden = self._hidden(pixels, generator)
+                with autocast(device):
+                    stages = model.encode(torch.where(is_hidden[:, None], mean, pixels))
+                deepest = (stages[0] if isinstance(stages, tuple) else stages)[-1].float()
+                zoom = -(-pixels.shape[-1] // deepest.shape[-1])
+                if decoder is None:
+                    # As SimMIM's head: each deepest cell draws its own pixels.
+                    decoder = nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1).to(device)
+                    optimiser = torch.optim.AdamW(
+                        [
+                            {"params": decoder.parameters(), "lr": self.rate},
+                            {"params": learning, "lr": self.rate * self.encoder_rate},
+                        ]
+                    )
+                assert optimiser is not None
+                drawing = functional.pixel_shuffle(decoder(deepest), zoom)[..., : pixels.shape[-2], : pixels.shape[-1]]
+                error = (drawing - (pixels - mean) / std).abs().mean(1)
+                descend((error * is_hidden).sum() / is_hidden.sum().clamp(min=1), optimiser)
+                progress.set_fraction((step + 1) / n_steps)
+
+    def _hidden(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        shape = (len(pixels), *pixels.shape[-2:])
+        patches = patch_mask(shape, patch_px=self.patch_px, ratio=self.ratio, generator=generator)
+        return (patches & (torch.rand(shape, generator=generator) >= self.left)).to(pixels.device)

@@ -1,0 +1,146 @@
+"""Self-training: a student learns from a mean teacher's sure and cleaned labels, under strong changes of the pixels."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from ..augmentation import STRONG, USUAL, augment
+from ..losses import class_weights_of, segmentation_loss
+from ..progress import Progress, StepProgress, raise_if_cancelled
+from ..semantic.card import IGNORE
+from ..semantic.prediction import autocast, device_of, probabilities
+from ..semantic.segmenter import Segmenter
+from ..training import draw, set_training
+from .adapting import descend, drawn, learning_parts, network_values, seeded, usable_chips
+from .base import Method, Problem, register_method
+from .pseudo_labels import Survey, class_mix, pseudo_labels, rare_first, survey
+
+
+@register_method("self_training")
+@dataclass(frozen=True)
+class SelfTraining(Method):
+    """Learn from pseudo-labels of the exponential mean of the weights so far, which is also what is kept at the end.
+
+    `ema`: how much of the teacher stays at each step. `keep`: share of each class's pixels that count at first, which
+    grows to `keep_last`; the thresholds are set anew `n_surveys` times. `most`: confidence from which a pixel always
+    counts. `temperature` of the rare-class sampling. `rate` and `encoder_rate` as in `training.TrainingOptions`.
+    """
+
+    title = "Self-training (mean teacher, ClassMix)"
+    summary = "Learns from its own sure answers on the target, cleaned by segments; the strongest, and the slowest."
+    reference = (
+        "Tranheden et al. 2021, DACS, https://arxiv.org/abs/2007.08702; Hoyer et al. 2022, DAFormer, arXiv 2111.14887; "
+        "Zou et al. 2018, CBST, arXiv 1810.07911"
+    )
+
+    ema: float = 0.98
+    keep: float = 0.5
+    keep_last: float = 0.8
+    most: float = 0.97
+    n_surveys: int = 4
+    temperature: float = 0.5
+    rate: float = 3e-4
+    encoder_rate: float = 0.3
+
+    def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
+        """Adapt, with rehearsal of the source's chips where there are any."""
+        device = device_of(model)
+        with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
+            run = _Run(self, model, seen, generator)
+            every = -(-problem.n_steps // self.n_surveys)
+            for step in range(problem.n_steps):
+                raise_if_cancelled(progress)
+                part = StepProgress(progress, step / problem.n_steps, (step + 0.3) / problem.n_steps)
+                if step % every == 0:
+                    run.look(step / problem.n_steps, part)
+                loss = run.loss()
+                descend(loss, run.optimiser)
+                run.teach(step)
+                progress.set_fraction((step + 1) / problem.n_steps)
+            model.load_state_dict(run.teacher.state_dict())
+
+    def extra_loss(
+        self, model: Segmenter, pixels: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor | None:
+        """What a relative of the method adds for target chips (B, bands, rows, cols) and their pseudo-labels."""
+        return None
+
+
+class _Run:
+    """Student, teacher and chips of one adaptation."""
+
+    def __init__(self, method: SelfTraining, model: Segmenter, problem: Problem, generator: torch.Generator) -> None:
+        self._method, self._student, self._problem, self._generator = method, model, problem, generator
+        self._device = device_of(model)
+        self._target = problem.target.take(usable_chips(problem.target)).unlabelled()
+        chosen = usable_chips(problem.target)
+        self._segments = None if problem.segments is None else torch.from_numpy(problem.segments[chosen])
+        has_source = problem.source is not None and problem.source.n_labelled_px() > 0
+        self._source = problem.source if has_source else None
+        self._n_target = max(1, problem.batch // 2 if has_source else problem.batch)
+        self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        self.optimiser = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
+        self._survey: Survey | None = None
+        self._chances = torch.ones(len(self._target))
+        self._weights: torch.Tensor | None = None
+        if self._source is not None:
+            n_classes = len(model.card.classes)
+            self._weights = class_weights_of(self._source.labels, n_classes).to(self._device)
+
+    def look(self, done: float, progress: Progress) -> None:
+        """Have the teacher look at all chips: thresholds, and which chips hold rare classes."""
+        keep = self._method.keep + done * (self._method.keep_last - self._method.keep)
+        self._survey = survey(
+            self.teacher,
+            self._target,
+            keep=keep,
+            most=self._method.most,
+            batch=self._problem.batch,
+            progress=progress,
+        )
+        chances = rare_first(self._survey.shares, temperature=self._method.temperature)
+        self._chances = torch.from_numpy(chances)
+
+    def loss(self) -> torch.Tensor:
+        """The student's loss on a new batch."""
+        assert self._survey is not None
+        set_training(self._student, freeze_statistics=True)
+        n = min(self._n_target, len(self._target))
+        indices = torch.multinomial(self._chances, n, generator=self._generator).tolist()
+        pixels, _ = draw(self._target, indices, None, self._generator, self._device)
+        labels = pseudo_labels(
+            probabilities(self.teacher, pixels),
+            self._survey.thresholds,
+            valid=torch.from_numpy(self._target.valid[indices]),
+            segments=None if self._segments is None else self._segments[indices],
+        )
+        if self._source is None:
+            order = torch.randperm(n, generator=self._generator).tolist()
+            other_pixels, other_labels = pixels[order], labels[order]
+        else:
+            chosen = drawn(n, range(len(self._source)), self._generator)
+            other_pixels, other_labels = draw(self._source, chosen, USUAL, self._generator, self._device)
+        mixed, mixed_labels = class_mix(pixels, labels, other_pixels, other_labels, generator=self._generator)
+        mixed, mixed_labels = augment(mixed, mixed_labels, STRONG, generator=self._generator)
+        # Few sure pixels, little weight (DACS).
+        weight = float((labels != IGNORE).float().mean())
+        loss = weight * self._loss_on(mixed, mixed_labels)
+        if self._source is not None:
+            loss = loss + self._loss_on(other_pixels, other_labels)
+        extra = self._method.extra_loss(self._student, pixels, labels, self._generator)
+        return loss if extra is None else loss + weight * extra
+
+    def teach(self, step: int) -> None:
+        """Move the teacher towards the student; fast at first, when it has seen little."""
+        stays = min(self._method.ema, 1 - 1 / (step + 2))
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self._student.parameters(), strict=True):
+                old.lerp_(new, 1 - stays)
+
+    def _loss_on(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with autocast(self._device):
+            logits = self._student(pixels)
+        return segmentation_loss(logits.float(), labels, class_weights=self._weights)
