@@ -58,13 +58,15 @@ class Segmenter(nn.Module):
     """A network with its card: pixels (B, bands, rows, cols) of 0 to 255, any size, to logits of the same size.
 
     `input_map` (bands, 256) sends every stored value to the value that the network sees (radiometric adaptation);
-    at first each to itself.
+    at first each to itself. `tokens` refine what the encoder gives, where the card's options have some
+    (`transfer.tokens`).
     """
 
     def __init__(self, card: SegmenterCard, network: Any) -> None:
         super().__init__()
         self.card = card
         self.network = network
+        self.tokens: nn.Module | None = None
         self.input_map: torch.Tensor
         self._mean: torch.Tensor
         self._std: torch.Tensor
@@ -137,7 +139,8 @@ class Segmenter(nn.Module):
         seen = (seen - self._mean) / self._std
         if right or below:
             seen = functional.pad(seen, (0, right, 0, below), mode="replicate")
-        return self.network.encoder(seen.contiguous(memory_format=torch.channels_last))
+        stages = self.network.encoder(seen.contiguous(memory_format=torch.channels_last))
+        return stages if self.tokens is None else self.tokens(stages)
 
     def decode(self, stages: Any) -> torch.Tensor:
         """Features (B, D, h, w) of what `encode` gave."""
@@ -177,7 +180,7 @@ class _LightNetwork(nn.Module):
 
     def __init__(self, encoder: nn.Module, *, channels: int, n_classes: int) -> None:
         super().__init__()
-        self.encoder = _OneStage(encoder)
+        self.encoder = _OneStage(encoder, channels)
         inner = _LIGHT_CHANNELS
         self.decoder = _LightDecoder(channels, inner)
         self.segmentation_head = smp.base.SegmentationHead(
@@ -188,9 +191,10 @@ class _LightNetwork(nn.Module):
 class _OneStage(nn.Module):
     """An encoder with one output as a list of stages."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, channels: int) -> None:
         super().__init__()
         self.model = model
+        self.out_channels = (channels,)
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         enlarged = functional.interpolate(pixels, scale_factor=_PROMPTABLE_ZOOM, mode="bilinear")
@@ -252,7 +256,12 @@ def build_segmenter(card: SegmenterCard) -> Segmenter:
             ) from error
     else:
         raise ModelError(f"Unknown decoder '{card.decoder}'; choose from {', '.join(DECODERS)}.")
-    return Segmenter(card, network).eval().to(memory_format=torch.channels_last)
+    model = Segmenter(card, network)
+    if "tokens" in card.options:
+        from ..transfer.tokens import attach_tokens
+
+        attach_tokens(model, n_tokens=int(card.options["tokens"]["n"]), rank=int(card.options["tokens"]["rank"]))
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def load_published_encoder(

@@ -32,7 +32,7 @@ class Entropy(Method):
     reference = "Wang et al. 2021, Tent, https://arxiv.org/abs/2006.10726"
 
     alpha: float = 0.8
-    rate: float = 1e-3
+    rate: float = 3e-4
     margin: float = 0.6
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
@@ -61,7 +61,8 @@ class Entropy(Method):
                     logits = model(pixels)
                 entropy = entropy_of(logits.float())
                 is_sure = entropy.detach() < self.margin
-                descend((entropy * is_sure).sum() / is_sure.sum().clamp(min=1), optimiser)
+                weight = _balance(logits.detach()) * is_sure
+                descend((entropy * weight).sum() / weight.sum().clamp(min=1), optimiser)
                 progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
 
 
@@ -115,3 +116,10 @@ class EntropyDiversity(Method):
                 divergence = (marginal * (marginal.clamp(min=1e-6) / prior).log()).sum()
                 descend(entropy_of(logits).mean() + self.pull * divergence, optimiser)
                 progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
+
+
+def _balance(logits: torch.Tensor) -> torch.Tensor:
+    """Weights (B, rows, cols) that keep rare classes from being swallowed: one over the square root of the share."""
+    labels, n_classes = logits.argmax(1), logits.shape[1]
+    shares = torch.bincount(labels.flatten(), minlength=n_classes) / labels.numel()
+    return shares.clamp(min=1e-3).rsqrt()[labels]

@@ -9,35 +9,60 @@ import numpy.typing as npt
 import torch
 
 from ..chips import Chips
-from ..progress import Progress
+from ..progress import Progress, StepProgress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import predict_chips
 from ..semantic.segmenter import Segmenter
 
 _N_BINS = 256
+_N_LOOKED_AT = 48
+# Shares of classes do differ between places: a class is lifted or lowered by so much at the most.
+_MOST_LIFT = 8.0
 
 
 class Survey(NamedTuple):
     """What a teacher says of all target chips.
 
-    `thresholds` (C,): the confidence from which a pixel of a class counts. `shares` (N, C): shares of the classes in
-    each chip, of valid pixels.
+    `factors` (C,): what its probabilities are multiplied by (`aligned`). `thresholds` (C,): the confidence from which a
+    pixel of a class counts. `shares` (N, C): shares of the classes in each chip, of valid pixels.
     """
 
+    factors: torch.Tensor
     thresholds: torch.Tensor
     shares: npt.NDArray[np.float64]
 
 
-def survey(teacher: Segmenter, chips: Chips, *, keep: float, most: float, batch: int, progress: Progress) -> Survey:
-    """Look at all chips once. Raises `Cancelled`.
+def aligned(answer: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Probabilities (B, C, rows, cols) whose classes are lifted or lowered by `factors` (C,)."""
+    lifted = answer * factors.to(answer.device)[None, :, None, None]
+    return lifted / lifted.sum(1, keepdim=True)
+
+
+def survey(
+    teacher: Segmenter,
+    chips: Chips,
+    *,
+    keep: float,
+    most: float,
+    align: float,
+    batch: int,
+    progress: Progress,
+) -> Survey:
+    """Look at all chips once, and at some before. Raises `Cancelled`.
 
     Class-balanced thresholds (Zou et al. 2018, CBST, https://arxiv.org/abs/1810.07911): of every class the share
-    `keep` of its most confident pixels counts; pixels surer than `most` always do.
+    `keep` of its most confident pixels counts; pixels surer than `most` always do. `align`: how far the shares of
+    classes are pulled to those of the source, 0 to 1 (Berthelot et al. 2020, ReMixMatch,
+    https://arxiv.org/abs/1911.09785), where the card knows them; so a class that the teacher hardly sees is not lost.
     """
     n_classes = len(teacher.card.classes)
+    factors = _factors(teacher, chips, align=align, batch=batch, progress=StepProgress(progress, 0.0, 0.3))
+    lifts = factors.numpy()[None, :, None, None]
     counts = np.zeros((n_classes, _N_BINS))
     shares = np.zeros((len(chips), n_classes))
-    for part, answer in predict_chips(teacher, chips, batch=batch, progress=progress):
+    for part, raw in predict_chips(teacher, chips, batch=batch, progress=StepProgress(progress, 0.3, 1.0)):
+        answer = raw * lifts
+        answer /= answer.sum(axis=1, keepdims=True)
         valid = chips.valid[part]
         labels, sure = answer.argmax(axis=1), answer.max(axis=1)
         place = np.minimum((sure * _N_BINS).astype(np.intp), _N_BINS - 1) + labels * _N_BINS
@@ -49,7 +74,20 @@ def survey(teacher: Segmenter, chips: Chips, *, keep: float, most: float, batch:
     # The highest edge above which at least `keep` of the class lies.
     edges = 1 - ((from_top >= keep).argmax(axis=1) + 1) / _N_BINS
     thresholds = torch.tensor(np.where(counts.sum(axis=1) > 0, np.minimum(edges, most), most), dtype=torch.float32)
-    return Survey(thresholds, shares)
+    return Survey(factors, thresholds, shares)
+
+
+def _factors(teacher: Segmenter, chips: Chips, *, align: float, batch: int, progress: Progress) -> torch.Tensor:
+    n_classes = len(teacher.card.classes)
+    known = np.array(teacher.card.statistics.get("class_shares", ()), np.float64)
+    if not align or known.shape != (n_classes,) or not known.sum() > 0:
+        return torch.ones(n_classes)
+    some = chips.take(np.unique(np.linspace(0, len(chips) - 1, _N_LOOKED_AT).round()))
+    total = np.zeros(n_classes)
+    for part, answer in predict_chips(teacher, some, batch=batch, progress=progress):
+        total += np.moveaxis(answer, 1, -1)[some.valid[part]].sum(axis=0)
+    ratio = (known + 1e-3) / (total / max(1.0, total.sum()) + 1e-3)
+    return torch.tensor(np.clip(ratio, 1 / _MOST_LIFT, _MOST_LIFT) ** align, dtype=torch.float32)
 
 
 def rare_first(shares: npt.NDArray[np.float64], *, temperature: float) -> npt.NDArray[np.float64]:

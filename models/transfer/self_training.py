@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..augmentation import STRONG, USUAL, augment
-from ..losses import class_weights_of, segmentation_loss
+from ..losses import segmentation_loss
 from ..progress import Progress, StepProgress, raise_if_cancelled
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of, probabilities
@@ -16,7 +16,7 @@ from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
 from .adapting import descend, drawn, learning_parts, network_values, seeded, usable_chips
 from .base import Method, Problem, register_method
-from .pseudo_labels import Survey, class_mix, pseudo_labels, rare_first, survey
+from .pseudo_labels import Survey, aligned, class_mix, pseudo_labels, rare_first, survey
 
 
 @register_method("self_training")
@@ -26,7 +26,8 @@ class SelfTraining(Method):
 
     `ema`: how much of the teacher stays at each step. `keep`: share of each class's pixels that count at first, which
     grows to `keep_last`; the thresholds are set anew `n_surveys` times. `most`: confidence from which a pixel always
-    counts. `temperature` of the rare-class sampling. `rate` and `encoder_rate` as in `training.TrainingOptions`.
+    counts. `align`: how far the shares of classes are pulled to the source's (`pseudo_labels.survey`). `temperature` of
+    the rare-class sampling. `rate` and `encoder_rate` as in `training.TrainingOptions`.
     """
 
     title = "Self-training (mean teacher, ClassMix)"
@@ -40,6 +41,7 @@ class SelfTraining(Method):
     keep: float = 0.5
     keep_last: float = 0.8
     most: float = 0.97
+    align: float = 0.5
     n_surveys: int = 4
     temperature: float = 0.5
     rate: float = 3e-4
@@ -85,10 +87,7 @@ class _Run:
         self.optimiser = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
         self._survey: Survey | None = None
         self._chances = torch.ones(len(self._target))
-        self._weights: torch.Tensor | None = None
-        if self._source is not None:
-            n_classes = len(model.card.classes)
-            self._weights = class_weights_of(self._source.labels, n_classes).to(self._device)
+        self._weights = torch.ones(len(model.card.classes), device=self._device)
 
     def look(self, done: float, progress: Progress) -> None:
         """Have the teacher look at all chips: thresholds, and which chips hold rare classes."""
@@ -98,11 +97,15 @@ class _Run:
             self._target,
             keep=keep,
             most=self._method.most,
+            align=self._method.align,
             batch=self._problem.batch,
             progress=progress,
         )
         chances = rare_first(self._survey.shares, temperature=self._method.temperature)
         self._chances = torch.from_numpy(chances)
+        # As `class_weights_of`, of what the teacher sees.
+        shares = torch.from_numpy(self._survey.shares.mean(axis=0)).clamp(min=1e-3).to(self._device, torch.float32)
+        self._weights = shares.rsqrt() / shares.sqrt().sum()
 
     def loss(self) -> torch.Tensor:
         """The student's loss on a new batch."""
@@ -112,7 +115,7 @@ class _Run:
         indices = torch.multinomial(self._chances, n, generator=self._generator).tolist()
         pixels, _ = draw(self._target, indices, None, self._generator, self._device)
         labels = pseudo_labels(
-            probabilities(self.teacher, pixels),
+            aligned(probabilities(self.teacher, pixels), self._survey.factors),
             self._survey.thresholds,
             valid=torch.from_numpy(self._target.valid[indices]),
             segments=None if self._segments is None else self._segments[indices],
