@@ -1,0 +1,269 @@
+"""Labels of rasters as algorithms take them: polygons of any CRS with a class field, or label rasters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qgis.core import (
+    NULL,
+    QgsCoordinateTransform,
+    QgsCsException,
+    QgsFeature,
+    QgsFeatureRequest,
+    QgsGeometry,
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingFeatureSource,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterField,
+    QgsProcessingParameterString,
+    QgsRasterLayer,
+    QgsWkbTypes,
+)
+
+from ...models.progress import Progress, raise_if_cancelled
+from ...models.semantic.card import SegmenterCard
+from ..errors import JobError
+from .model_algorithm import ModelAlgorithm, RasterInput
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+    from ..jobs.class_scheme import ClassScheme
+    from ..jobs.training_data import LabelledRaster
+
+# `jobs.class_scheme.BACKGROUNDS`; that module needs the environment (a test compares them).
+BACKGROUNDS = ("auto", "class", "unlabelled")
+
+
+class LabelledAlgorithm(ModelAlgorithm):
+    """An algorithm that is given rasters with labels."""
+
+    LABELS = "LABELS"
+    CLASS_FIELD = "CLASS_FIELD"
+    LABEL_RASTERS = "LABEL_RASTERS"
+    CLASS_NAMES = "CLASS_NAMES"
+    BACKGROUND = "BACKGROUND"
+    AREA = "AREA"
+
+    def label_helps(self) -> dict[str, str]:
+        """Return the help of the parameters that `add_labels` adds."""
+        return {
+            self.LABELS: self.tr(
+                "Polygons of the classes, in any CRS; layers of the interactive tool serve as they are. Where polygons "
+                "of different classes overlap, pixels are left unlabelled."
+            ),
+            self.CLASS_FIELD: self.tr(
+                "Field of the polygons that holds the name of the class; polygons without a value are unknown ground. "
+                "Without the field every polygon is of one class, and the rest is background."
+            ),
+            self.LABEL_RASTERS: self.tr(
+                "Rasters of whole class ids instead of polygons: one for each raster, of the same file name or in the "
+                "same order, or a single one for all. Nodata is unlabelled, and so is 255 unless it is named."
+            ),
+            self.CLASS_NAMES: self.tr(
+                "Names of the values of the label rasters, such as 0=other, 1=roof; other values are then unlabelled. "
+                "Without it the names in the files, else the values."
+            ),
+            self.BACKGROUND: self.tr(
+                "What pixels without a polygon are: a class of their own, or unlabelled. Auto makes them a class where "
+                "the polygons name one class alone or where complete areas are given, else they are unlabelled."
+            ),
+            self.AREA: self.tr(
+                "Polygons within which everything was labelled, in any CRS: what no label covers there is background, "
+                "and outside it is unknown. Without it that holds for whole rasters."
+            ),
+        }
+
+    def add_labels(self) -> None:
+        """Add polygons with a class field, or label rasters, and what pixels without a label are."""
+        polygon = [QgsProcessing.TypeVectorPolygon]
+        self.add(QgsProcessingParameterFeatureSource(self.LABELS, self.tr("Label polygons"), polygon, optional=True))
+        self.add(
+            QgsProcessingParameterField(self.CLASS_FIELD, self.tr("Class field"), None, self.LABELS, optional=True)
+        )
+        self.add_rasters(self.LABEL_RASTERS, self.tr("Label rasters"), optional=True)
+        self.add(
+            QgsProcessingParameterString(self.CLASS_NAMES, self.tr("Names of raster values"), optional=True),
+            advanced=True,
+        )
+        self.add_choice(self.BACKGROUND, self.tr("Pixels without a polygon"), BACKGROUNDS, advanced=True)
+        self.add(
+            QgsProcessingParameterFeatureSource(self.AREA, self.tr("Completely labelled areas"), polygon, optional=True)
+        )
+
+    def labelled_rasters(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: Progress,
+        rasters: Sequence[RasterInput] | None = None,
+    ) -> list[LabelledRaster]:
+        """The rasters of `RASTERS` (or these) with their labels, polygons in the CRS of each.
+
+        Raises `JobError` for no labels, both kinds of labels, label rasters that do not go with the rasters, layers
+        without CRS, and coordinates that cannot be transformed; `Cancelled`.
+        """
+        from ..jobs.training_data import LabelledRaster
+
+        chosen = self.rasters(self.RASTERS) if rasters is None else list(rasters)
+        if not chosen:
+            raise JobError("No raster is given; choose one or more.")
+        source = self.parameterAsSource(parameters, self.LABELS, context)
+        if source is None and parameters.get(self.LABELS):
+            raise JobError(self.invalidSourceError(parameters, self.LABELS))
+        label_rasters = self.rasters(self.LABEL_RASTERS)
+        if (source is None) == (not label_rasters):
+            raise JobError("Give either label polygons or label rasters, one of the two.")
+        if source is None:
+            paths = paired([one.path for one in chosen], [one.path for one in label_rasters])
+            return [
+                LabelledRaster(path=one.path, label_path=Path(path), crs_wkt=one.crs_wkt)
+                for one, path in zip(chosen, paths, strict=True)
+            ]
+        field = self.parameterAsString(parameters, self.CLASS_FIELD, context)
+        if field and source.fields().lookupField(field) < 0:
+            raise JobError(f"'{source.sourceName()}' has no field '{field}'; choose the one that names the class.")
+        if not source.featureCount():
+            raise JobError(f"'{source.sourceName()}' holds no polygon; draw some, or choose another layer.")
+        area = self.parameterAsSource(parameters, self.AREA, context)
+        if area is None and parameters.get(self.AREA):
+            raise JobError(self.invalidSourceError(parameters, self.AREA))
+        found = []
+        for raster in chosen:
+            labels = read_polygons(source, field, raster=raster, context=context, progress=progress)
+            areas = None if area is None else read_polygons(area, "", raster=raster, context=context, progress=progress)
+            found.append(
+                LabelledRaster(
+                    path=raster.path,
+                    polygons=tuple(polygon for polygon, _ in labels),
+                    names=tuple(name for _, name in labels),
+                    area=None if areas is None else tuple(polygon for polygon, _ in areas),
+                    crs_wkt=raster.crs_wkt,
+                )
+            )
+        if not any(raster.polygons for raster in found):
+            raise JobError(
+                f"None of the {source.featureCount()} polygons of '{source.sourceName()}' lies on a raster; check the "
+                "CRS of both."
+            )
+        return found
+
+    def class_scheme(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        rasters: Sequence[LabelledRaster],
+        *,
+        card: SegmenterCard | None = None,
+        progress: Progress,
+    ) -> ClassScheme:
+        """The classes that the labels name, or those of a model's card. Raises `JobError` where they do not fit."""
+        from ..jobs.class_scheme import BACKGROUNDS as KINDS
+        from ..jobs.class_scheme import parse_value_names, scheme_of_card, scheme_of_labels
+
+        chosen = self.parameterAsEnumString(parameters, self.BACKGROUND, context)
+        background = next(kind for kind in KINDS if kind == chosen)
+        names = parse_value_names(self.parameterAsString(parameters, self.CLASS_NAMES, context))
+        if card is not None:
+            return scheme_of_card(card, rasters, background=background, value_names=names, progress=progress)
+        source = self.parameterAsSource(parameters, self.LABELS, context)
+        only = source.sourceName() if source is not None else ""
+        return scheme_of_labels(
+            rasters, background=background, only_name=only or "object", value_names=names, progress=progress
+        )
+
+
+def paired(rasters: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """The label raster of each raster: by file name without its ending where all have a partner, else by order.
+
+    A single label raster goes with every raster. Raises `JobError` for other numbers.
+    """
+    if len(labels) == 1:
+        return [labels[0]] * len(rasters)
+    by_stem = {Path(path).stem: path for path in labels}
+    stems = [Path(path).stem for path in rasters]
+    if len(by_stem) == len(labels) and all(stem in by_stem for stem in stems):
+        return [by_stem[stem] for stem in stems]
+    if len(labels) != len(rasters):
+        raise JobError(
+            f"{len(labels)} label rasters for {len(rasters)} rasters; give one for each, of the same file name or in "
+            "the same order, or a single one for all."
+        )
+    return list(labels)
+
+
+def read_polygons(
+    source: QgsProcessingFeatureSource,
+    field: str,
+    *,
+    raster: RasterInput,
+    context: QgsProcessingContext,
+    progress: Progress,
+) -> list[tuple[BaseGeometry, str | None]]:
+    """Polygons of a layer that meet a raster, in its CRS, with their class; "" without a field, None without a value.
+
+    Curves, z and m are left out and invalid outlines mended. Raises `JobError` for a layer without CRS and for
+    coordinates that cannot be transformed; `Cancelled`.
+    """
+    if raster.crs.isValid() and not source.sourceCrs().isValid():
+        raise JobError(f"'{source.sourceName()}' has no CRS; assign one with Layer > Set CRS of Layer(s).")
+    transform = QgsCoordinateTransform(source.sourceCrs(), raster.crs, context.transformContext())
+    extent = QgsRasterLayer(raster.path).extent()
+    request = QgsFeatureRequest()
+    # Where the raster reaches beyond the place that the labels' CRS is for, look at all of them.
+    with contextlib.suppress(QgsCsException):
+        request.setFilterRect(transform.transformBoundingBox(extent, QgsCoordinateTransform.ReverseTransform))
+    polygons: list[tuple[BaseGeometry, str | None]] = []
+    for feature in source.getFeatures(request, QgsProcessingFeatureSource.FlagSkipGeometryValidityChecks):
+        raise_if_cancelled(progress)
+        if not feature.hasGeometry() or feature.geometry().isEmpty():
+            continue
+        name = _class_of(feature, field)
+        polygons += [(part, name) for part in _parts(feature, transform) if _meets(part, extent)]
+    return polygons
+
+
+def _class_of(feature: QgsFeature, field: str) -> str | None:
+    if not field:
+        return ""
+    value = feature[field]
+    text = "" if value is None or value == NULL else str(value).strip()
+    return text or None
+
+
+def _parts(feature: QgsFeature, transform: QgsCoordinateTransform) -> list[BaseGeometry]:
+    """Single polygons of a feature in the raster's CRS."""
+    # shapely comes from the environment, which is not there yet when QGIS imports this file.
+    import shapely
+
+    geometry = QgsGeometry(feature.geometry().constGet().segmentize())
+    geometry.get().dropZValue()
+    geometry.get().dropMValue()
+    try:
+        geometry.transform(transform)
+    except QgsCsException as error:
+        raise JobError(
+            f"Feature {feature.id()} cannot be transformed to the raster's CRS ({error}); check the CRS of the labels."
+        ) from error
+    if not geometry.isGeosValid():
+        geometry = geometry.makeValid()
+    return [
+        shapely.from_wkb(bytes(part.asWkb()))
+        for part in geometry.asGeometryCollection()
+        if part.type() == QgsWkbTypes.GeometryType.PolygonGeometry
+    ]
+
+
+def _meets(polygon: BaseGeometry, extent: Any) -> bool:
+    left, bottom, right, top = polygon.bounds
+    return bool(
+        left < extent.xMaximum()
+        and right > extent.xMinimum()
+        and bottom < extent.yMaximum()
+        and top > extent.yMinimum()
+    )

@@ -1,0 +1,228 @@
+"""Labelled rasters as chips, and how they are split: what training and evaluation begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from shapely.geometry.base import BaseGeometry
+
+from ...models.chips import Chips, joined_chips, split_by_block
+from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
+from ...models.semantic.card import IGNORE
+from ..errors import JobError
+from ..raster.band_reader import BandReader, open_bands
+from ..raster.stretch import Stretch
+from .class_scheme import ClassScheme
+from .labelled_chips import Labels, LabelSource, PolygonLabels, RasterLabels, cut_chips
+
+SplitBy = Literal["blocks", "rasters"]
+SPLITS: tuple[SplitBy, ...] = ("blocks", "rasters")
+
+_PLACE = 1 << 32
+"""Blocks of ground are numbered `place * _PLACE + block`: chips of two rasters never share one."""
+_SPLIT_TRIES = 20
+_BESIDE = "No label polygon with a class lies on {}; check the CRS of both."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledRaster:
+    """A raster with its labels: polygons in the raster's CRS, or a label raster.
+
+    `names`: the class of each polygon; None where somebody drew without saying what, which leaves its pixels unknown;
+    "" where the labels tell no classes apart. `area`: polygons within which every pixel without a label is background;
+    None means everywhere (where the scheme has a background at all), () nowhere. `crs_wkt`: CRS of a raster that
+    carries none itself.
+    """
+
+    path: str
+    polygons: tuple[BaseGeometry, ...] = ()
+    names: tuple[str | None, ...] = ()
+    label_path: Path | None = None
+    area: tuple[BaseGeometry, ...] | None = None
+    crs_wkt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that polygons and names go together. Raises `JobError`."""
+        if len(self.polygons) != len(self.names):
+            raise JobError(f"{len(self.polygons)} polygons with {len(self.names)} class names; give one for each.")
+
+
+def read_training_chips(
+    rasters: Sequence[LabelledRaster],
+    scheme: ClassScheme,
+    *,
+    chip_px: int,
+    n_bands: int | None = None,
+    bands: Sequence[int] | None = None,
+    gsd_m: float | None = None,
+    stretch: Stretch | None = None,
+    n_most: int | None = None,
+    least_classes: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chips:
+    """Labelled chips of all rasters; `blocks` say raster and block of ground (`place_of`).
+
+    `chip_px`: side of the chips in grid pixels of `gsd_m` metres (each raster's own without). `n_bands`, `bands`,
+    `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, evenly over rasters and drawn by `seed`.
+    Where polygons of different classes overlap, pixels are left unlabelled. Rasters without a label are left out; both
+    is said to `progress`. Raises `JobError` where no raster has labels, and where chips hold fewer than
+    `least_classes` classes; `RasterError`, `Cancelled`.
+    """
+    progress = progress or NullProgress()
+    if not rasters:
+        raise JobError("No raster is given; choose one or more.")
+    parts: list[Chips] = []
+    failures: list[str] = []
+    each = None if n_most is None else max(1, n_most // len(rasters))
+    for place, raster in enumerate(rasters):
+        raise_if_cancelled(progress)
+        name = Path(raster.path).name
+        step = StepProgress(progress, place / len(rasters), (place + 1) / len(rasters))
+        with open_bands(
+            raster.path, n_bands=n_bands, bands=bands, gsd_m=gsd_m, stretch=stretch, crs_wkt=raster.crs_wkt
+        ) as reader:
+            try:
+                with _label_source(raster, scheme, reader) as labels:
+                    chips = _cut(reader, labels, chip_px=chip_px, n_most=each, seed=seed, progress=step)
+            except _NoLabelsError as error:
+                failures.append(str(error))
+                progress.info(f"{name} is left out: {error}")
+                continue
+        if isinstance(labels, _PolygonSource) and labels.n_conflicts_px:
+            progress.info(
+                f"Polygons of different classes overlap on {name}; {labels.n_conflicts_px} pixels are left unlabelled."
+            )
+        parts.append(_with_blocks(chips, chips.blocks + place * _PLACE))
+    if not parts:
+        raise JobError(failures[0])
+    joined = joined_chips(parts)
+    chips = _with_blocks(joined, np.concatenate([part.blocks for part in parts]))
+    present = [one.name for one in scheme.classes if (chips.labels == one.class_id).any()]
+    if len(present) < least_classes:
+        only = f"'{present[0]}'" if present else "no class"
+        raise JobError(
+            f"The labels on the rasters hold {only} alone, but a model needs {least_classes} classes to tell apart; "
+            "label other places too, or make what no polygon covers the background."
+        )
+    return chips
+
+
+def place_of(chips: Chips) -> npt.NDArray[np.int64]:
+    """Number of the raster that each chip of `read_training_chips` comes from, (N,)."""
+    return chips.blocks // _PLACE
+
+
+def split_chips(chips: Chips, *, held_out: float, by: SplitBy = "blocks", seed: int = 0) -> tuple[Chips, Chips]:
+    """Chips to learn from, and about the fraction `held_out` of them to judge by, which share no block or raster.
+
+    Of 20 splits by seeds that follow from `seed`, the first that leaves the most classes on both sides is taken: a
+    rare class may live in one block. Raises `JobError` or `ChipError` where there are too few blocks or rasters.
+    """
+    numbers = place_of(chips) if by == "rasters" else chips.blocks
+    if by == "rasters" and len(np.unique(numbers)) < 2:
+        raise JobError("Labels lie on one raster alone, so that no raster can be held out; split by blocks instead.")
+    grouped = _with_blocks(chips, numbers)
+    best: tuple[int, Chips, Chips] | None = None
+    n_classes = len(_present(chips))
+    for attempt in range(_SPLIT_TRIES):
+        kept, held = split_by_block(grouped, held_out=held_out, seed=seed + attempt)
+        score = len(_present(kept)) + len(_present(held))
+        if best is None or score > best[0]:
+            is_held = np.isin(numbers, np.unique(held.blocks))
+            best = score, chips.take(np.flatnonzero(~is_held)), chips.take(np.flatnonzero(is_held))
+        if score == 2 * n_classes:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+class _NoLabelsError(JobError):
+    """A raster that no label lies on, which is left out where others have some."""
+
+
+class _PolygonSource:
+    """Polygons where each pixel must have one answer: overlaps of different classes are unlabelled."""
+
+    def __init__(self, raster: LabelledRaster, scheme: ClassScheme, reader: BandReader) -> None:
+        ids = scheme.ids_of(raster.names, where=Path(raster.path).name)
+        named = sorted((n for n, class_id in enumerate(ids) if class_id != IGNORE), key=lambda n: ids[n])
+        # Where painting upwards and downwards gives the same class, no other class lies there.
+        highest, lowest = (
+            _painted(reader, [raster.polygons[n] for n in order], [ids[n] for n in order])
+            for order in (named, named[::-1])
+        )
+        if highest is None or lowest is None:
+            raise _NoLabelsError(_BESIDE.format(Path(raster.path).name))
+        self._highest, self._lowest = highest, lowest
+        unnamed = [polygon for polygon, class_id in zip(raster.polygons, ids, strict=True) if class_id == IGNORE]
+        self._unnamed = _painted(reader, unnamed, [0] * len(unnamed))
+        self._background = scheme.background
+        self._area = None if raster.area is None else _painted(reader, raster.area, [0] * len(raster.area))
+        if raster.area is not None and self._area is None:
+            self._background = None
+        self.n_conflicts_px = 0
+
+    def read(self, col_off: int, row_off: int, cols: int, rows: int) -> Labels:
+        window = (col_off, row_off, cols, rows)
+        highest, labels = self._highest.read(*window), self._lowest.read(*window)
+        is_torn = highest != labels
+        self.n_conflicts_px += int(is_torn.sum())
+        if self._background is not None:
+            is_bare = labels == IGNORE
+            if self._area is not None:
+                is_bare &= self._area.read(*window) != IGNORE
+            labels[is_bare] = self._background
+        labels[is_torn] = IGNORE
+        if self._unnamed is not None:
+            labels[(highest == IGNORE) & (self._unnamed.read(*window) != IGNORE)] = IGNORE
+        return labels
+
+
+def _painted(reader: BandReader, polygons: Sequence[BaseGeometry], ids: Sequence[int]) -> PolygonLabels | None:
+    """Polygons as labels; None where none of them lies on the raster."""
+    try:
+        return PolygonLabels(reader, polygons, ids)
+    except JobError:
+        return None
+
+
+def _cut(
+    reader: BandReader, labels: LabelSource, *, chip_px: int, n_most: int | None, seed: int, progress: Progress
+) -> Chips:
+    try:
+        return cut_chips(
+            reader,
+            chip_px=chip_px,
+            labels=labels,
+            n_most=n_most,
+            only_labelled=True,
+            seed=seed,
+            progress=progress,
+        )
+    except JobError as error:
+        raise _NoLabelsError(str(error)) from error
+
+
+@contextmanager
+def _label_source(raster: LabelledRaster, scheme: ClassScheme, reader: BandReader) -> Iterator[LabelSource]:
+    if raster.label_path is not None:
+        with RasterLabels(reader, raster.label_path, scheme.values) as labels:
+            yield labels
+    else:
+        yield _PolygonSource(raster, scheme, reader)
+
+
+def _with_blocks(chips: Chips, blocks: npt.NDArray[np.int64]) -> Chips:
+    return Chips(chips.pixels, chips.labels, chips.valid, blocks, chips.origins)
+
+
+def _present(chips: Chips) -> list[int]:
+    counts = np.bincount(chips.labels.ravel(), minlength=256)[:IGNORE]
+    return [int(class_id) for class_id in np.flatnonzero(counts)]
