@@ -11,11 +11,13 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..chips import Chips
 from ..progress import Progress
+from ..semantic.card import IGNORE
 from ..semantic.package import changed_tensors, merged
 from ..semantic.prediction import device_of
 from ..semantic.segmenter import Segmenter
@@ -35,7 +37,7 @@ _RATES = {
     "decoder": (1e-3, 1.0),
     "norm": (3e-3, 1.0),
     "lora": (2e-3, 1.0),
-    "tokens": (3e-3, 1.0),
+    "tokens": (1e-2, 1.0),
     "last_blocks": (1e-3, 0.3),
     "full": (1e-3, 0.3),
 }
@@ -109,7 +111,7 @@ def fine_tune(
     progress: Progress | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> FineTuned:
-    """Adapt a copy of `model` to the labelled `chips`; the model itself is not changed.
+    """Adapt a copy of `model` to the labelled ones of `chips`; the model itself is not changed.
 
     Of the states checked on `held_out` the best is kept, and only if it beats the source model there (no harm).
     `replay`: labelled chips of the source domain to rehearse. A cancel ends it early, with the best state so far.
@@ -124,7 +126,7 @@ def fine_tune(
         chosen = [parameter for parameter in chosen if parameter.requires_grad]
         went = fit(
             learner,
-            chips,
+            chips.take(np.flatnonzero((chips.labels != IGNORE).any(axis=(1, 2)))),
             held_out,
             training,
             parameters=chosen,

@@ -21,12 +21,9 @@ TOKENS = "tokens"
 """Where a card's options say that a model has tokens, and what their tensors' names start with."""
 N_TOKENS, RANK = 16, 8
 
-# Rein's own: at first the features are hardly changed.
-_FIRST_SCALE = 1e-3
-
 
 def attach_tokens(model: Segmenter, *, n_tokens: int = N_TOKENS, rank: int = RANK) -> None:
-    """Give a model tokens behind its encoder, in place; its answers stay nearly what they were.
+    """Give a model tokens behind its encoder, in place; its answers stay what they were.
 
     The card is not changed: whoever saves the model writes `{"n": n_tokens, "rank": rank}` into its options under
     `TOKENS`. Raises `TransferError` for fewer than two tokens or a rank under one.
@@ -68,7 +65,11 @@ class _Tokens(nn.Module):
         self.values = nn.Linear(rank, channels)
         self.down = nn.Linear(channels, rank)
         self.up = nn.Linear(rank, channels)
-        self.scale = nn.Parameter(torch.tensor(_FIRST_SCALE))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        # As with low-rank products: nothing is moved at first. Rein scales by 0.001 instead, and then needs tens of
+        # thousands of steps.
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         cells = x.flatten(2).mT
