@@ -27,6 +27,7 @@ from ..semantic.segmenter import Outputs, Segmenter, build_segmenter
 from ..training import draw, set_training
 from .adapting import descend, drawn, seeded, usable_chips
 from .base import TransferError
+from .tokens import TOKENS
 
 DECODER, ENCODER, COARSER = "unet", "lcnet_035", 2
 """The usual student: a U-Net on a small PP-LCNet (https://arxiv.org/abs/2109.15099) at half the resolution.
@@ -107,7 +108,7 @@ def student_card(
         encoder=encoder,
         decoder=decoder,
         gsd_m=None if card.gsd_m is None else card.gsd_m * factor,
-        options={},
+        options={name: value for name, value in card.options.items() if name != TOKENS},
         metrics={},
         base_file=None,
         base_sha256=None,

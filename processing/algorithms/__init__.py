@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointAlgorithm
 from .class_map import ClassMapAlgorithm
+from .distill_model import DistillModelAlgorithm
 from .encode_raster import EncodeRasterAlgorithm
 from .evaluate_interactive import EvaluateInteractiveAlgorithm
 from .find_similar import FindSimilarAlgorithm
@@ -16,4 +17,5 @@ ALGORITHMS = [
     EncodeRasterAlgorithm,
     CheckpointAlgorithm,
     EvaluateInteractiveAlgorithm,
+    DistillModelAlgorithm,
 ]

@@ -60,6 +60,10 @@ PUBLIC = {
         | {"MIN_PIXELS", "SEED", "TABLE", "REPORT"},
         {"TABLE", "REPORT", "COUNT", "NOC80", "NOC85", "NOC90", "MIOU1", "MIOU3", "MIOU5", "MIOU10"},
     ),
+    "distillmodel": (
+        {"MODEL", "MORE_MODELS", "RASTERS", "STUDENT", "STEPS", "DEVICE", "SEED", "OUTPUT", "REPORT"},
+        {"OUTPUT", "REPORT", "SPEEDUP", "AGREEMENT"},
+    ),
 }
 
 

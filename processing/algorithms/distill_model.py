@@ -1,0 +1,122 @@
+"""Processing algorithm `segadapt:distillmodel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterMultipleLayers,
+)
+
+from .feedback import FeedbackProgress
+from .model_algorithm import ModelAlgorithm
+from .settings import EngineSettings
+
+# `jobs.distill_model.STUDENTS`; that module needs the environment (a test compares them).
+STUDENTS = ("light", "coarse", "fine")
+
+
+class DistillModelAlgorithm(ModelAlgorithm):
+    """A light model that answers as a large one does."""
+
+    MORE_MODELS = "MORE_MODELS"
+    STUDENT = "STUDENT"
+    STEPS = "STEPS"
+    SPEEDUP = "SPEEDUP"
+    AGREEMENT = "AGREEMENT"
+
+    def name(self) -> str:
+        """Return the id."""
+        return "distillmodel"
+
+    def displayName(self) -> str:
+        """Return the title."""
+        return self.tr("Distill model")
+
+    def summary(self) -> str:
+        """Say what the algorithm does."""
+        return self.tr(
+            "Makes a light model that maps the same ground several times faster: it learns on your rasters, without "
+            "labels, to answer as a large model does, or several models together. The report says how often both agree "
+            "on ground that the light model did not learn from, and how much faster it is."
+        )
+
+    def helps(self) -> dict[str, str]:
+        """Return the help of every parameter and output."""
+        shared = self.shared_helps()
+        return {
+            **{name: shared[name] for name in (self.RASTERS, self.DEVICE, self.SEED, self.REPORT)},
+            self.MODEL: self.tr("Segmentation model to learn from (.safetensors)."),
+            self.MORE_MODELS: self.tr(
+                "Further models of the same bands, classes and resolution; the student learns the mean of what all say."
+            ),
+            self.STUDENT: self.tr(
+                "Light is a small network at half the resolution, about six times faster than the usual model; coarse "
+                "is the teacher's own network at half the resolution, about four times faster, which begins with the "
+                "teacher's weights; fine is a small network at the teacher's resolution, hardly twice as fast."
+            ),
+            self.STEPS: self.tr("Number of batches of eight chips that the student learns from."),
+            self.OUTPUT: self.tr("File for the light model (.safetensors)."),
+            self.SPEEDUP: self.tr("How many times faster the light model maps the same ground."),
+            self.AGREEMENT: self.tr("Mean overlap (IoU, 0 to 1) of its classes with those of the large model."),
+        }
+
+    def initAlgorithm(self, _configuration: dict[str, Any] | None = None) -> None:
+        """Declare parameters and outputs."""
+        self.add_package()
+        self.add_rasters()
+        self.add_choice(self.STUDENT, self.tr("Student"), STUDENTS)
+        self.add_number(self.STEPS, self.tr("Steps"), 600, least=1)
+        self.add(
+            QgsProcessingParameterMultipleLayers(
+                self.MORE_MODELS, self.tr("Further models"), QgsProcessing.TypeFile, optional=True
+            ),
+            advanced=True,
+        )
+        self.add_device()
+        self.add_seed()
+        self.add_model_output(self.tr("Light model"))
+        self.add_report()
+        self.addOutput(QgsProcessingOutputNumber(self.SPEEDUP, self.tr("Times faster")))
+        self.addOutput(QgsProcessingOutputNumber(self.AGREEMENT, self.tr("Agreement")))
+
+    def execute(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: FeedbackProgress,
+        settings: EngineSettings,
+    ) -> dict[str, Any]:
+        """Distil and save."""
+        from ...models.transfer.distillation import Distillation
+        from ..jobs.distill_model import DistillModel, distill_model
+
+        output = self.model_output(parameters, context)
+        first, _ = self.package(parameters, context)
+        more = (
+            self.parameterAsFileList(parameters, self.MORE_MODELS, context) if parameters.get(self.MORE_MODELS) else []
+        )
+        job = DistillModel(
+            teachers=[first, *(Path(path) for path in more)],
+            rasters=[(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)],
+            output=output,
+            student=self.parameterAsEnumString(parameters, self.STUDENT, context),
+            options=Distillation(
+                n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+                seed=self.parameterAsInt(parameters, self.SEED, context),
+            ),
+            device=self.device(parameters, context, settings),
+        )
+        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
+        result = distill_model(job, report_path=Path(report) if report else None, progress=progress)
+        results: dict[str, Any] = {
+            self.OUTPUT: str(output),
+            self.SPEEDUP: result.speedup,
+            self.AGREEMENT: result.agreement,
+        }
+        return results | ({self.REPORT: report} if report else {})

@@ -1,0 +1,184 @@
+"""A light model that answers as one or several large ones do, learned on rasters without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ...models.chips import Chips, joined_chips, split_by_block
+from ...models.device import choose_device
+from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
+from ...models.semantic.card import SegmenterCard, with_event
+from ...models.semantic.package import load_segmenter, package_sha256, save_segmenter
+from ...models.transfer.distillation import Distillation, Distilled, coarseness, distil, new_student, student_card
+from ..errors import JobError
+from ..raster.band_reader import open_bands
+from ..raster.stretch import Stretch
+from .labelled_chips import cut_chips
+from .page import heading, machine_facts, new_figure, note, page, picture, table, version, write_report
+
+STUDENTS = ("light", "coarse", "fine")
+"""A light network at half the resolution; the teacher's own at half the resolution; a light one at the teacher's."""
+
+_HELD_OUT = 0.2
+_MOST_CHIPS = 1200
+_LEAST_CHIPS = 10
+_READ, _LEARN = 0.1, 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillModel:
+    """What is distilled.
+
+    `teachers`: packages, one or more of the same bands, classes and resolution. `rasters`: path and CRS (WKT, for one
+    that carries none itself) of each. `student`: one of `STUDENTS`. `device`: as for `choose_device`.
+    """
+
+    teachers: Sequence[Path]
+    rasters: Sequence[tuple[str, str | None]]
+    output: Path
+    student: str = STUDENTS[0]
+    options: Distillation = field(default_factory=Distillation)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check what is given. Raises `JobError`."""
+        if not self.teachers or not self.rasters:
+            raise JobError("Distilling needs one or more models and one or more rasters; choose some.")
+        if self.student not in STUDENTS:
+            raise JobError(f"There is no student '{self.student}'; choose from {', '.join(STUDENTS)}.")
+        if any(self.output.absolute() == teacher.absolute() for teacher in self.teachers):
+            raise JobError(f"The student would overwrite its teacher {self.output}; choose another file.")
+
+
+def distill_model(job: DistillModel, *, report_path: Path | None = None, progress: Progress | None = None) -> Distilled:
+    """Distil and save the student at `output`; a fifth of the blocks of ground is kept to compare both.
+
+    Raises `JobError` for too little ground, `ModelError` for models that do not go together, `RasterError`,
+    `Cancelled`; nothing is written then.
+    """
+    progress = progress or NullProgress()
+    choice = choose_device(job.device)
+    progress.info(choice.reason)
+    teachers = [load_segmenter(path).to(choice.name) for path in job.teachers]
+    card = replace(_card_of(job, teachers[0].card), made_on=datetime.now(timezone.utc).date().isoformat())
+    for teacher in teachers:
+        # Before any raster is read.
+        coarseness(teacher.card, card)
+    chips = _target_chips(job, teachers[0].card, progress=StepProgress(progress, 0.0, _READ))
+    learned, held_out = split_by_block(chips, held_out=_HELD_OUT, seed=job.options.seed)
+    progress.info(f"{len(learned)} chips to learn from, {len(held_out)} to compare both models on.")
+    student = new_student(card, seed=job.options.seed).to(choice.name)
+    result = distil(teachers, student, learned, held_out, job.options, progress=StepProgress(progress, _READ, _LEARN))
+    raise_if_cancelled(progress)
+    digests = [package_sha256(path) for path in job.teachers]
+    model = result.model
+    model.card = with_event(
+        replace(
+            model.card,
+            metrics={"agreement": round(result.agreement, 4), "speedup": round(result.speedup, 2)},
+            segadapt_version=version(),
+        ),
+        "saved as a student",
+        sha256_of_teachers=digests,
+        rasters=[Path(path).name for path, _ in job.rasters],
+    )
+    text = _report(job, result, teacher=teachers[0].card, n_chips=(len(learned), len(held_out)), device=choice.name)
+    save_segmenter(model, job.output)
+    if report_path is not None:
+        write_report(text, report_path)
+    progress.info(
+        f"The student agrees with its teacher on {100 * result.same:.1f} % of the pixels (mean IoU "
+        f"{result.agreement:.3f}) and maps the same ground {result.speedup:.1f} times faster."
+    )
+    progress.set_fraction(1.0)
+    return result
+
+
+def _card_of(job: DistillModel, teacher: SegmenterCard) -> SegmenterCard:
+    if job.student == "coarse":
+        if teacher.gsd_m is None:
+            raise JobError(
+                f"'{teacher.name}' does not know its resolution, so its student cannot have half of it; choose 'light'."
+            )
+        return student_card(teacher, encoder=teacher.encoder, decoder=teacher.decoder)
+    return student_card(teacher, coarser=1) if job.student == "fine" else student_card(teacher)
+
+
+def _target_chips(job: DistillModel, card: SegmenterCard, *, progress: Progress) -> Chips:
+    """Chips of all rasters as the teacher sees them, whose sides are even so that they can be halved."""
+    n_bands = len(card.bands)
+    stretch = None if card.stretch is None else Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
+    parts = []
+    for number, (path, crs_wkt) in enumerate(job.rasters):
+        raise_if_cancelled(progress)
+        step = StepProgress(progress, number / len(job.rasters), (number + 1) / len(job.rasters))
+        with open_bands(path, n_bands=n_bands, gsd_m=card.gsd_m, stretch=stretch, crs_wkt=crs_wkt) as reader:
+            n_most = max(1, _MOST_CHIPS // len(job.rasters))
+            chip_px = card.chip_px + card.chip_px % 2
+            parts.append(cut_chips(reader, chip_px=chip_px, n_most=n_most, seed=job.options.seed, progress=step))
+    chips = joined_chips(parts)
+    if len(chips) < _LEAST_CHIPS:
+        raise JobError(
+            f"The rasters hold {len(chips)} chips of {card.chip_px} px, too few for a student to learn from; give "
+            f"more or larger rasters, at least {_LEAST_CHIPS} chips."
+        )
+    return chips
+
+
+def _report(
+    job: DistillModel, result: Distilled, *, teacher: SegmenterCard, n_chips: tuple[int, int], device: str
+) -> str:
+    student = result.model.card
+    names = ", ".join(path.name for path in job.teachers)
+    rows = [
+        ("", "Teacher" if len(job.teachers) == 1 else "Teachers together", "Student"),
+        ("Network", f"{teacher.decoder} on {teacher.encoder}", f"{student.decoder} on {student.encoder}"),
+        ("Metres per pixel", _metres(teacher), _metres(student)),
+        ("Parameters", f"{result.n_teacher_parameters:,}", f"{result.n_student_parameters:,}"),
+        ("Milliseconds for the ground of a chip", f"{1e3 * result.teacher_s:.1f}", f"{1e3 * result.student_s:.1f}"),
+    ]
+    figure, axes = new_figure("Step", "Loss")
+    n_steps, n = job.options.n_steps, len(result.losses)
+    axes.plot([(place + 1) * n_steps / n for place in range(n)], result.losses)
+    return page(
+        f"Distillation: {job.output.name}",
+        [
+            heading("What was lost, and how much faster it is"),
+            table(
+                [
+                    ("Same class", f"{100 * result.same:.1f} % of the pixels"),
+                    ("Mean IoU of the student's labels against the teacher's", f"{result.agreement:.3f}"),
+                    ("Speed for the same ground", f"{result.speedup:.1f} times the teacher's"),
+                ]
+            ),
+            note(
+                f"Compared on {n_chips[1]} chips of {teacher.chip_px} px in blocks of ground that the student did not "
+                "learn from, at the teacher's resolution. Agreement is not accuracy: where the teacher is wrong, a "
+                "good student is wrong as well; evaluate both with labels where you have some. Seconds are medians of "
+                "the model alone, one window at a time in turns, windows of as many pixels for both."
+            ),
+            heading("Both models"),
+            table(rows, has_head=True),
+            heading("How it learned"),
+            picture(figure, "Loss against step"),
+            heading("What was run"),
+            table(
+                [
+                    ("Teachers", names),
+                    ("Rasters", ", ".join(Path(path).name for path, _ in job.rasters)),
+                    ("Student", job.student),
+                    ("Chips", f"{n_chips[0]} to learn from, {n_chips[1]} to compare on"),
+                    ("Steps, batch, seed", f"{n_steps}, {job.options.batch}, {job.options.seed}"),
+                    ("Temperature", f"{job.options.temperature:g}"),
+                    *machine_facts(device),
+                ]
+            ),
+        ],
+    )
+
+
+def _metres(card: SegmenterCard) -> str:
+    return "unknown" if card.gsd_m is None else f"{card.gsd_m:g}"
