@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -179,9 +179,13 @@ def parse_value_names(text: str) -> dict[int, str]:
 
 
 def _stored_names(
-    rasters: Sequence[Labelled], *, value_names: Mapping[int, str] | None, progress: Progress
+    rasters: Sequence[Labelled],
+    *,
+    value_names: Mapping[int, str] | None,
+    named: Collection[int] = (),
+    progress: Progress,
 ) -> dict[int, str]:
-    """Names of the values that occur in label rasters."""
+    """Names of the values that occur in label rasters; 255 counts where it is among `named`."""
     names: dict[int, str] = {}
     for path in dict.fromkeys(raster.label_path for raster in rasters):
         if path is None:
@@ -190,7 +194,7 @@ def _stored_names(
             if value_names:
                 if value in value_names:
                     names[value] = value_names[value]
-            elif value != IGNORE:
+            elif value != IGNORE or value in named:
                 names[value] = own_name
     if not names:
         raise JobError("The label rasters hold no value that is a class; check their nodata and the names of values.")
@@ -200,14 +204,14 @@ def _stored_names(
 def _values_of_card(
     card: SegmenterCard, rasters: Sequence[Labelled], *, value_names: Mapping[int, str] | None, progress: Progress
 ) -> dict[int, int]:
-    names = _stored_names(rasters, value_names=value_names, progress=progress)
+    kept = card.options.get(VALUES_KEY)
+    remembered = {int(value): int(n) for value, n in kept.items()} if isinstance(kept, dict) else {}
+    names = _stored_names(rasters, value_names=value_names, named=set(remembered), progress=progress)
     ids = {_key(one.name): one.class_id for one in card.classes}
     found = {value: ids.get(_key(name)) for value, name in names.items()}
     if not value_names and None in found.values():
         # The names tell nothing: then the values do.
-        kept = card.options.get(VALUES_KEY)
-        stored = {int(value): int(n) for value, n in kept.items()} if isinstance(kept, dict) else {}
-        known = stored or {one.class_id: one.class_id for one in card.classes}
+        known = remembered or {one.class_id: one.class_id for one in card.classes}
         found = {value: known.get(value) for value in names}
     unknown = [value for value, class_id in found.items() if class_id is None]
     if unknown:

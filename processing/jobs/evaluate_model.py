@@ -1,0 +1,335 @@
+"""Judge segmentation models on labelled rasters: confusion, IoU, F1, outlines, calibration, the worst windows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...models.chips import Chips
+from ...models.device import choose_device
+from ...models.metrics import (
+    Calibration,
+    Confusion,
+    bootstrap_interval,
+    boundary_f1,
+    calibration,
+    class_f1,
+    class_ious,
+    confusion_matrix,
+    mean_iou,
+    overall_accuracy,
+)
+from ...models.progress import NullProgress, Progress, StepProgress
+from ...models.semantic.card import SegmenterCard, read_card
+from ...models.semantic.package import load_segmenter
+from ...models.semantic.prediction import predict_chips
+from ...models.semantic.segmenter import Segmenter
+from ..errors import JobError
+from ..raster.stretch import Stretch
+from .class_scheme import ClassScheme
+from .page import write_report
+from .training_data import LabelledRaster, read_training_chips
+
+N_BINS = 15
+"""Bins of confidence that calibration is measured in, as in Guo et al. 2017."""
+_N_WORST = 5
+_LEAST_LABELLED = 0.1
+"""A window with a smaller share of labelled pixels is not shown as a bad one: its few pixels say little."""
+_N_RESAMPLES = 1000
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """How models are judged.
+
+    `chip_px`: side of the windows, None for what each model was trained on. `bands`: 1-based, None as for
+    `open_bands`. `n_most`: at most about so many windows, drawn by `seed`. `flips`: mean over mirror images.
+    `tolerance_px`: how far an outline may be off and still be right.
+    """
+
+    chip_px: int | None = None
+    bands: tuple[int, ...] | None = None
+    n_most: int | None = None
+    flips: bool = False
+    tolerance_px: int = 3
+    batch: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window with its truth and the answer: `pixels` uint8 (bands, rows, cols), class ids uint8 (rows, cols).
+
+    `error`: share of the labelled pixels that are wrong; `block`: where it lies, as in `Chips.blocks`.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.uint8]
+    answer: npt.NDArray[np.uint8]
+    error: float
+    block: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was measured of one model.
+
+    `confusion` (C, C), rows the truth; `by_block`: the same for each of `blocks`; `boundary`: F-score of the outlines
+    of each class (C,), NaN where there is none; `interval`: of the mean IoU, 95 %, blocks drawn with replacement.
+    `worst`: windows with the largest share of wrong pixels, the worst first. `seconds`: of the model alone.
+    """
+
+    name: str
+    card: SegmenterCard
+    confusion: Confusion
+    by_block: tuple[Confusion, ...]
+    blocks: tuple[int, ...]
+    boundary: Floats
+    calibration: Calibration
+    interval: tuple[float, float]
+    worst: tuple[Window, ...]
+    n_chips: int
+    seconds: float
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU over the classes that occur."""
+        return mean_iou(self.confusion)
+
+    @property
+    def ious(self) -> Floats:
+        """IoU of each class (C,), NaN for one that does not occur."""
+        return class_ious(self.confusion)
+
+    @property
+    def f1(self) -> Floats:
+        """F1 of each class (C,), NaN for one that does not occur."""
+        return class_f1(self.confusion)
+
+    @property
+    def mean_f1(self) -> float:
+        """Mean F1 over the classes that occur."""
+        return _mean(self.f1)
+
+    @property
+    def mean_boundary(self) -> float:
+        """Mean F-score of the outlines over the classes that have some."""
+        return _mean(self.boundary)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled pixels that are right."""
+        return overall_accuracy(self.confusion)
+
+    def metrics(self) -> dict[str, object]:
+        """What a card keeps of it: plain numbers, None for NaN."""
+        numbers = {
+            "mean_iou": self.mean_iou,
+            "mean_iou_low": self.interval[0],
+            "mean_iou_high": self.interval[1],
+            "accuracy": self.accuracy,
+            "mean_f1": self.mean_f1,
+            "boundary_f1": self.mean_boundary,
+            "calibration_error": self.calibration.error,
+        }
+        ious = {one.name: _rounded(iou) for one, iou in zip(self.card.classes, self.ious, strict=True)}
+        return {name: _rounded(value) for name, value in numbers.items()} | {"iou": ious, "n_chips": self.n_chips}
+
+
+def judge(
+    model: Segmenter,
+    chips: Chips,
+    *,
+    name: str = "",
+    options: EvaluationOptions | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare what a model says of labelled chips with their labels. Raises `Cancelled`."""
+    options, progress = options or EvaluationOptions(), progress or NullProgress()
+    n_classes = len(model.card.classes)
+    per_chip: list[Confusion] = []
+    outlines, outline_px = np.zeros(n_classes), np.zeros(n_classes)
+    sure, right, counts = np.zeros(N_BINS), np.zeros(N_BINS), np.zeros(N_BINS)
+    worst: list[Window] = []
+    seconds, start = 0.0, time.perf_counter()
+    for part, probability in predict_chips(model, chips, batch=options.batch, flips=options.flips, progress=progress):
+        seconds += time.perf_counter() - start
+        answers = probability.argmax(axis=1).astype(np.uint8)
+        truths = chips.labels[part]
+        bins = calibration(truths, answers, probability.max(axis=1), n_bins=N_BINS)
+        of_bins = np.array(bins.counts, np.float64)
+        sure += np.nan_to_num(np.array(bins.confidence)) * of_bins
+        right += np.nan_to_num(np.array(bins.accuracy)) * of_bins
+        counts += of_bins
+        for n, (truth, answer) in enumerate(zip(truths, answers, strict=True), part.start):
+            confusion = confusion_matrix(truth, answer, n_classes=n_classes)
+            per_chip.append(confusion)
+            for class_id in range(n_classes):
+                score, n_px = boundary_f1(truth, answer, class_id=class_id, tolerance_px=options.tolerance_px)
+                outlines[class_id] += score * n_px if n_px else 0.0
+                outline_px[class_id] += n_px
+            if confusion.sum() >= _LEAST_LABELLED * truth.size:
+                error = 1 - overall_accuracy(confusion)
+                if len(worst) < _N_WORST or error > worst[-1].error:
+                    worst.append(Window(chips.pixels[n], truth, answer, error, int(chips.blocks[n])))
+                    worst = sorted(worst, key=lambda window: -window.error)[:_N_WORST]
+        start = time.perf_counter()
+    blocks = np.unique(chips.blocks)
+    stacked = np.stack(per_chip)
+    by_block = tuple(stacked[chips.blocks == block].sum(axis=0) for block in blocks)
+    return Evaluation(
+        name or model.card.name,
+        model.card,
+        stacked.sum(axis=0),
+        by_block,
+        tuple(blocks.tolist()),
+        np.divide(outlines, outline_px, out=np.full(n_classes, np.nan), where=outline_px > 0),
+        _calibration(sure, right, counts),
+        bootstrap_interval(by_block, n_resamples=_N_RESAMPLES, seed=options.seed),
+        tuple(window for window in worst if window.error > 0),
+        len(chips),
+        seconds,
+    )
+
+
+def evaluate_models(
+    paths: Sequence[Path],
+    rasters: Sequence[LabelledRaster],
+    scheme_of: Callable[[SegmenterCard], ClassScheme],
+    *,
+    options: EvaluationOptions | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Judge model packages on labelled rasters, each at its own resolution. `scheme_of`: how labels name its classes.
+
+    Models that see the same bands at the same resolution are judged on the same windows. Raises `PackageError`,
+    `JobError`, `RasterError`, `Cancelled`.
+    """
+    options, progress = options or EvaluationOptions(), progress or NullProgress()
+    if not paths:
+        raise JobError("No model is given; choose one or more.")
+    choice = choose_device(device)
+    progress.info(f"Device: {choice.reason}")
+    cards = [read_card(path) for path in paths]
+    schemes = [scheme_of(card) for card in cards]
+    names = _names(paths, cards)
+    read: tuple[object, Chips] | None = None
+    evaluations = []
+    for number, (path, card, scheme, name) in enumerate(zip(paths, cards, schemes, names, strict=True)):
+        step = StepProgress(progress, number / len(paths), (number + 1) / len(paths))
+        chip_px = options.chip_px or card.chip_px
+        key = (len(card.bands), card.gsd_m, chip_px, card.stretch, scheme)
+        if read is None or read[0] != key:
+            chips = read_training_chips(
+                rasters,
+                scheme,
+                chip_px=chip_px,
+                n_bands=len(card.bands),
+                bands=options.bands,
+                gsd_m=card.gsd_m,
+                stretch=stretch_of(card),
+                n_most=options.n_most,
+                least_classes=1,
+                seed=options.seed,
+                progress=StepProgress(step, 0, 0.3),
+            )
+            read = key, chips
+        model = load_segmenter(path).to(choice.name)
+        evaluation = judge(model, read[1], name=name, options=options, progress=StepProgress(step, 0.3, 1))
+        progress.info(f"{name}: {in_words(evaluation)}.")
+        evaluations.append(evaluation)
+    return evaluations
+
+
+def stretch_of(card: SegmenterCard) -> Stretch | None:
+    """The stretch that a card prescribes; None for each raster's own."""
+    if card.stretch is None:
+        return None
+    n_bands = len(card.bands)
+    return Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
+
+
+def in_words(evaluation: Evaluation) -> str:
+    """The main numbers in one line."""
+    low, high = evaluation.interval
+    interval = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    return (
+        f"mean IoU {evaluation.mean_iou:.3f}{interval}, accuracy {evaluation.accuracy:.3f}, calibration error "
+        f"{evaluation.calibration.error:.3f}, {evaluation.n_chips} windows"
+    )
+
+
+def difference(
+    first: Evaluation, other: Evaluation, *, n_resamples: int = _N_RESAMPLES, seed: int = 0
+) -> tuple[float, float, float] | None:
+    """Mean IoU of `other` less that of `first`, and its 95 % interval: both on the same drawn blocks (paired).
+
+    None where they were judged on other windows, or on one block.
+    """
+    if first.blocks != other.blocks or len(first.blocks) < 2 or first.n_chips != other.n_chips:
+        return None
+    of_first, of_other = np.stack(first.by_block), np.stack(other.by_block)
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(n_resamples):
+        drawn = random.integers(0, len(of_first), len(of_first))
+        values.append(mean_iou(of_other[drawn].sum(axis=0)) - mean_iou(of_first[drawn].sum(axis=0)))
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return other.mean_iou - first.mean_iou, float(low), float(high)
+
+
+def write_table(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Write one CSV row per model and class, and one for all classes. Raises `JobError` where it cannot be written."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["model", "class", "pixels", "iou", "f1", "boundary_f1", "accuracy", "calibration_error"])
+    for one in evaluations:
+        pixels = one.confusion.sum(axis=1)
+        for n, entry in enumerate(one.card.classes):
+            numbers = [_cell(value) for value in (one.ious[n], one.f1[n], one.boundary[n])]
+            rows.writerow([one.name, entry.name, int(pixels[n]), *numbers, "", ""])
+        means = (one.mean_iou, one.mean_f1, one.mean_boundary, one.accuracy, one.calibration.error)
+        rows.writerow([one.name, "(all)", int(pixels.sum()), *map(_cell, means)])
+    write_report(text.getvalue(), path)
+
+
+def _names(paths: Sequence[Path], cards: Sequence[SegmenterCard]) -> list[str]:
+    """Names that tell the models apart: those on the cards, else with the file, else with a number."""
+    names = [card.name for card in cards]
+    if len(set(names)) < len(names):
+        names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return names
+
+
+def _calibration(sure: Floats, right: Floats, counts: Floats) -> Calibration:
+    """Bins of many batches as one; `sure` and `right` are sums over pixels."""
+    with np.errstate(invalid="ignore"):
+        confidence, accuracy = sure / counts, right / counts
+    total = counts.sum()
+    error = float(np.abs(sure - right).sum() / total) if total else float("nan")
+    return Calibration(error, tuple(confidence.tolist()), tuple(accuracy.tolist()), tuple(counts.astype(int).tolist()))
+
+
+def _mean(values: Floats) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 5)
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.5f}"

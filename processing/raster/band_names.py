@@ -1,0 +1,44 @@
+"""What the bands of a raster are called: how a new model names what it sees."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
+
+from .access import gdal_access
+from .reader import OPEN_REMEDY
+
+_RGB = ("red", "green", "blue")
+_COLOURS = {ColorInterp.red: "red", ColorInterp.green: "green", ColorInterp.blue: "blue", ColorInterp.gray: "gray"}
+
+
+def has_palette(path: str) -> bool:
+    """Whether the only band holds numbers of colours. Raises `RasterError` where the raster cannot be opened."""
+    with gdal_access(path, verb="opened", remedy=OPEN_REMEDY), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return bool(dataset.colorinterp[0] == ColorInterp.palette)
+
+
+def read_band_names(path: str, bands: Sequence[int]) -> tuple[str, ...]:
+    """Names of `bands` (1-based): what the file calls a colour, its description, or "band 4".
+
+    Three bands of which the file says nothing are red, green and blue, in this order, as everywhere in SegAdapt.
+    Raises `RasterError` where the raster cannot be opened.
+    """
+    with gdal_access(path, verb="opened", remedy=OPEN_REMEDY), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            meanings = [dataset.colorinterp[band - 1] for band in bands]
+            described = [(dataset.descriptions[band - 1] or "").strip().lower() for band in bands]
+    found = [text if text in _RGB else _COLOURS.get(kind, "") for kind, text in zip(meanings, described, strict=True)]
+    if len(bands) == 3 and not set(found) & set(_RGB) and not any(described):
+        return _RGB
+    return tuple(
+        name if name in _RGB else text or name or f"band {band}"
+        for name, text, band in zip(found, described, bands, strict=True)
+    )

@@ -1,0 +1,296 @@
+"""Training from labelled rasters: chips as the labels say, a model that learned, a package that tells of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from segadapt.models.augmentation import USUAL, augment
+from segadapt.models.errors import Cancelled
+from segadapt.models.progress import NullProgress
+from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
+from segadapt.models.semantic.package import load_extra, load_segmenter
+from segadapt.models.semantic.prediction import predict_labels
+from segadapt.models.transfer.statistics import AMPLITUDE, FEATURE_MEAN
+from segadapt.processing.errors import JobError
+from segadapt.processing.jobs import train_model as job
+from segadapt.processing.jobs.class_scheme import parse_value_names, scheme_of_card, scheme_of_labels
+from segadapt.processing.jobs.model_report import training_report
+from segadapt.processing.jobs.train_model import UNCHANGED, ModelOptions, train_model
+from segadapt.processing.jobs.training_data import LabelledRaster, place_of, read_training_chips, split_chips
+
+QUICK = ModelOptions(
+    decoder="unet", weights="none", chip_px=32, n_steps=24, batch=8, validation=0.3, augmentation=UNCHANGED, rate=3e-3
+)
+
+
+class Told(NullProgress):
+    """Progress that keeps what it is told, and is cancelled once a text was told."""
+
+    def __init__(self, cancel_at=None):
+        self.texts, self._cancel_at = [], cancel_at
+
+    def info(self, text):
+        self.texts.append(text)
+
+    def is_cancelled(self):
+        return self._cancel_at is not None and any(self._cancel_at in text for text in self.texts)
+
+
+def box(left, top, right, bottom):
+    """A rectangle in pixels of the rasters of `raster_factory`, on the map."""
+    return shapely.box(590_000 + left / 2, 5_750_000 - bottom / 2, 590_000 + right / 2, 5_750_000 - top / 2)
+
+
+@pytest.fixture
+def houses(raster_factory):
+    """(raster path, boxes in pixels, truth uint8 (rows, cols)) of a dark scene with bright houses."""
+
+    def make(name="scene.tif", *, seed=0, side=160, n=40):
+        random = np.random.default_rng(seed)
+        pixels = random.integers(40, 80, (3, side, side)).astype(np.uint8)
+        truth, boxes = np.zeros((side, side), np.uint8), []
+        for _ in range(n):
+            left, top = (int(place) for place in random.integers(0, side - 20, 2))
+            boxes.append((left, top, left + 12, top + 16))
+            pixels[:, top : top + 16, left : left + 12] = 200
+            truth[top : top + 16, left : left + 12] = 1
+        return raster_factory(pixels, name), boxes, truth
+
+    return make
+
+
+def labelled(path, boxes, name="house", **more):
+    return LabelledRaster(path=path, polygons=tuple(box(*one) for one in boxes), names=(name,) * len(boxes), **more)
+
+
+def test_polygons_of_one_class_leave_background(houses):
+    path, boxes, truth = houses()
+    raster = labelled(path, boxes, "")
+    scheme = scheme_of_labels([raster], only_name="houses")
+    assert [one.name for one in scheme.classes] == ["background", "houses"]
+    chips = read_training_chips([raster], scheme, chip_px=32)
+    assert len(chips) == 25
+    for chip, (col, row) in zip(chips.labels, chips.origins, strict=True):
+        np.testing.assert_array_equal(chip, truth[row : row + 32, col : col + 32])
+
+
+def test_overlaps_are_unlabelled_and_unknown_ground_is_no_background(houses):
+    path, _, _ = houses()
+    raster = LabelledRaster(
+        path=path,
+        polygons=(box(0, 0, 20, 20), box(10, 0, 30, 20), box(40, 0, 50, 10), box(5, 5, 15, 15)),
+        names=("roof", "tree", None, "roof"),
+    )
+    told = Told()
+    chips = read_training_chips(
+        [raster], scheme_of_labels([raster], background="class"), chip_px=160, progress=told, least_classes=3
+    )
+    labels = chips.labels[0]
+    assert labels[2, 2] == 1
+    assert labels[2, 25] == 2
+    assert labels[2, 35] == 0
+    assert (labels[:20, 10:20] == IGNORE).all()
+    assert (labels[:10, 40:50] == IGNORE).all()
+    assert (labels == IGNORE).sum() == 200 + 100
+    assert any("overlap" in text and "200 pixels" in text for text in told.texts)
+
+
+def test_an_area_says_where_labels_are_complete(houses):
+    path, _, _ = houses()
+    raster = LabelledRaster(
+        path=path, polygons=(box(0, 0, 10, 10), box(100, 100, 110, 110)), names=("a", "b"), area=(box(0, 0, 32, 32),)
+    )
+    scheme = scheme_of_labels([raster])
+    chips = read_training_chips([raster], scheme, chip_px=160)
+    values, counts = np.unique(chips.labels, return_counts=True)
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
+        0: 32 * 32 - 100,
+        1: 100,
+        2: 100,
+        IGNORE: 160 * 160 - 32 * 32 - 100,
+    }
+
+
+def test_several_classes_alone_leave_the_rest_unlabelled(houses):
+    path, _, _ = houses()
+    raster = LabelledRaster(path=path, polygons=(box(0, 0, 10, 10), box(20, 0, 30, 10)), names=("b", "a"))
+    scheme = scheme_of_labels([raster])
+    assert [one.name for one in scheme.classes] == ["a", "b"]
+    assert scheme.background is None
+    assert read_training_chips([raster], scheme, chip_px=32).n_labelled_px() == 200
+
+
+def test_label_rasters_take_names_from_text_file_or_values(houses, raster_factory):
+    path, _, truth = houses()
+    stored = np.where(truth, 255, 7).astype(np.uint8)[None]
+    labels = raster_factory(stored, "labels.tif")
+    raster = LabelledRaster(path=path, label_path=labels)
+    with pytest.raises(JobError, match=r"one class alone.*255 counts only when named"):
+        scheme_of_labels([raster])
+    scheme = scheme_of_labels([raster], value_names=parse_value_names("255 = house,7=other"))
+    assert [one.name for one in scheme.classes] == ["other", "house"]
+    chips = read_training_chips([raster], scheme, chip_px=160)
+    np.testing.assert_array_equal(chips.labels[0], truth)
+    # A model trained so knows the values again.
+    card = job._card(QUICK, scheme, names=("red", "green", "blue"), gsd_m=0.5, chips=chips, output=Path(labels))
+    assert scheme_of_card(card, [raster], value_names=None).values == {7: 0, 255: 1}
+    other = LabelledRaster(path=path, label_path=raster_factory(stored // 2, "other.tif"))
+    with pytest.raises(JobError, match=r"value 3 .*no class of the model"):
+        scheme_of_card(card, [other])
+
+
+def test_labels_that_do_not_fit_are_refused_with_a_sentence(houses, raster_factory):
+    path, boxes, _ = houses()
+    beside = LabelledRaster(path=path, polygons=(box(900, 900, 950, 950),), names=("house",))
+    scheme = scheme_of_labels([beside])
+    with pytest.raises(JobError, match=r"No label polygon .* lies on scene\.tif"):
+        read_training_chips([beside], scheme, chip_px=32)
+    with pytest.raises(JobError, match="hold 'shed', but the classes are background, house"):
+        read_training_chips([labelled(path, boxes, "shed")], scheme, chip_px=32)
+    with pytest.raises(JobError, match="'house' alone"):
+        read_training_chips([labelled(path, boxes, area=())], scheme, chip_px=32)
+    with pytest.raises(JobError, match="names no value"):
+        parse_value_names("roof")
+    empty = raster_factory(np.full((3, 64, 64), np.nan, np.float32), "nan.tif", nodata=np.nan)
+    with pytest.raises((JobError, RuntimeError), match=r"nan\.tif"):
+        read_training_chips([labelled(empty, boxes)], scheme, chip_px=32)
+    real = raster_factory(np.zeros((1, 160, 160), np.float32), "real.tif")
+    with pytest.raises(JobError, match="whole class ids"):
+        scheme_of_labels([LabelledRaster(path=path, label_path=Path(real))])
+
+
+def test_a_raster_without_labels_is_left_out_and_the_others_are_kept_apart(houses):
+    first, second = houses("a.tif"), houses("b.tif", seed=1)
+    rasters = [
+        labelled(first[0], first[1]),
+        LabelledRaster(path=second[0], polygons=(), names=()),
+        labelled(second[0], second[1]),
+    ]
+    scheme, told = scheme_of_labels(rasters), Told()
+    chips = read_training_chips(rasters, scheme, chip_px=32, progress=told)
+    assert np.unique(place_of(chips)).tolist() == [0, 2]
+    assert any("b.tif is left out" in text for text in told.texts)
+    kept, held = split_chips(chips, held_out=0.5, by="rasters")
+    assert len(kept) == len(held) == 25
+    assert not set(place_of(kept)) & set(place_of(held))
+    kept, held = split_chips(chips, held_out=0.2)
+    assert len(held) == 10
+    assert not set(kept.blocks.tolist()) & set(held.blocks.tolist())
+    one = chips.take(np.flatnonzero(place_of(chips) == 0))
+    with pytest.raises(JobError, match="one raster alone"):
+        split_chips(one, held_out=0.5, by="rasters")
+
+
+def test_a_split_keeps_a_rare_class_on_both_sides_where_it_can(houses):
+    path, boxes, _ = houses(side=320, n=4)
+    rare = LabelledRaster(
+        path=path,
+        polygons=(*(box(*one) for one in boxes), box(0, 0, 5, 5), box(300, 300, 305, 305)),
+        names=("house",) * 4 + ("well",) * 2,
+        area=(box(0, 0, 320, 320),),
+    )
+    scheme = scheme_of_labels([rare])
+    chips = read_training_chips([rare], scheme, chip_px=32)
+    well = next(one.class_id for one in scheme.classes if one.name == "well")
+    for seed in range(5):
+        assert all((part.labels == well).any() for part in split_chips(chips, held_out=0.3, seed=seed))
+
+
+def test_training_learns_and_the_package_tells_of_it(houses, tmp_path):
+    path, boxes, _ = houses()
+    raster, told = labelled(path, boxes, area=(box(0, 0, 160, 160),)), Told()
+    output = tmp_path / "houses.safetensors"
+    trained = train_model([raster], scheme_of_labels([raster]), output, QUICK, device="cpu", progress=told)
+    assert trained.evaluation is not None
+    assert trained.evaluation.mean_iou > 0.85
+    assert trained.n_chips + trained.n_held_out == 25
+    card = read_card(output)
+    assert card.bands == ("red", "green", "blue")
+    assert card.gsd_m == pytest.approx(0.5, rel=1e-3)
+    assert card.classes == (SegmenterClass(0, "background", (110, 110, 110)), SegmenterClass(1, "house", (213, 94, 0)))
+    assert card.metrics["held_out"]["mean_iou"] == pytest.approx(trained.evaluation.mean_iou, abs=1e-4)
+    assert card.history[-1]["event"] == "trained"
+    assert card.history[-1]["rasters"] == ["scene.tif"]
+    assert sum(card.statistics["class_shares"]) == pytest.approx(1, abs=1e-3)
+    assert {AMPLITUDE, FEATURE_MEAN} <= set(load_extra(output))
+    assert any("Step 24 of 24" in text and "mean IoU" in text and "left" in text for text in told.texts)
+    # What was saved is what was measured, on ground that it has not seen.
+    other = houses("other.tif", seed=9)
+    fresh = read_training_chips([labelled(other[0], other[1])], scheme_of_labels([raster]), chip_px=32)
+    found = predict_labels(load_segmenter(output), fresh) == 1
+    assert (found & (fresh.labels == 1)).sum() / (found | (fresh.labels == 1)).sum() > 0.75
+    html = training_report(trained)
+    assert "house" in html
+    assert f"{trained.evaluation.mean_iou:.3f}" in html
+    assert html.count("<img") >= 2
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []
+
+
+def test_a_cancel_keeps_the_best_so_far_and_before_that_nothing(houses, tmp_path):
+    path, boxes, _ = houses()
+    raster, output = labelled(path, boxes), tmp_path / "model.safetensors"
+    scheme = scheme_of_labels([raster])
+    told = Told(cancel_at="Step 3 of 24")
+    trained = train_model([raster], scheme, output, QUICK, device="cpu", progress=told)
+    assert trained.training.is_cancelled
+    assert len(trained.training.checks) == 3
+    assert read_card(output).history[-1]["is_cancelled"] is True
+    assert any("best so far" in text or "best state so far" in text for text in told.texts)
+    output.unlink()
+    with pytest.raises(Cancelled, match="nothing was saved"):
+        train_model([raster], scheme, output, QUICK, device="cpu", progress=Told(cancel_at="to learn from"))
+    assert not output.exists()
+
+
+def test_same_seed_same_model_and_any_bands(houses, tmp_path, raster_factory):
+    _, boxes, truth = houses()
+    pixels = np.stack([np.where(truth, 900, 100)] * 4 + [np.random.default_rng(0).integers(0, 900, truth.shape)])
+    path = raster_factory(pixels.astype(np.uint16), "five.tif", photometric="minisblack", descriptions=["", "nir"])
+    raster = labelled(path, boxes)
+    options = ModelOptions(
+        **{**vars(QUICK), "n_steps": 3, "bands": (2, 1, 5, 5), "validation": 0.0, "augmentation": USUAL, "gsd_m": 1.0}
+    )
+    outputs = [tmp_path / f"{n}.safetensors" for n in range(2)]
+    for output in outputs:
+        trained = train_model([raster], scheme_of_labels([raster]), output, options, device="cpu")
+        assert trained.evaluation is None
+        assert trained.card.metrics == {}
+    first, second = (load_segmenter(output) for output in outputs)
+    assert first.card.bands[0] == "nir"
+    assert len(first.card.bands) == 4
+    assert first.card.gsd_m == 1.0
+    assert all(bool((a == second.state_dict()[name]).all()) for name, a in first.state_dict().items())
+
+
+def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence(houses, tmp_path, monkeypatch):
+    path, boxes, _ = houses()
+    raster = labelled(path, boxes)
+    scheme = scheme_of_labels([raster])
+
+    def missing(*_, **__):
+        raise job.CheckpointError("no weights here.")
+
+    monkeypatch.setattr(job, "load_published_encoder", missing)
+    options = ModelOptions(**{**vars(QUICK), "n_steps": 1, "weights": "auto"})
+    told = Told()
+    card = train_model([raster], scheme, tmp_path / "a.safetensors", options, device="cpu", progress=told).card
+    assert card.mean == (127.5,) * 3
+    assert card.history[-1]["weights"] == "none"
+    assert any("random weights" in text for text in told.texts)
+    with pytest.raises(job.CheckpointError):
+        train_model(
+            [raster], scheme, tmp_path / "b.safetensors", ModelOptions(**{**vars(options), "weights": "published"})
+        )
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_no_augmentation_changes_nothing():
+    import torch
+
+    pixels, labels = torch.rand(2, 3, 8, 8) * 255, torch.randint(0, 2, (2, 8, 8))
+    same, kept = augment(pixels, labels, UNCHANGED, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(same, pixels, atol=1e-3)
+    assert bool((kept == labels).all())
