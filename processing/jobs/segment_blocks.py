@@ -1,0 +1,304 @@
+"""The blocks of a raster that is segmented: what one is, and how many are worked out in a row.
+
+A block's answer depends on nothing but its task and its place, so that a run that goes on after a kill, and one on a
+cluster, give what one run gives. A thread reads and a thread writes beside the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...models.device import choose_device
+from ...models.progress import Progress, raise_if_cancelled
+from ...models.semantic.package import load_segmenter
+from ...models.semantic.prediction import probabilities
+from ...models.semantic.segmenter import Segmenter
+from ..errors import JobError
+from ..raster.band_reader import BandReader, open_bands
+from ..raster.blend import Blend, Block, Bounds, FloatArray, Windows, plan_blocks
+from ..raster.stretch import Stretch
+from ..raster.tile_store import NODATA, encode_tile
+from .class_map import entropy_of
+from .lanes import Lanes
+
+PER_CENT = 100
+"""Largest value of confidence, entropy and probabilities, which are whole per cent."""
+EXTRAS = ("confidence", "entropy", "probabilities")
+"""What a block may hold beside its labels, in this order."""
+
+_BLOCK_BYTES = 256 * 2**20
+# A kill costs at most one block, and a cluster wants many; larger ones save the windows that two blocks need.
+_BLOCK_WINDOWS = 24
+_PART_VALUES = 2**22
+_WAITING = 2
+"""Batches between two threads."""
+
+Valid = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentTask:
+    """All that a block's answer depends on, small enough to be sent to a worker.
+
+    `raster`, `bands`, `low`, `high` (the stretch), `crs_wkt` and `gsd_m` say what is read, `identity` what the raster
+    was like; `package` and `sha256` which model answers, on `device`. `overlap`: the share of a window that the next
+    one sees too, 0 to 0.75. `batch`: windows at once. `extras`: which of `EXTRAS` are wanted.
+    """
+
+    raster: str
+    identity: str
+    bands: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    crs_wkt: str | None
+    gsd_m: float | None
+    package: str
+    sha256: str
+    device: str
+    chip_px: int
+    n_classes: int
+    overlap: float
+    flips: bool
+    batch: int
+    extras: tuple[str, ...]
+
+    def key(self, bounds: Bounds) -> str:
+        """A digest of the task in an extent: two with the same give the same result."""
+        text = json.dumps({**asdict(self), "bounds": bounds}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def n_bands(self) -> int:
+        """Bands of a block: the labels, then the extras."""
+        return 1 + sum(self.n_classes if name == "probabilities" else 1 for name in self.extras)
+
+    def bands_of(self, extra: str) -> tuple[int, ...]:
+        """Which bands of a block, 1-based, hold one of the extras."""
+        before = 2 + sum(1 for name in EXTRAS[: EXTRAS.index(extra)] if name in self.extras)
+        return tuple(range(before, before + (self.n_classes if extra == "probabilities" else 1)))
+
+    def windows(self, reader: BandReader) -> Windows:
+        """Where the model looks."""
+        overlap_px = min(self.chip_px - 1, round(self.overlap * self.chip_px))
+        return Windows(self.chip_px, overlap_px, reader.grid_shape)
+
+    def blocks(self, reader: BandReader, bounds: Bounds) -> list[Block]:
+        """The blocks of an extent (left, top, right, bottom, raster pixels), each of bounded memory."""
+        windows = self.windows(reader)
+        step = windows.chip_px - windows.overlap_px
+        bytes_per_px = 4 * self.n_classes + self.n_bands / reader.scale**2
+        side_px = min(_BLOCK_WINDOWS * step, int(math.sqrt(_BLOCK_BYTES / bytes_per_px)))
+        return plan_blocks(windows, scale=reader.scale, bounds=bounds, side_px=side_px)
+
+
+class Spent(NamedTuple):
+    """Windows that the model saw, and the seconds that it took."""
+
+    n_windows: int
+    model_s: float
+
+
+@contextmanager
+def open_task(task: SegmentTask) -> Iterator[BandReader]:
+    """The task's raster on the model's grid."""
+    with _open(task, task.gsd_m) as reader:
+        yield reader
+
+
+def open_model(package: Path, device: str) -> Segmenter:
+    """The model of a package on a device: a torch name, or auto."""
+    # Its name, not auto: a kill and a changed device must not mix.
+    return load_segmenter(package).to(choose_device(device).name)
+
+
+def run_blocks(
+    task: SegmentTask,
+    blocks: Sequence[Block],
+    model: Segmenter,
+    reader: BandReader,
+    *,
+    keep: Callable[[Block, bytes], None],
+    progress: Progress,
+) -> Spent:
+    """Work blocks out, one after the other; `keep` gets each as `encode_tile` makes it, in a thread of its own.
+
+    A block without data is given as no bytes. Raises `Cancelled`, and what reading, the model or `keep` raise; then
+    no thread goes on.
+    """
+    windows = task.windows(reader)
+    total = sum(len(windows.over(block.grid)) for block in blocks)
+    n_windows, n_done, model_s = 0, 0, 0.0
+    to_model: Queue[_Read | _End | None] = Queue(_WAITING)
+    to_writer: Queue[_Answer | _End | None] = Queue(_WAITING)
+    with Lanes() as lanes:
+        lanes.start(lambda: _read(task, blocks, reader, windows, put=lambda item: lanes.put(to_model, item)))
+        answers = lanes.items(to_writer)
+        lanes.start(lambda: _write(task, windows, reader.scale, items=answers, keep=keep))
+        for item in lanes.items(to_model):
+            raise_if_cancelled(progress)
+            if isinstance(item, _End):
+                n_done += item.n_blank
+                lanes.put(to_writer, item)
+            else:
+                start = time.perf_counter()
+                answer = _answers(model, item.pixels, flips=task.flips)
+                model_s += time.perf_counter() - start
+                n_windows += len(item.places)
+                n_done += len(item.places)
+                lanes.put(to_writer, _Answer(item.block, item.places, answer, item.valid))
+            progress.set_fraction(n_done / total)
+        lanes.put(to_writer, None)
+    return Spent(n_windows, model_s)
+
+
+class _Read(NamedTuple):
+    """A batch of windows: (column, row) each, pixels (B, bands, rows, cols), valid (B, rows, cols)."""
+
+    block: Block
+    places: list[tuple[int, int]]
+    pixels: npt.NDArray[np.uint8]
+    valid: Valid
+
+
+class _Answer(NamedTuple):
+    """What the model said of a batch: probabilities (B, C, rows, cols)."""
+
+    block: Block
+    places: list[tuple[int, int]]
+    values: FloatArray
+    valid: Valid
+
+
+class _End(NamedTuple):
+    """A block is complete; `valid` (rows, cols) of the raster's pixels where those are not the grid's."""
+
+    block: Block
+    valid: Valid | None
+    n_blank: int
+
+
+def _open(task: SegmentTask, gsd_m: float | None) -> BandReader:
+    return open_bands(
+        task.raster,
+        bands=task.bands,
+        gsd_m=gsd_m,
+        stretch=Stretch(low=task.low, high=task.high),
+        crs_wkt=task.crs_wkt,
+    )
+
+
+def _read(
+    task: SegmentTask,
+    blocks: Iterable[Block],
+    reader: BandReader,
+    windows: Windows,
+    *,
+    put: Callable[[Any], None],
+) -> None:
+    side = windows.chip_px
+    for block in blocks:
+        batch: list[tuple[tuple[int, int], npt.NDArray[np.uint8], Valid]] = []
+        n_blank = 0
+
+        def hand_over(batch: list[Any], block: Block = block) -> None:
+            places, pixels, valid = zip(*batch, strict=True)
+            put(_Read(block, list(places), np.stack(pixels), np.stack(valid)))
+            batch.clear()
+
+        for place in windows.over(block.grid):
+            pixels, valid = reader.read(*place, side, side)
+            if valid.any():
+                batch.append((place, pixels, valid))
+            else:
+                n_blank += 1
+            if len(batch) == task.batch:
+                hand_over(batch)
+        if batch:
+            hand_over(batch)
+        is_read = reader.scale == 1 or n_blank == len(windows.over(block.grid))
+        put(_End(block, None if is_read else _own_valid(task, block), n_blank))
+    put(None)
+
+
+def _own_valid(task: SegmentTask, block: Block) -> Valid:
+    """Where the raster's own pixels hold data, bool (rows, cols) of the block."""
+    left, top, right, bottom = block.pixels
+    step = max(1, _PART_VALUES // (right - left))
+    with _open(task, None) as own:
+        parts = [own.read(left, row, right - left, min(step, bottom - row))[1] for row in range(top, bottom, step)]
+    return np.concatenate(parts)
+
+
+def _answers(model: Segmenter, pixels: npt.NDArray[np.uint8], *, flips: bool) -> FloatArray:
+    try:
+        answer: FloatArray = probabilities(model, torch.from_numpy(pixels), flips=flips).cpu().numpy()
+    except torch.OutOfMemoryError as error:
+        raise JobError(
+            f"The device has no memory for {len(pixels)} windows of {pixels.shape[-1]} px at once; choose a smaller "
+            "batch, or another device."
+        ) from error
+    if not np.isfinite(answer).all():
+        raise JobError("The model answers with numbers that are not finite; its training failed, use another model.")
+    return answer
+
+
+def _write(
+    task: SegmentTask,
+    windows: Windows,
+    scale: float,
+    *,
+    items: Iterable[_Answer | _End],
+    keep: Callable[[Block, bytes], None],
+) -> None:
+    blend: Blend | None = None
+    for item in items:
+        if isinstance(item, _End):
+            keep(item.block, b"" if blend is None else _tile(task, blend, item))
+            blend = None
+            continue
+        if blend is None:
+            blend = Blend(item.block, windows, n_classes=task.n_classes, scale=scale)
+        for (col_off, row_off), values, valid in zip(item.places, item.values, item.valid, strict=True):
+            blend.add(values, valid, col_off=col_off, row_off=row_off)
+
+
+def _tile(task: SegmentTask, blend: Blend, end: _End) -> bytes:
+    valid = blend.valid if end.valid is None else end.valid
+    if not valid.any():
+        return b""
+    pixels = np.full((task.n_bands, *end.block.shape), NODATA, np.uint8)
+    rows = max(1, _PART_VALUES // (task.n_classes * end.block.shape[1]))
+    for part, values in blend.probabilities(rows):
+        known = valid[part] & values.any(axis=0)
+        for band, answer in zip(pixels, _bands(task, values), strict=True):
+            np.copyto(band[part], answer, where=known)
+    return encode_tile(pixels)
+
+
+def _bands(task: SegmentTask, values: FloatArray) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bands of a block, uint8 (rows, cols) each, of probabilities (C, rows, cols)."""
+    yield values.argmax(axis=0).astype(np.uint8)
+    if "confidence" in task.extras:
+        yield _per_cent(values.max(axis=0))
+    if "entropy" in task.extras:
+        yield _per_cent(entropy_of(np.moveaxis(values, 0, -1)))
+    if "probabilities" in task.extras:
+        yield from (_per_cent(value) for value in values)
+
+
+def _per_cent(values: FloatArray) -> npt.NDArray[np.uint8]:
+    whole: npt.NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * PER_CENT).astype(np.uint8)
+    return whole

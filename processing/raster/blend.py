@@ -1,0 +1,188 @@
+"""Overlapping windows to one seamless answer: where windows lie, how they are weighted, and the way back to pixels.
+
+Windows are anchored at the raster's origin, so that the answer at a place never depends on which part was asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+FloatArray = npt.NDArray[np.float32]
+Bounds = tuple[int, int, int, int]
+"""Left, top, right, bottom in whole pixels."""
+
+_LEAST_WEIGHT = 1e-3
+_MARGIN_PX = 2
+"""Grid pixels that the way back looks at beyond a block."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Square windows of `chip_px` grid pixels whose neighbours share `overlap_px`, over a grid (rows, cols).
+
+    The last window of each axis ends with the grid, so that all of it is image; only a grid smaller than a window is
+    exceeded.
+    """
+
+    chip_px: int
+    overlap_px: int
+    grid_shape: tuple[int, int]
+
+    def starts(self, axis: int) -> npt.NDArray[np.int64]:
+        """First pixels of the windows along `axis` (0 rows, 1 columns), ascending."""
+        last = max(0, self.grid_shape[axis] - self.chip_px)
+        step = max(1, self.chip_px - self.overlap_px)
+        return np.minimum(np.arange(math.ceil(last / step) + 1) * step, last).astype(np.int64)
+
+    def over(self, bounds: Bounds) -> list[tuple[int, int]]:
+        """(column, row) of the windows that share a pixel with a part of the grid, row by row."""
+        left, top, right, bottom = bounds
+        rows, cols = self.starts(0), self.starts(1)
+        rows = rows[(rows < bottom) & (rows + self.chip_px > top)]
+        cols = cols[(cols < right) & (cols + self.chip_px > left)]
+        return [(int(col), int(row)) for row in rows for col in cols]
+
+    def taper(self) -> FloatArray:
+        """Weights (chip_px, chip_px), 0 < w <= 1: 1 inside, falling as a raised cosine over the overlap.
+
+        A Tukey window (Harris 1978, doi:10.1109/PROC.1978.10837), moved inwards: the outer quarter of an overlap,
+        where a network saw least around a pixel, counts only where no other window says anything. Neighbours sum to 1
+        in what they share.
+        """
+        ramp = min(self.overlap_px, self.chip_px // 2)
+        side = np.ones(self.chip_px)
+        place = np.clip((np.arange(ramp) + 0.5) / max(1, ramp) * 2 - 0.5, 0, 1)
+        rise = np.maximum(np.sin(place * np.pi / 2) ** 2, _LEAST_WEIGHT)
+        side[:ramp], side[self.chip_px - ramp :] = rise, rise[::-1]
+        return np.outer(side, side).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the raster that is worked out on its own: `pixels` on the raster, and what of the `grid` it needs."""
+
+    name: str
+    pixels: Bounds
+    grid: Bounds
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) in raster pixels."""
+        return self.pixels[3] - self.pixels[1], self.pixels[2] - self.pixels[0]
+
+
+def plan_blocks(windows: Windows, *, scale: float, bounds: Bounds, side_px: int) -> list[Block]:
+    """Cut `bounds` (raster pixels) into blocks of at most about `side_px` grid pixels, row by row.
+
+    Their borders depend on the windows alone, `bounds` only cuts them: blocks of another extent have the same. They
+    lie where a window just ended, so that the fewest windows are needed by two blocks. `scale`: grid pixels per raster
+    pixel.
+    """
+    columns = _spans(windows, 1, scale=scale, first=bounds[0], last=bounds[2], side_px=side_px)
+    rows = _spans(windows, 0, scale=scale, first=bounds[1], last=bounds[3], side_px=side_px)
+    return [
+        Block(f"{top}_{left}", (left, top, right, bottom), (grid_left, grid_top, grid_right, grid_bottom))
+        for (top, bottom), (grid_top, grid_bottom) in rows
+        for (left, right), (grid_left, grid_right) in columns
+    ]
+
+
+def _spans(
+    windows: Windows, axis: int, *, scale: float, first: int, last: int, side_px: int
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Raster pixels from and to, and grid pixels from and to, of the blocks along one axis."""
+    starts = windows.starts(axis)
+    step = max(1, windows.chip_px - windows.overlap_px)
+    edges = starts[:: max(1, side_px // step)][1:] + windows.overlap_px + _MARGIN_PX
+    cuts = np.ceil(edges / scale - 0.5).astype(int)
+    inside = sorted({int(cut) for cut in cuts if first < cut < last})
+    ends = [first, *inside, last]
+    return [
+        ((start, stop), _grid_span(start, stop, scale=scale, size=windows.grid_shape[axis]))
+        for start, stop in itertools.pairwise(ends)
+    ]
+
+
+def _grid_span(start: int, stop: int, *, scale: float, size: int) -> tuple[int, int]:
+    """Grid pixels that raster pixels `start` to `stop` are made of."""
+    low = math.floor(min(start * scale, (start + 0.5) * scale - 0.5))
+    high = math.ceil(max(stop * scale, (stop - 0.5) * scale + 0.5))
+    # An axis of one pixel, or a raster that is not a whole number of grid pixels.
+    low = min(max(0, low), size - 1)
+    return low, min(max(low + 1, high), size)
+
+
+class Blend:
+    """Weighted sums of what windows say of one block; `probabilities` brings them to the raster's pixels."""
+
+    def __init__(self, block: Block, windows: Windows, *, n_classes: int, scale: float) -> None:
+        left, top, right, bottom = block.grid
+        self._block, self._scale = block, scale
+        self._taper = windows.taper()
+        self._sums = np.zeros((n_classes, bottom - top, right - left), np.float32)
+        self._valid = np.zeros((bottom - top, right - left), np.bool_)
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """Grid pixels (rows, cols) that some window had data for."""
+        return self._valid
+
+    def add(self, values: FloatArray, valid: npt.NDArray[np.bool_], *, col_off: int, row_off: int) -> None:
+        """Add probabilities (C, rows, cols) of the window at (`col_off`, `row_off`), and where it has data."""
+        left, top, right, bottom = self._block.grid
+        x0, x1 = max(left, col_off), min(right, col_off + values.shape[2])
+        y0, y1 = max(top, row_off), min(bottom, row_off + values.shape[1])
+        here = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+        there = np.s_[y0 - row_off : y1 - row_off, x0 - col_off : x1 - col_off]
+        weights = self._taper[there]
+        for total, value in zip(self._sums, values, strict=True):
+            total[here] += value[there] * weights
+        self._valid[here] |= valid[there]
+
+    def probabilities(self, rows: int) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield (rows of the block, probabilities (C, rows, cols) on the raster's pixels), at most `rows` at a time.
+
+        They sum to 1, or are all 0 where no window had data. Between grid pixels they are linear; of grid pixels
+        smaller than the raster's the mean over the area is taken.
+        """
+        left, top, right, bottom = self._block.pixels
+        grid_left, grid_top, grid_right, grid_bottom = self._block.grid
+        across = None if self._scale == 1 else _way_back(left, right, grid_left, grid_right, scale=self._scale)
+        for start in range(top, bottom, rows):
+            stop = min(bottom, start + rows)
+            part = slice(start - top, stop - top)
+            if across is None:
+                values = self._sums[:, part]
+            else:
+                down = _way_back(start, stop, grid_top, grid_bottom, scale=self._scale)
+                used = slice(int(down.indices.min()), int(down.indices.max()) + 1)
+                values = np.stack([(across @ (down[:, used] @ plane[used]).T).T for plane in self._sums])
+            totals = values.sum(axis=0)
+            yield part, np.divide(values, totals, out=np.zeros(values.shape, np.float32), where=totals > 0)
+
+
+def _way_back(start: int, stop: int, low: int, high: int, *, scale: float) -> csr_matrix:
+    """Weights (raster pixels start..stop, grid pixels low..high) of one axis; rows sum to 1."""
+    pixels = np.arange(start, stop, dtype=np.float64)
+    if scale < 1:
+        centres = (pixels + 0.5) * scale - 0.5
+        near = np.floor(centres)[:, None] + np.arange(2)
+        weights = 1 - np.abs(near - centres[:, None])
+    else:
+        near = np.floor(pixels * scale)[:, None] + np.arange(math.ceil(scale) + 1)
+        ends = np.minimum(near + 1, ((pixels + 1) * scale)[:, None])
+        weights = np.maximum(ends - np.maximum(near, (pixels * scale)[:, None]), 0)
+        # The last raster pixel may reach beyond the grid by a rounding error.
+        weights /= weights.sum(axis=1, keepdims=True)
+    columns = np.clip(near, low, high - 1).astype(np.int64) - low
+    rows = np.repeat(np.arange(len(pixels)), near.shape[1])
+    matrix = csr_matrix((weights.ravel().astype(np.float32), (rows, columns.ravel())), shape=(len(pixels), high - low))
+    matrix.eliminate_zeros()
+    return matrix
