@@ -5,6 +5,7 @@ from .class_map import ClassMapAlgorithm
 from .distill_model import DistillModelAlgorithm
 from .encode_raster import EncodeRasterAlgorithm
 from .evaluate_interactive import EvaluateInteractiveAlgorithm
+from .export_model import ExportModelAlgorithm
 from .find_similar import FindSimilarAlgorithm
 from .segment_everything import SegmentEverythingAlgorithm
 from .segment_from_prompts import SegmentFromPromptsAlgorithm
@@ -18,4 +19,5 @@ ALGORITHMS = [
     CheckpointAlgorithm,
     EvaluateInteractiveAlgorithm,
     DistillModelAlgorithm,
+    ExportModelAlgorithm,
 ]

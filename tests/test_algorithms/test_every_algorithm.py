@@ -64,6 +64,7 @@ PUBLIC = {
         {"MODEL", "MORE_MODELS", "RASTERS", "STUDENT", "STEPS", "DEVICE", "SEED", "OUTPUT", "REPORT"},
         {"OUTPUT", "REPORT", "SPEEDUP", "AGREEMENT"},
     ),
+    "exportmodel": ({"MODEL", "TILE", "OUTPUT"}, {"OUTPUT"}),
 }
 
 

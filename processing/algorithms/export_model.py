@@ -1,0 +1,86 @@
+"""Processing algorithm `segadapt:exportmodel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qgis.core import QgsProcessingContext, QgsProcessingParameterFileDestination
+
+from ..errors import JobError
+from .feedback import FeedbackProgress
+from .model_algorithm import ModelAlgorithm
+from .settings import EngineSettings
+
+
+class ExportModelAlgorithm(ModelAlgorithm):
+    """A model for other programs."""
+
+    TILE = "TILE"
+
+    def name(self) -> str:
+        """Return the id."""
+        return "exportmodel"
+
+    def displayName(self) -> str:
+        """Return the title."""
+        return self.tr("Export model (ONNX)")
+
+    def summary(self) -> str:
+        """Say what the algorithm does."""
+        return self.tr(
+            "Writes a segmentation model as ONNX file, which the QGIS plugin Deepness and many other programs run. "
+            "Class names, resolution and tile size go along in the way that Deepness reads them, so that it needs no "
+            "settings of yours; how values are stretched and normalised is part of the file."
+        )
+
+    def helps(self) -> dict[str, str]:
+        """Return the help of every parameter and output."""
+        return {
+            self.MODEL: self.shared_helps()[self.MODEL],
+            self.TILE: self.tr(
+                "Side in pixels of the tiles that the other program cuts; without a number that of the chips that the "
+                "model was trained on."
+            ),
+            self.OUTPUT: self.tr(
+                "ONNX file. Its input are stored values divided by 255, (batch, bands, rows, columns); its output "
+                "class probabilities of the same size."
+            ),
+        }
+
+    def initAlgorithm(self, _configuration: dict[str, Any] | None = None) -> None:
+        """Declare parameters and outputs."""
+        self.add_package()
+        self.add_number(
+            self.TILE, self.tr("Tile size (pixels)"), None, least=32, most=4096, optional=True, advanced=True
+        )
+        self.add(
+            QgsProcessingParameterFileDestination(
+                self.OUTPUT, self.tr("Exported model"), self.tr("ONNX model (*.onnx)")
+            )
+        )
+
+    def execute(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: FeedbackProgress,
+        settings: EngineSettings,
+    ) -> dict[str, Any]:
+        """Export."""
+        from ...models.semantic.onnx_export import SUFFIX, export_onnx
+        from ...models.semantic.package import load_segmenter
+
+        path, card = self.package(parameters, context)
+        output = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(SUFFIX)
+        if not output.parent.is_dir():
+            raise JobError(f"The folder of {output} does not exist; choose another one for the model.")
+        tile = self.parameterAsInt(parameters, self.TILE, context) if parameters.get(self.TILE) else None
+        export_onnx(load_segmenter(path), output, tile_px=tile)
+        progress.info(
+            self.tr("{} bands ({}), tiles of {} px.").format(
+                len(card.bands), ", ".join(card.bands), tile or card.chip_px
+            )
+        )
+        return {self.OUTPUT: str(output)}

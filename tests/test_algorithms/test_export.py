@@ -1,0 +1,62 @@
+"""`segadapt:exportmodel`: a file that another runtime opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("qgis.core")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.qgis
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A model with random weights."""
+    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
+    from segadapt.models.semantic.package import save_segmenter
+    from segadapt.models.semantic.segmenter import build_segmenter
+
+    card = SegmenterCard(
+        name="model",
+        decoder="unet",
+        encoder="lcnet_035",
+        bands=("red", "green", "blue"),
+        classes=(SegmenterClass(0, "other", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
+        gsd_m=0.5,
+        chip_px=64,
+        mean=(127.0,) * 3,
+        std=(60.0,) * 3,
+        licence="test",
+        made_on="2026-01-01",
+        segadapt_version="0",
+    )
+    path = tmp_path / "model.safetensors"
+    save_segmenter(build_segmenter(card), path)
+    return path
+
+
+def test_the_file_opens_elsewhere(run: Any, package: Path, tmp_path: Path) -> None:
+    """Tiles of the chips' size, or of the size asked for; the ending is added."""
+    results = run("exportmodel", {"MODEL": str(package), "OUTPUT": str(tmp_path / "of chips.onnx")})
+    session = onnxruntime.InferenceSession(results["OUTPUT"], providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [3, 64, 64]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["resolution"]) == 50
+    results = run("exportmodel", {"MODEL": str(package), "TILE": 128, "OUTPUT": str(tmp_path / "larger")})
+    assert results["OUTPUT"].endswith("larger.onnx")
+    session = onnxruntime.InferenceSession(results["OUTPUT"], providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [3, 128, 128]
+
+
+def test_a_file_that_is_no_model_is_told(failure: Any, tmp_path: Path) -> None:
+    """Nothing is written."""
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"no model at all")
+    assert "is no segmentation model" in failure(
+        "exportmodel", {"MODEL": str(other), "OUTPUT": str(tmp_path / "a.onnx")}
+    )
+    assert not (tmp_path / "a.onnx").exists()
