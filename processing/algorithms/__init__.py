@@ -9,6 +9,7 @@ from .export_model import ExportModelAlgorithm
 from .find_similar import FindSimilarAlgorithm
 from .segment_everything import SegmentEverythingAlgorithm
 from .segment_from_prompts import SegmentFromPromptsAlgorithm
+from .segment_raster import SegmentRasterAlgorithm
 
 ALGORITHMS = [
     SegmentFromPromptsAlgorithm,
@@ -20,4 +21,5 @@ ALGORITHMS = [
     EvaluateInteractiveAlgorithm,
     DistillModelAlgorithm,
     ExportModelAlgorithm,
+    SegmentRasterAlgorithm,
 ]

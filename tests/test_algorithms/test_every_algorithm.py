@@ -53,6 +53,11 @@ PUBLIC = {
         {"INPUT", "EXTENT", "MODEL", "BANDS", "DEVICE", "WINDOW", "STRETCH"},
         {"ENCODED", "FOLDER"},
     ),
+    "segmentraster": (
+        {"INPUT", "MODEL", "BANDS", "EXTENT", "OVERLAP", "FLIPS", "BATCH", "DEVICE", "SCHEDULER", "OUTPUT"}
+        | {"PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS"},
+        {"OUTPUT", "PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS", "N_WINDOWS", "SECONDS"},
+    ),
     "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
     "evaluateinteractive": (
         {"INPUT", "REFERENCE", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW", "ADAPTATION"}

@@ -1,0 +1,260 @@
+"""Processing algorithm `segadapt:segmentraster`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    QgsCategorizedSymbolRenderer,
+    QgsFillSymbol,
+    QgsMapLayer,
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterBoolean,
+    QgsProcessingParameterFeatureSink,
+    QgsProcessingParameterRasterDestination,
+    QgsProcessingParameterString,
+    QgsRendererCategory,
+    QgsWkbTypes,
+)
+from qgis.PyQt import sip
+
+from ...models.progress import StepProgress, raise_if_cancelled
+from ...models.semantic.card import SegmenterClass
+from ..errors import JobError
+from . import outputs
+from .feedback import FeedbackProgress
+from .model_algorithm import ModelAlgorithm, RasterInput
+from .settings import EngineSettings
+
+# `jobs.segment_raster.MOST_OVERLAP`; that module needs the environment (a test compares them).
+MOST_OVERLAP = 0.75
+_FIELDS = {"class": outputs.TEXT, "class_id": outputs.INTEGER, "area_m2": outputs.DOUBLE}
+_RASTER_SHARE = 0.9
+_FILL_ALPHA = 110
+# QGIS deletes a post-processor with its context but does not keep its Python half alive until then.
+_waiting: list[ClassPolygonStyle] = []
+
+
+class SegmentRasterAlgorithm(ModelAlgorithm):
+    """A raster and a segmentation model, and the class of every pixel."""
+
+    OVERLAP = "OVERLAP"
+    FLIPS = "FLIPS"
+    BATCH = "BATCH"
+    SCHEDULER = "SCHEDULER"
+    PROBABILITIES = "PROBABILITIES"
+    CONFIDENCE = "CONFIDENCE"
+    ENTROPY = "ENTROPY"
+    POLYGONS = "POLYGONS"
+    N_WINDOWS = "N_WINDOWS"
+    SECONDS = "SECONDS"
+
+    def name(self) -> str:
+        """Return the id."""
+        return "segmentraster"
+
+    def displayName(self) -> str:
+        """Return the title."""
+        return self.tr("Segment raster")
+
+    def summary(self) -> str:
+        """Say what the algorithm does."""
+        return self.tr(
+            "Gives every pixel of a raster the class that a segmentation model sees there. The model looks at "
+            "overlapping windows in its own resolution, whose answers are blended without seams and brought back to "
+            "the raster's pixels. Rasters of any size are worked out block by block; after a crash the same call "
+            "goes on with the blocks that are finished."
+        )
+
+    def helps(self) -> dict[str, str]:
+        """Return the help of every parameter and output."""
+        shared = self.shared_helps()
+        names = (self.INPUT, self.MODEL, self.BANDS, self.EXTENT, self.DEVICE)
+        return {
+            **{name: shared[name] for name in names},
+            self.OVERLAP: self.tr(
+                "Share of a window that the next one sees too, 0 to 0.75; more takes longer and hides what a model "
+                "answers near the edges of windows."
+            ),
+            self.FLIPS: self.tr("Take the mean over four mirror images of each window: better, and four times slower."),
+            self.BATCH: self.tr("Windows that the model sees at once; fewer need less memory."),
+            self.SCHEDULER: self.tr(
+                "Address of a Dask scheduler (tcp://host:8786), whose workers do the work; they need SegAdapt and its "
+                "environment, and raster and model at the same paths. Without it the work is done here."
+            ),
+            self.OUTPUT: self.tr(
+                "Cloud-optimised GeoTIFF of class ids on the pixels of the input, with names and colours; 255 is "
+                "nodata."
+            ),
+            self.PROBABILITIES: self.tr("Raster with one band per class: its probability in per cent; 255 is nodata."),
+            self.CONFIDENCE: self.tr("Raster of the largest probability in per cent; 255 is nodata."),
+            self.ENTROPY: self.tr("Raster of the uncertainty: 0 certain to 100 unknown, in per cent; 255 is nodata."),
+            self.POLYGONS: self.tr("Connected areas of one class as polygons with class, class_id and area_m2."),
+            self.N_WINDOWS: self.tr("Number of windows that the model saw in this run."),
+            self.SECONDS: self.tr("Seconds that the rasters took."),
+        }
+
+    def initAlgorithm(self, _configuration: dict[str, Any] | None = None) -> None:
+        """Declare parameters and outputs."""
+        self.add_raster()
+        self.add_package()
+        self.add_bands()
+        self.add_extent()
+        self.add_number(self.OVERLAP, self.tr("Overlap of windows"), 0.25, least=0, most=MOST_OVERLAP, is_whole=False)
+        self.add(QgsProcessingParameterBoolean(self.FLIPS, self.tr("Flips at test time"), False))
+        self.add_number(self.BATCH, self.tr("Batch"), 8, least=1, advanced=True)
+        self.add_device()
+        self.add(QgsProcessingParameterString(self.SCHEDULER, self.tr("Dask scheduler"), optional=True), advanced=True)
+        self.add(QgsProcessingParameterRasterDestination(self.OUTPUT, self.tr("Classes")))
+        for name, label in (
+            (self.PROBABILITIES, self.tr("Probabilities")),
+            (self.CONFIDENCE, self.tr("Confidence")),
+            (self.ENTROPY, self.tr("Uncertainty")),
+        ):
+            self.add(QgsProcessingParameterRasterDestination(name, label, optional=True, createByDefault=False))
+        self.add(
+            QgsProcessingParameterFeatureSink(
+                self.POLYGONS,
+                self.tr("Polygons"),
+                QgsProcessing.TypeVectorPolygon,
+                optional=True,
+                createByDefault=False,
+            )
+        )
+        self.addOutput(QgsProcessingOutputNumber(self.N_WINDOWS, self.tr("Number of windows")))
+        self.addOutput(QgsProcessingOutputNumber(self.SECONDS, self.tr("Duration")))
+
+    def execute(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: FeedbackProgress,
+        settings: EngineSettings,
+    ) -> dict[str, Any]:
+        """Segment, outline, write."""
+        from ..jobs.segment_raster import SegmentOptions, SegmentOutputs, open_for_model, segment_raster
+
+        raster = self.raster()
+        package, card = self.package(parameters, context)
+        extras = {
+            name: self.parameterAsOutputLayer(parameters, name, context)
+            for name in (self.PROBABILITIES, self.CONFIDENCE, self.ENTROPY)
+            if parameters.get(name)
+        }
+        output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
+        places = SegmentOutputs(labels=Path(output), **{name.lower(): Path(path) for name, path in extras.items()})
+        options = SegmentOptions(
+            overlap=self.parameterAsDouble(parameters, self.OVERLAP, context),
+            flips=self.parameterAsBool(parameters, self.FLIPS, context),
+            batch=self.parameterAsInt(parameters, self.BATCH, context),
+            device=self.device(parameters, context, settings),
+            scheduler=self.parameterAsString(parameters, self.SCHEDULER, context).strip(),
+        )
+        bands = self.parameterAsInts(parameters, self.BANDS, context)
+        provenance = {"SEGADAPT_RASTER": raster.path, "SEGADAPT_MODEL": card.name}
+        with (
+            open_for_model(card, raster.path, bands=bands, crs_wkt=raster.crs_wkt) as reader,
+            self._polygon_output(parameters, context, raster=raster, provenance=provenance) as polygons,
+        ):
+            done = segment_raster(
+                reader,
+                package,
+                places,
+                bounds=self.extent_px(parameters, context, raster, reader),
+                options=options,
+                progress=progress if polygons is None else StepProgress(progress, 0, _RASTER_SHARE),
+            )
+            progress.info(
+                self.tr("{} windows in {:.1f} s, of which the model took {:.1f} s.").format(
+                    done.n_windows, done.seconds, done.model_s
+                )
+            )
+            results = {self.OUTPUT: output, **extras, self.N_WINDOWS: done.n_windows, self.SECONDS: done.seconds}
+            if polygons is not None:
+                self._outline(Path(output), polygons, card.classes, raster=raster, context=context, progress=progress)
+                results[self.POLYGONS] = polygons.destination
+        if polygons is not None:
+            _use_colours(context, polygons.destination, card.classes)
+        return results
+
+    def _polygon_output(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        raster: RasterInput,
+        provenance: Mapping[str, str],
+    ) -> AbstractContextManager[outputs.FeatureOutput | None]:
+        """Open the sink for polygons where they are wanted."""
+        if not parameters.get(self.POLYGONS):
+            return nullcontext()
+        return outputs.feature_output(
+            self,
+            parameters,
+            context,
+            name=self.POLYGONS,
+            crs=raster.crs,
+            fields=outputs.make_fields(_FIELDS),
+            provenance=provenance,
+            kind=QgsWkbTypes.Polygon,
+        )
+
+    def _outline(
+        self,
+        labels: Path,
+        polygons: outputs.FeatureOutput,
+        classes: tuple[SegmenterClass, ...],
+        *,
+        raster: RasterInput,
+        context: QgsProcessingContext,
+        progress: FeedbackProgress,
+    ) -> None:
+        from ..jobs.segment_raster import label_polygons
+
+        ellipsoid = outputs.Ellipsoid(raster.crs, context.transformContext())
+        for polygon, one in label_polygons(labels, classes):
+            raise_if_cancelled(progress)
+            geometry = outputs.from_shapely(polygon)
+            polygons.add(
+                geometry, {"class": one.name, "class_id": one.class_id, "area_m2": ellipsoid.area_m2(geometry)}
+            )
+        if not polygons.n_written:
+            raise JobError(f"{labels} holds no class to outline; segment a larger extent.")
+
+
+class ClassPolygonStyle(QgsProcessingLayerPostProcessorInterface):
+    """Gives polygons the colours of the model's classes."""
+
+    def __init__(self, classes: tuple[SegmenterClass, ...]) -> None:
+        super().__init__()
+        self._classes = classes
+
+    def postProcessLayer(
+        self, layer: QgsMapLayer, _context: QgsProcessingContext, _feedback: QgsProcessingFeedback
+    ) -> None:
+        """Style the layer."""
+        categories = []
+        for one in self._classes:
+            colour = ",".join(map(str, one.colour))
+            symbol = QgsFillSymbol.createSimple(
+                {"color": f"{colour},{_FILL_ALPHA}", "outline_color": colour, "outline_width": "0.3"}
+            )
+            categories.append(QgsRendererCategory(one.class_id, symbol, one.name))
+        layer.setRenderer(QgsCategorizedSymbolRenderer("class_id", categories))
+        layer.triggerRepaint()
+
+
+def _use_colours(context: QgsProcessingContext, destination: str, classes: tuple[SegmenterClass, ...]) -> None:
+    if context.willLoadLayerOnCompletion(destination):
+        style = ClassPolygonStyle(classes)
+        _waiting[:] = [other for other in _waiting if not sip.isdeleted(other)]
+        _waiting.append(style)
+        context.layerToLoadOnCompletionDetails(destination).setPostProcessor(style)
