@@ -103,8 +103,8 @@ class _Run:
         )
         chances = rare_first(self._survey.shares, temperature=self._method.temperature)
         self._chances = torch.from_numpy(chances)
-        # As `class_weights_of`, of what the teacher sees.
-        shares = torch.from_numpy(self._survey.shares.mean(axis=0)).clamp(min=1e-3).to(self._device, torch.float32)
+        # As `class_weights_of`, of what the teacher sees; a class that it hardly finds yet must not outweigh others.
+        shares = torch.from_numpy(self._survey.shares.mean(axis=0)).clamp(min=0.02).to(self._device, torch.float32)
         self._weights = shares.rsqrt() / shares.sqrt().sum()
 
     def loss(self) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The algorithms of the provider, one thin file each. Importing them needs QGIS, but no torch or rasterio."""
 
+from .adapt_model import AdaptModelAlgorithm
 from .checkpoint import CheckpointAlgorithm
 from .class_map import ClassMapAlgorithm
 from .distill_model import DistillModelAlgorithm
@@ -17,6 +18,7 @@ ALGORITHMS = [
     FindSimilarAlgorithm,
     ClassMapAlgorithm,
     EncodeRasterAlgorithm,
+    AdaptModelAlgorithm,
     CheckpointAlgorithm,
     EvaluateInteractiveAlgorithm,
     DistillModelAlgorithm,

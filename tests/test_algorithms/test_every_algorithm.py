@@ -20,6 +20,11 @@ pytestmark = pytest.mark.qgis
 
 # Ids and parameter names are public: models, scripts and command lines of users hold them.
 PUBLIC = {
+    "adaptmodel": (
+        {"RASTERS", "MODEL", "METHODS", "STEPS", "SEGMENTS", "SOURCE", "LABELS", "CLASS_FIELD", "LABEL_RASTERS"}
+        | {"CLASS_NAMES", "BACKGROUND", "AREA", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        {"OUTPUT", "REPORT", "IS_ADAPTED", "AGREEMENT_BEFORE", "AGREEMENT_AFTER"},
+    ),
     "segmentfromprompts": (
         {"INPUT", "PROMPTS", "PROMPT_FIELD", "OBJECT_FIELD", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE"}
         | {"WINDOW", "MULTIMASK", "ADAPTER", "SIMPLIFY", "MIN_AREA", "STRETCH", "OUTPUT"},

@@ -1,0 +1,210 @@
+"""Processing algorithm `segadapt:adaptmodel`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qgis.core import (
+    QgsProcessingContext,
+    QgsProcessingOutputBoolean,
+    QgsProcessingOutputNumber,
+)
+
+from ...models.semantic.card import SegmenterCard
+from ..errors import JobError
+from .feedback import FeedbackProgress
+from .settings import EngineSettings
+from .training_source import LabelledAlgorithm
+
+if TYPE_CHECKING:
+    from ...models.chips import Chips
+    from ...models.engine import InferenceEngine
+
+# `jobs.adapt_model.CHAINS` and `jobs.chip_segments.KINDS`; those modules need the environment (a test compares them).
+METHODS = (
+    "self_training",
+    "quantile+self_training",
+    "norm_statistics+self_training",
+    "quantile",
+    "reinhard",
+    "norm_statistics",
+    "quantile+norm_statistics",
+    "entropy",
+    "entropy_diversity",
+    "quantile+entropy_diversity",
+    "masked_consistency",
+    "quantile+masked_consistency",
+    "masked_image+self_training",
+    "fourier",
+    "fourier+self_training",
+)
+SEGMENTS = ("none", "superpixels", "model")
+_SEGMENT_MODEL = "mobile_sam"
+
+
+class AdaptModelAlgorithm(LabelledAlgorithm):
+    """A segmentation model brought to other images, without labels of them."""
+
+    METHODS = "METHODS"
+    STEPS = "STEPS"
+    SEGMENTS = "SEGMENTS"
+    SOURCE = "SOURCE"
+    IS_ADAPTED = "IS_ADAPTED"
+    AGREEMENT_BEFORE = "AGREEMENT_BEFORE"
+    AGREEMENT_AFTER = "AGREEMENT_AFTER"
+
+    def name(self) -> str:
+        """Return the id."""
+        return "adaptmodel"
+
+    def displayName(self) -> str:
+        """Return the title."""
+        return self.tr("Adapt model without labels")
+
+    def summary(self) -> str:
+        """Say what the algorithm does."""
+        return self.tr(
+            "Brings a segmentation model to images that look different from those it was trained on, without a single "
+            "label of them. A part of the images is held out: on it, the model before and the model after are "
+            "compared by how well they agree with themselves and with the image. Where that falls, or a class "
+            "vanishes or takes over, the model is saved as it was, and the report says so. Measure the domain shift "
+            "first to see which method to try."
+        )
+
+    def helps(self) -> dict[str, str]:
+        """Return the help of every parameter and output."""
+        shared, labels = self.shared_helps(), self.label_helps()
+        return {
+            self.RASTERS: self.tr("The images to adapt to: one or more raster files with the bands of the model."),
+            self.MODEL: shared[self.MODEL],
+            self.METHODS: self.tr(
+                "Method, or methods one after another. self_training: learns from its own sure answers; the strongest. "
+                "quantile: maps the values of each band to those of the source; seconds. reinhard: mean and contrast "
+                "only. norm_statistics: estimates the network's averages anew; seconds. entropy: tunes the "
+                "normalisation to sure answers. entropy_diversity: everything but the head, keeping all classes. "
+                "masked_consistency: self-training with hidden parts; slower. masked_image: the encoder first gets "
+                "used to the images. fourier: source images in the target's colours; needs labelled source rasters."
+            ),
+            self.STEPS: self.tr("Batches of 8 windows that each method that learns may take; more takes longer."),
+            self.SEGMENTS: self.tr(
+                "What cleans the answers that self-training learns from: nothing, superpixels, or the segments of "
+                "MobileSAM (three bands; some seconds per window on a CPU)."
+            ),
+            self.SOURCE: self.tr(
+                "Rasters of the source with labels, rehearsed while adapting so that nothing is forgotten. Optional; "
+                "only fourier needs them."
+            ),
+            **labels,
+            self.SEED: shared[self.SEED],
+            self.DEVICE: shared[self.DEVICE],
+            self.OUTPUT: self.tr("The adapted model, or the source model where adapting did harm (.safetensors)."),
+            self.REPORT: self.tr("Page with what was done, measured, and the windows that changed most."),
+            self.IS_ADAPTED: self.tr("Whether the adapted model was saved, and not the source model."),
+            self.AGREEMENT_BEFORE: self.tr("Agreement of the source model on windows held out, 0 to 1."),
+            self.AGREEMENT_AFTER: self.tr("Agreement of the adapted model on the same windows, 0 to 1."),
+        }
+
+    def initAlgorithm(self, _configuration: dict[str, Any] | None = None) -> None:
+        """Declare parameters and outputs."""
+        self.add_rasters(label=self.tr("Target rasters"))
+        self.add_package()
+        self.add_choice(self.METHODS, self.tr("Methods"), METHODS)
+        self.add_number(self.STEPS, self.tr("Steps"), 200, least=1)
+        self.add_choice(self.SEGMENTS, self.tr("Segments"), SEGMENTS, advanced=True)
+        self.add_rasters(self.SOURCE, self.tr("Source rasters"), optional=True)
+        self.add_labels()
+        self.add_seed()
+        self.add_device()
+        self.add_model_output()
+        self.add_report()
+        self.addOutput(QgsProcessingOutputBoolean(self.IS_ADAPTED, self.tr("Adapted")))
+        self.addOutput(QgsProcessingOutputNumber(self.AGREEMENT_BEFORE, self.tr("Agreement before")))
+        self.addOutput(QgsProcessingOutputNumber(self.AGREEMENT_AFTER, self.tr("Agreement after")))
+
+    def execute(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: FeedbackProgress,
+        settings: EngineSettings,
+    ) -> dict[str, Any]:
+        """Adapt and save, then write the report."""
+        from ..jobs.adapt_model import AdaptJob, TargetRaster, adapt_model
+        from ..jobs.adaptation_report import adaptation_report
+        from ..jobs.chip_segments import KINDS
+        from ..jobs.page import write_report
+
+        model, card = self.package(parameters, context)
+        output = self.model_output(parameters, context)
+        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
+        if report and not (Path(report).parent.is_dir() and os.access(Path(report).parent, os.W_OK)):
+            raise JobError(f"The folder of {report} cannot be written to; choose another one for the report.")
+        chosen = self.parameterAsEnumString(parameters, self.SEGMENTS, context)
+        job = AdaptJob(
+            model=model,
+            output=output,
+            methods=tuple(self.parameterAsEnumString(parameters, self.METHODS, context).split("+")),
+            n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+            segments=next(kind for kind in KINDS if kind == chosen),
+            device=self.device(parameters, context, settings),
+            seed=self.parameterAsInt(parameters, self.SEED, context),
+        )
+        targets = [TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)]
+        source = self._source_chips(parameters, context, card, progress=progress)
+        with self._engine(job.segments, device=job.device, progress=progress, settings=settings) as engine:
+            result = adapt_model(targets, job, source=source, engine=engine, progress=progress)
+        if report:
+            write_report(adaptation_report(result, targets), Path(report))
+        return {
+            self.OUTPUT: str(output),
+            self.REPORT: report,
+            self.IS_ADAPTED: result.is_adapted,
+            self.AGREEMENT_BEFORE: result.before.score,
+            self.AGREEMENT_AFTER: result.after.score,
+        }
+
+    def _source_chips(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        card: SegmenterCard,
+        *,
+        progress: FeedbackProgress,
+    ) -> Chips | None:
+        from ..jobs.adapt_model import read_source_chips
+
+        rasters = self.rasters(self.SOURCE)
+        if not rasters:
+            if parameters.get(self.LABELS) or parameters.get(self.LABEL_RASTERS):
+                raise JobError("There are labels, but no source rasters that they belong to; give both, or neither.")
+            return None
+        labelled = self.labelled_rasters(parameters, context, progress=progress, rasters=rasters)
+        scheme = self.class_scheme(parameters, context, labelled, card=card, progress=progress)
+        seed = self.parameterAsInt(parameters, self.SEED, context)
+        return read_source_chips(labelled, scheme, card, seed=seed, progress=progress)
+
+    @contextmanager
+    def _engine(
+        self, segments: str, *, device: str, progress: FeedbackProgress, settings: EngineSettings
+    ) -> Iterator[InferenceEngine | None]:
+        from ...models.engine import open_engine
+
+        if segments != "model":
+            yield None
+            return
+        engine = open_engine(
+            _SEGMENT_MODEL,
+            device=device,
+            checkpoint_folder=settings.checkpoint_folder,
+            offline=settings.offline,
+            progress=progress,
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()

@@ -1,0 +1,339 @@
+"""Adapt a segmentation model to rasters without labels, and keep what came of it only if it does no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...models.chips import Chips, joined_chips, split_by_block
+from ...models.device import choose_device
+from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
+from ...models.semantic.card import SegmenterCard, read_card, with_event
+from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
+from ...models.semantic.prediction import predict_labels
+from ...models.semantic.segmenter import Segmenter
+from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement
+from ...models.transfer.base import Problem
+from ...models.transfer.chain import SEPARATOR, adapt_in_order, names_of
+from ...models.transfer.statistics import band_quantiles
+from ..errors import JobError
+from ..raster.band_reader import open_bands
+from ..raster.stretch import Stretch
+from .chip_segments import SegmentEngine, SegmentKind, Segments, model_segments, superpixels
+from .class_scheme import ClassScheme
+from .labelled_chips import cut_chips
+from .training_data import LabelledRaster, read_training_chips
+
+CHAINS = (
+    "self_training",
+    "quantile+self_training",
+    "norm_statistics+self_training",
+    "quantile",
+    "reinhard",
+    "norm_statistics",
+    "quantile+norm_statistics",
+    "entropy",
+    "entropy_diversity",
+    "quantile+entropy_diversity",
+    "masked_consistency",
+    "quantile+masked_consistency",
+    "masked_image+self_training",
+    "fourier",
+    "fourier+self_training",
+)
+"""Usual methods and chains of methods by name, the default first."""
+
+_MOST_CHIPS = 400
+_FEWEST_CHIPS = 2
+
+
+@dataclass(frozen=True)
+class TargetRaster:
+    """A raster of the target: `path`, and its CRS as WKT where the file carries none."""
+
+    path: str
+    crs_wkt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptJob:
+    """What is to be done.
+
+    `model`: package of the source model. `output`: where the result goes. `methods`: names, in order. `n_steps`
+    batches of `batch` chips for each method that learns. `segments`: what cleans pseudo-labels. `held_out`: share of
+    the target's chips that decide whether the result is kept. `device`: as `choose_device` takes it. Raises `JobError`
+    for numbers that make no sense, `TransferError` for methods that do not exist.
+    """
+
+    model: Path
+    output: Path
+    methods: tuple[str, ...] = ("self_training",)
+    n_steps: int = 200
+    batch: int = 8
+    segments: SegmentKind = "none"
+    held_out: float = 0.2
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what goes together."""
+        names_of(SEPARATOR.join(self.methods))
+        if min(self.n_steps, self.batch) < 1 or not 0 < self.held_out < 1:
+            raise JobError(
+                f"{self.n_steps} steps of {self.batch} chips with the share {self.held_out} held out; give at least "
+                "one of each and a share between 0 and 1."
+            )
+        if self.output.exists() and self.output.samefile(self.model):
+            raise JobError(f"{self.output} is the model that is to be adapted; save the result in another file.")
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptResult:
+    """What was done: `is_adapted` as `verdict` says; everything measured on the chips `held_out`.
+
+    `labels_before`, `labels_after`: uint8 (N, rows, cols) of the source model and of what the methods made of it, kept
+    or not. `n_chips`: chips that were learned from. `seconds`: how long the methods took.
+    """
+
+    card: SegmenterCard
+    source_card: SegmenterCard
+    job: AdaptJob
+    verdict: Verdict
+    before: Agreement
+    after: Agreement
+    held_out: Chips
+    labels_before: npt.NDArray[np.uint8]
+    labels_after: npt.NDArray[np.uint8]
+    n_chips: int
+    seconds: float
+    device: str
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the adapted model was saved, and not the source model."""
+        return self.verdict.is_kept
+
+
+def read_target_chips(
+    targets: Sequence[TargetRaster],
+    card: SegmenterCard,
+    *,
+    n_most: int = _MOST_CHIPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chips:
+    """Unlabelled chips of all rasters as the model sees them, about `n_most`, evenly over rasters and drawn by `seed`.
+
+    Raises `JobError` for no raster and where none holds data, `RasterError` for one that does not fit the card's bands
+    or resolution, and `Cancelled`.
+    """
+    progress = progress or NullProgress()
+    if not targets:
+        raise JobError("No raster of the target is given; choose one or more.")
+    parts, failures = [], []
+    for number, target in enumerate(targets):
+        step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
+        with open_bands(
+            target.path, n_bands=len(card.bands), gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=target.crs_wkt
+        ) as reader:
+            if card.gsd_m is not None and reader.gsd_m is None:
+                progress.info(
+                    f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
+                )
+            try:
+                parts.append(
+                    cut_chips(
+                        reader,
+                        chip_px=card.chip_px,
+                        n_most=max(1, n_most // len(targets)),
+                        seed=seed,
+                        progress=step,
+                    )
+                )
+            except JobError as error:
+                failures.append(error)
+                progress.info(f"{Path(target.path).name} is left out: {error}")
+    if not parts:
+        raise failures[0]
+    return joined_chips(parts)
+
+
+def read_source_chips(
+    rasters: Sequence[LabelledRaster],
+    scheme: ClassScheme,
+    card: SegmenterCard,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chips:
+    """Labelled chips of the source as the model sees them, to rehearse. Raises as `read_training_chips` does."""
+    return read_training_chips(
+        rasters,
+        scheme,
+        chip_px=card.chip_px,
+        n_bands=len(card.bands),
+        gsd_m=card.gsd_m,
+        stretch=stretch_of(card),
+        n_most=_MOST_CHIPS,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def stretch_of(card: SegmenterCard) -> Stretch | None:
+    """The stretch that a model was made with; None where each raster is stretched by its own values."""
+    n_bands = len(card.bands)
+    return None if card.stretch is None else Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
+
+
+def adapt_model(
+    targets: Sequence[TargetRaster],
+    job: AdaptJob,
+    *,
+    source: Chips | None = None,
+    engine: SegmentEngine | None = None,
+    progress: Progress | None = None,
+) -> AdaptResult:
+    """Adapt, judge on chips that were held out, and save: the adapted model, or the source model unchanged.
+
+    `source`: labelled chips of the source to rehearse, as the model sees them. `engine`: promptable model where
+    `job.segments` asks for it. Raises `JobError` where the target has too few chips, `RasterError`, `TransferError`,
+    `PackageError`, and `Cancelled`; then nothing is written.
+    """
+    progress = progress or NullProgress()
+    if job.segments == "model" and engine is None:
+        raise JobError("Segments of a promptable model need one; choose superpixels, or no segments.")
+    model = load_segmenter(job.model)
+    source_card = model.card
+    chips = read_target_chips(targets, source_card, seed=job.seed, progress=StepProgress(progress, 0.0, 0.08))
+    learned, held_out = _split(chips, job, progress)
+    device = choose_device(job.device)
+    progress.info(device.reason)
+    model.to(torch.device(device.name))
+    progress.info(f"{len(learned)} chips to learn from, {len(held_out)} held out to judge by.")
+    judging = superpixels(held_out, progress=StepProgress(progress, 0.08, 0.1))
+    before = measure_agreement(
+        model, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.1, 0.14)
+    )
+    segments = _segments(learned, job, engine, StepProgress(progress, 0.14, 0.25))
+    problem = Problem(
+        target=learned,
+        source=source,
+        statistics=load_extra(job.model),
+        segments=segments,
+        n_steps=job.n_steps,
+        batch=job.batch,
+        seed=job.seed,
+    )
+    adapted = copy.deepcopy(model)
+    start = time.perf_counter()
+    adapt_in_order(adapted, problem, job.methods, StepProgress(progress, 0.25, 0.92))
+    seconds = time.perf_counter() - start
+    after = measure_agreement(
+        adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.98)
+    )
+    verdict = judge(before, after, source_card)
+    progress.info(
+        verdict.reason if verdict.is_kept else f"{verdict.reason} The source model is saved as it was, to do no harm."
+    )
+    labels = [predict_labels(one, held_out, batch=job.batch) for one in (model, adapted)]
+    raise_if_cancelled(progress)
+    if verdict.is_kept:
+        adapted.card = _adapted_card(source_card, job, targets, learned, before, after, seconds)
+        save_segmenter(adapted.cpu(), job.output, extra=problem.statistics)
+    else:
+        _save_unchanged(model, job, problem.statistics)
+    progress.set_fraction(1.0)
+    return AdaptResult(
+        adapted.card if verdict.is_kept else source_card,
+        source_card,
+        job,
+        verdict,
+        before,
+        after,
+        held_out,
+        labels[0],
+        labels[1],
+        len(learned),
+        seconds,
+        device.name,
+    )
+
+
+def _split(chips: Chips, job: AdaptJob, progress: Progress) -> tuple[Chips, Chips]:
+    if len(chips) < _FEWEST_CHIPS:
+        raise JobError(
+            f"The target gives {len(chips)} chip of the model's {chips.pixels.shape[-1]} px, too few to adapt and to "
+            "judge; give a larger raster, or more of them."
+        )
+    if len(np.unique(chips.blocks)) > 1:
+        return split_by_block(chips, held_out=job.held_out, seed=job.seed)
+    progress.info("The target is one block of ground: chips that decide lie beside chips that are learned from.")
+    every = max(2, round(1 / job.held_out))
+    is_held = np.arange(len(chips)) % every == every - 1
+    return chips.take(np.flatnonzero(~is_held)), chips.take(np.flatnonzero(is_held))
+
+
+def _segments(chips: Chips, job: AdaptJob, engine: SegmentEngine | None, progress: Progress) -> Segments | None:
+    if job.segments == "none":
+        return None
+    progress.info("Segments of the target ...")
+    if job.segments == "superpixels":
+        return superpixels(chips, progress=progress)
+    assert engine is not None
+    return model_segments(chips, engine, progress=progress)
+
+
+def _adapted_card(
+    card: SegmenterCard,
+    job: AdaptJob,
+    targets: Sequence[TargetRaster],
+    chips: Chips,
+    before: Agreement,
+    after: Agreement,
+    seconds: float,
+) -> SegmenterCard:
+    """The card with what was done; statistics stay the source's, which values are mapped to."""
+    details: dict[str, Any] = {
+        "methods": SEPARATOR.join(job.methods),
+        "target": [Path(target.path).name for target in targets],
+        "n_chips": len(chips),
+        "n_steps": job.n_steps,
+        "segments": job.segments,
+        "seed": job.seed,
+        "seconds": round(seconds, 1),
+        "agreement_before": round(before.score, 4),
+        "agreement_after": round(after.score, 4),
+        "target_band_quantiles": [[round(float(value), 2) for value in row] for row in band_quantiles(chips)],
+        "target_class_shares": [round(share, 5) for share in after.shares],
+    }
+    return with_event(card, "adapted without labels", **details)
+
+
+def _save_unchanged(model: Segmenter, job: AdaptJob, extra: Mapping[str, torch.Tensor]) -> None:
+    if read_card(job.model).base_sha256 is not None:
+        # An adapter would not find its base from another folder.
+        save_segmenter(model.cpu(), job.output, extra=extra)
+        return
+    part = job.output.with_name(f".{job.output.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(job.model, part)
+        part.replace(job.output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise JobError(
+            f"{job.output} cannot be written ({error.strerror or error}); choose a folder that you may write to, "
+            "with space."
+        ) from error

@@ -1,0 +1,128 @@
+"""The page of an adaptation without labels: what was done, whether it is kept and why, and what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ...models.semantic.card import SegmenterCard
+from ...models.transfer.agreement import changed_most
+from ...models.transfer.base import get_method
+from .adapt_model import AdaptResult, TargetRaster
+from .page import heading, machine_facts, note, page, picture, plain, table
+
+_N_WINDOWS = 6
+
+
+def adaptation_report(result: AdaptResult, targets: Sequence[TargetRaster]) -> str:
+    """The page as HTML."""
+    job, card = result.job, result.source_card
+    title = f"{card.name} on {', '.join(Path(target.path).name for target in targets)}"
+    kept = "The adapted model is saved." if result.is_adapted else "The source model is saved, unchanged."
+    facts = [
+        ("Result", f"{kept} {result.verdict.reason}"),
+        ("Methods", ", then ".join(get_method(name).title for name in job.methods)),
+        ("Source", "; ".join(get_method(name).reference for name in job.methods)),
+        ("Chips", f"{result.n_chips} to learn from, {len(result.held_out)} held out, {card.chip_px} px each"),
+        ("Steps", f"{job.n_steps} of {job.batch} chips; seed {job.seed}; segments: {job.segments}"),
+        ("Time", f"{result.seconds:.1f} s for the methods"),
+    ]
+    parts = [table(facts), heading("Agreement on windows that were held out"), *_agreement(result)]
+    parts += [heading("Shares of the classes"), _shares(result), heading("Windows that changed most")]
+    parts += _windows(result)
+    parts += [heading("Machine"), table(machine_facts(result.device))]
+    return page(title, parts)
+
+
+def coloured(labels: npt.NDArray[np.uint8], card: SegmenterCard) -> npt.NDArray[np.uint8]:
+    """Labels (rows, cols) in the colours of their classes, (rows, cols, 3); white where there is none."""
+    table_ = np.full((256, 3), 255, np.uint8)
+    for one in card.classes:
+        table_[one.class_id] = one.colour
+    painted: npt.NDArray[np.uint8] = table_[labels]
+    return painted
+
+
+def shown(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pixels (bands, rows, cols) as a picture (rows, cols, 3): the first three bands, or the first in grey."""
+    chosen = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
+    return np.moveaxis(chosen, 0, -1)
+
+
+def _agreement(result: AdaptResult) -> list[str]:
+    before, after = result.before, result.after
+    rows = [
+        ("", "Source model", "Adapted model"),
+        ("Consistency (kappa) under mirroring and light", f"{before.consistency:.3f}", f"{after.consistency:.3f}"),
+        ("Alignment (tau) with segments of the image", f"{before.alignment:.3f}", f"{after.alignment:.3f}"),
+        ("Agreement (geometric mean)", f"{before.score:.3f}", f"{after.score:.3f}"),
+    ]
+    return [
+        table(rows, has_head=True),
+        note(
+            "Without labels nobody knows how many pixels are right. A model that understands a place gives the same "
+            "answer when the picture is mirrored or a little brighter, and draws its borders where the picture has "
+            "some; both are corrected for chance, so that a model that calls everything one class gets 0. The adapted "
+            "model is kept only where the agreement does not fall and no class vanishes or takes over. Evaluate the "
+            "model on a few labels before you rely on it."
+        ),
+    ]
+
+
+def _shares(result: AdaptResult) -> str:
+    known: Any = result.source_card.statistics.get("class_shares")
+    head = ("Class", "Source domain", "Target, source model", "Target, adapted model")
+    rows = [head]
+    for one in result.source_card.classes:
+        of_source = f"{100 * known[one.class_id]:.1f} %" if known else "unknown"
+        rows.append(
+            (
+                one.name,
+                of_source,
+                f"{100 * result.before.shares[one.class_id]:.1f} %",
+                f"{100 * result.after.shares[one.class_id]:.1f} %",
+            )
+        )
+    return table(rows, has_head=True)
+
+
+def _windows(result: AdaptResult) -> list[str]:
+    card = result.source_card
+    chosen = changed_most(result.labels_before, result.labels_after, n=_N_WINDOWS)
+    if not chosen:
+        return [note("No pixel of the windows that were held out changed its class.")]
+    figure = Figure(figsize=(7.2, 2.5 * len(chosen) + 0.6), layout="tight")
+    axes = np.atleast_2d(figure.subplots(len(chosen), 3))
+    for row, number in zip(axes, chosen, strict=True):
+        valid = result.held_out.valid[number]
+        pictures = [shown(result.held_out.pixels[number])]
+        pictures += [
+            coloured(np.where(valid, labels[number], 255).astype(np.uint8), card)
+            for labels in (result.labels_before, result.labels_after)
+        ]
+        share = (result.labels_before[number] != result.labels_after[number])[valid].mean()
+        titles = ("Target", "Source model", f"Adapted model ({100 * share:.0f} % changed)")
+        for one, image, title in zip(row, pictures, titles, strict=True):
+            one.imshow(image, interpolation="nearest")
+            one.set_title(title, fontsize=8)
+            one.set_xticks([])
+            one.set_yticks([])
+    figure.legend(
+        handles=[
+            Patch(facecolor=np.array(one.colour) / 255, edgecolor="#1a1a1a", label=plain(one.name))
+            for one in card.classes
+        ],
+        loc="lower center",
+        ncols=min(6, len(card.classes)),
+        fontsize=8,
+    )
+    text = "not kept" if not result.is_adapted else "kept"
+    return [
+        picture(figure, f"Windows of the target before and after the adaptation, which was {text}", is_photograph=True)
+    ]

@@ -1,0 +1,299 @@
+"""A model on images in other light: brought there without labels, and left alone where that would do harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from segadapt.models.chips import Chips, unlabelled_chips
+from segadapt.models.errors import Cancelled
+from segadapt.models.semantic.card import SegmenterCard, SegmenterClass, read_card
+from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
+from segadapt.models.semantic.prediction import predict_labels
+from segadapt.models.semantic.segmenter import build_segmenter, load_published_encoder
+from segadapt.models.training import TrainingOptions, fit
+from segadapt.models.transfer.base import _METHODS, Method, TransferError
+from segadapt.models.transfer.statistics import FEATURE_MEAN, source_statistics
+from segadapt.processing.errors import JobError, RasterError
+from segadapt.processing.jobs.adapt_model import CHAINS, AdaptJob, TargetRaster, adapt_model, read_target_chips
+from segadapt.processing.jobs.adaptation_report import adaptation_report
+from segadapt.processing.jobs.chip_segments import model_segments, superpixels
+
+SIDE, CHIP = 256, 64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def paint(seed, *, side=SIDE):
+    """Pixels (3, side, side) and labels of dark ground with bright roofs, as the source sees them."""
+    random = np.random.default_rng(seed)
+    pixels = random.normal(85, 10, (3, side, side))
+    labels = np.zeros((side, side), np.uint8)
+    for row in range(0, side, CHIP):
+        for col in range(0, side, CHIP):
+            height, width = random.integers(18, 30, 2)
+            y, x = row + random.integers(3, CHIP - height - 3), col + random.integers(3, CHIP - width - 3)
+            labels[y : y + height, x : x + width] = 1
+    pixels[:, labels == 1] += 90
+    return pixels.clip(0, 255).astype(np.uint8), labels
+
+
+def in_other_light(pixels):
+    """Haze: bright ground, hardly any contrast."""
+    return (0.2 * pixels.astype(np.float64) + 170).clip(0, 255).astype(np.uint8)
+
+
+def chips_of(pixels, labels):
+    tiles = [
+        (pixels[:, r : r + CHIP, c : c + CHIP], labels[r : r + CHIP, c : c + CHIP])
+        for r in range(0, SIDE, CHIP)
+        for c in range(0, SIDE, CHIP)
+    ]
+    plain = unlabelled_chips(np.stack([tile for tile, _ in tiles]))
+    return plain.with_labels(np.stack([label for _, label in tiles]))
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A model that knows the source well."""
+    card = SegmenterCard(
+        name="roofs",
+        decoder="fpn",
+        encoder="tf_efficientnet_lite0",
+        bands=("red", "green", "blue"),
+        classes=(SegmenterClass(0, "ground", (110, 110, 110)), SegmenterClass(1, "roof", (213, 94, 0))),
+        gsd_m=0.5,
+        chip_px=CHIP,
+        mean=(105.0,) * 3,
+        std=(40.0,) * 3,
+        # Without it every raster is stretched to its own range, and haze is gone before the model sees it.
+        stretch=(0.0, 0.0, 0.0, 255.0, 255.0, 255.0),
+        licence="test",
+        made_on="2026-01-01",
+        segadapt_version="0",
+    )
+    torch.manual_seed(0)
+    model = build_segmenter(card)
+    load_published_encoder(model)
+    source = chips_of(*paint(0))
+    fit(model, source, None, TrainingOptions(n_steps=24, n_checks=1, rate=2e-3, patience=None))
+    statistics, extra = source_statistics(model, source)
+    model.card = replace(card, statistics=statistics)
+    path = tmp_path_factory.mktemp("models") / "roofs.safetensors"
+    save_segmenter(model, path, extra=extra)
+    return path
+
+
+@pytest.fixture
+def target(raster_factory):
+    pixels, labels = paint(1)
+    return TargetRaster(raster_factory(in_other_light(pixels), "hazy ä.tif")), labels
+
+
+def roof_iou(path: Path, pixels, labels) -> float:
+    said = predict_labels(load_segmenter(path), chips_of(pixels, labels))
+    truth = chips_of(pixels, labels).labels
+    return float(((said == 1) & (truth == 1)).sum() / ((said == 1) | (truth == 1)).sum())
+
+
+@dataclass(frozen=True)
+class Collapse(Method):
+    """Calls everything ground."""
+
+    name: ClassVar[str] = "collapse"
+    title: ClassVar[str] = "Collapse"
+    summary: ClassVar[str] = "Nothing."
+    reference: ClassVar[str] = "None"
+
+    def adapt(self, model, problem, progress):
+        with torch.no_grad():
+            model.head[0].bias += torch.tensor([50.0, 0.0])
+
+
+@pytest.fixture
+def collapse(monkeypatch):
+    monkeypatch.setitem(_METHODS, "collapse", Collapse)
+
+
+def test_haze_is_overcome_and_the_package_tells_of_it(package, target, tmp_path):
+    raster, labels = target
+    output = tmp_path / "adapted.safetensors"
+    job = AdaptJob(model=package, output=output, methods=("quantile", "norm_statistics"), device="cpu")
+    result = adapt_model([raster], job)
+    pixels = in_other_light(paint(1)[0])
+    assert roof_iou(package, *paint(1)) > 0.8
+    lost = roof_iou(package, pixels, labels)
+    won = roof_iou(output, pixels, labels)
+    assert lost < 0.3
+    assert won > 0.7
+    assert result.is_adapted
+    assert result.after.score > result.before.score
+    event = read_card(output).history[-1]
+    assert event["event"] == "adapted without labels"
+    assert event["methods"] == "quantile+norm_statistics"
+    assert event["target"] == ["hazy ä.tif"]
+    assert event["n_chips"] + len(result.held_out) == 16
+    assert event["agreement_after"] == pytest.approx(result.after.score, abs=1e-4)
+    # What the source was is still known: the next adaptation starts from it.
+    assert read_card(output).statistics == read_card(package).statistics
+    assert torch.equal(load_extra(output)[FEATURE_MEAN], load_extra(package)[FEATURE_MEAN])
+    page = adaptation_report(result, [raster])
+    assert "hazy ä.tif" in page
+    assert "The adapted model is saved." in page
+    assert page.count("<img") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapted.safetensors", "hazy ä.tif"]
+
+
+def test_the_same_seed_gives_the_same_model(package, target, tmp_path):
+    raster, _ = target
+    digests = []
+    for number in range(2):
+        output = tmp_path / f"{number}.safetensors"
+        job = AdaptJob(model=package, output=output, methods=("quantile", "entropy"), n_steps=2, device="cpu")
+        adapt_model([raster], job)
+        digests.append(
+            {name: value.double().sum().item() for name, value in load_segmenter(output).state_dict().items()}
+        )
+    assert digests[0] == digests[1]
+
+
+def test_a_model_that_collapses_is_not_kept(package, target, tmp_path, collapse, recorder):
+    raster, _ = target
+    output = tmp_path / "result.safetensors"
+    progress = recorder()
+    # After the values were mapped the model finds roofs: these must not vanish.
+    mapped = tmp_path / "mapped.safetensors"
+    adapt_model([raster], AdaptJob(model=package, output=mapped, methods=("quantile",), device="cpu"))
+    job = AdaptJob(model=mapped, output=output, methods=("collapse",), device="cpu")
+    result = adapt_model([raster], job, progress=progress)
+    assert not result.is_adapted
+    assert "'roof' nearly vanished" in result.verdict.reason
+    assert output.read_bytes() == mapped.read_bytes()
+    assert any("to do no harm" in text for text in progress.texts)
+    assert "The source model is saved, unchanged." in adaptation_report(result, [raster])
+
+
+def test_an_adapter_that_is_not_improved_comes_back_whole(package, target, tmp_path, collapse):
+    raster, _ = target
+    model = load_segmenter(package)
+    adapter = tmp_path / "adapter.safetensors"
+    model.card = replace(model.card, base_file=str(package), base_sha256=package_sha256(package))
+    save_segmenter(model, adapter, adapter={"input_map": 255 - model.input_map})
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    output = folder / "result.safetensors"
+    result = adapt_model([raster], AdaptJob(model=adapter, output=output, methods=("collapse",), device="cpu"))
+    assert not result.is_adapted
+    assert read_card(output).base_sha256 is None
+    assert torch.equal(load_segmenter(output).input_map, 255 - model.input_map)
+
+
+@pytest.mark.parametrize("questions", [0, 12, 30])
+def test_a_cancel_leaves_nothing(package, target, tmp_path, recorder, questions):
+    raster, _ = target
+    output = tmp_path / "adapted.safetensors"
+    job = AdaptJob(model=package, output=output, methods=("entropy",), n_steps=40, device="cpu")
+    with pytest.raises(Cancelled):
+        adapt_model([raster], job, progress=recorder(cancel_after=questions))
+    assert [path.name for path in tmp_path.iterdir()] == [Path(raster.path).name]
+
+
+def test_progress_only_goes_forward(package, target, tmp_path, recorder):
+    progress = recorder()
+    job = AdaptJob(
+        model=package, output=tmp_path / "m.safetensors", methods=("self_training",), n_steps=3, device="cpu"
+    )
+    adapt_model([target[0]], replace(job, segments="superpixels"), progress=progress)
+    assert progress.fractions == sorted(progress.fractions)
+    assert progress.fractions[-1] == 1.0
+
+
+def test_what_does_not_go_together_is_said(package, target, tmp_path, raster_factory):
+    raster, _ = target
+    output = tmp_path / "m.safetensors"
+    with pytest.raises(TransferError, match="'magic'"):
+        AdaptJob(model=package, output=output, methods=("magic",))
+    with pytest.raises(TransferError, match="only prepares"):
+        AdaptJob(model=package, output=output, methods=("masked_image",))
+    with pytest.raises(JobError, match="0 steps"):
+        AdaptJob(model=package, output=output, n_steps=0)
+    with pytest.raises(JobError, match="another file"):
+        AdaptJob(model=package, output=package)
+    job = AdaptJob(model=package, output=output, methods=("quantile",), device="cpu")
+    with pytest.raises(JobError, match="No raster"):
+        adapt_model([], job)
+    two_bands = raster_factory(np.zeros((2, 128, 128), np.uint8), "two.tif")
+    with pytest.raises(RasterError, match="2 band"):
+        adapt_model([TargetRaster(two_bands)], job)
+    empty = raster_factory(np.zeros((3, 128, 128), np.uint8), "empty.tif", nodata=0)
+    with pytest.raises((JobError, RasterError), match=r"empty\.tif"):
+        adapt_model([TargetRaster(empty)], job)
+    small = raster_factory(in_other_light(paint(2)[0][:, :60, :60]), "small.tif")
+    with pytest.raises(JobError, match="1 chip"):
+        adapt_model([TargetRaster(small)], job)
+    with pytest.raises(TransferError, match="labelled chips of the source"):
+        adapt_model([raster], replace(job, methods=("fourier",)))
+    with pytest.raises(JobError, match="promptable model"):
+        adapt_model([raster], replace(job, segments="model"))
+    assert not output.exists()
+
+
+def test_rasters_without_data_are_left_out(package, target, raster_factory, recorder):
+    raster, _ = target
+    pixels = in_other_light(paint(1)[0])
+    pixels[:, :, : SIDE // 2] = 0
+    half = TargetRaster(raster_factory(pixels, "half.tif", nodata=0))
+    card = load_segmenter(package).card
+    chips = read_target_chips([raster, half], card)
+    assert len(chips) == 16 + 8
+    assert len(set(chips.blocks[:16]) & set(chips.blocks[16:])) == 0
+    assert len(read_target_chips([raster, half], card, n_most=10)) == 10
+
+
+def test_chains_are_known():
+    from segadapt.models.transfer.chain import names_of
+
+    for chain in CHAINS:
+        assert names_of(chain)
+
+
+def test_superpixels_keep_to_the_edges():
+    pixels, labels = paint(3)
+    chips = chips_of(pixels, labels)
+    valid = chips.valid.copy()
+    valid[:, :10] = False
+    found = superpixels(Chips(chips.pixels, chips.labels, valid, chips.blocks, chips.origins))
+    assert (found[:, :10] == 0).all()
+    assert (found[:, 10:] > 0).all()
+    shares = []
+    for segments, truth in zip(found, chips.labels, strict=True):
+        for number in np.unique(segments[segments > 0]):
+            inside = truth[segments == number]
+            shares.append((max(inside.mean(), 1 - inside.mean()), inside.size))
+    purity, sizes = np.array(shares).T
+    assert np.average(purity, weights=sizes) > 0.97
+
+
+def test_segments_of_a_promptable_model(fake_engine):
+    pixels, labels = paint(4)
+    chips = chips_of(pixels, labels).take([0, 1])
+    found = model_segments(chips, fake_engine)
+    for segments, truth in zip(found, chips.labels, strict=True):
+        inside = segments[truth == 1]
+        number = np.bincount(inside).argmax()
+        assert number > 0
+        mask = segments == number
+        assert (mask & (truth == 1)).sum() / (mask | (truth == 1)).sum() > 0.8
+    four = unlabelled_chips(np.zeros((1, 4, CHIP, CHIP), np.uint8))
+    with pytest.raises(JobError, match="three bands"):
+        model_segments(four, fake_engine)
