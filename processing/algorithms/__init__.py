@@ -6,11 +6,13 @@ from .class_map import ClassMapAlgorithm
 from .distill_model import DistillModelAlgorithm
 from .encode_raster import EncodeRasterAlgorithm
 from .evaluate_interactive import EvaluateInteractiveAlgorithm
+from .evaluate_model import EvaluateModelAlgorithm
 from .export_model import ExportModelAlgorithm
 from .find_similar import FindSimilarAlgorithm
 from .segment_everything import SegmentEverythingAlgorithm
 from .segment_from_prompts import SegmentFromPromptsAlgorithm
 from .segment_raster import SegmentRasterAlgorithm
+from .train_model import TrainModelAlgorithm
 
 ALGORITHMS = [
     SegmentFromPromptsAlgorithm,
@@ -24,4 +26,6 @@ ALGORITHMS = [
     DistillModelAlgorithm,
     ExportModelAlgorithm,
     SegmentRasterAlgorithm,
+    TrainModelAlgorithm,
+    EvaluateModelAlgorithm,
 ]

@@ -171,11 +171,23 @@ class LabelledAlgorithm(ModelAlgorithm):
         names = parse_value_names(self.parameterAsString(parameters, self.CLASS_NAMES, context))
         if card is not None:
             return scheme_of_card(card, rasters, background=background, value_names=names, progress=progress)
+        only = self.labels_name(parameters, context) or "object"
+        return scheme_of_labels(rasters, background=background, only_name=only, value_names=names, progress=progress)
+
+    def labels_name(self, parameters: dict[str, Any], context: QgsProcessingContext) -> str:
+        """The name of the layer of polygons, or those of the label rasters."""
         source = self.parameterAsSource(parameters, self.LABELS, context)
-        only = source.sourceName() if source is not None else ""
-        return scheme_of_labels(
-            rasters, background=background, only_name=only or "object", value_names=names, progress=progress
-        )
+        if source is not None:
+            return str(source.sourceName())
+        return ", ".join(raster.name for raster in self.rasters(self.LABEL_RASTERS))
+
+
+def parse_bands(text: str) -> tuple[int, ...] | None:
+    """Read "1, 2, 3" or "1;2;3" as band numbers; None for an empty text. Raises `JobError` for anything else."""
+    parts = text.replace(";", ",").replace(",", " ").split()
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise JobError(f"The bands '{text}' are no numbers; write for instance 1, 2, 3.")
+    return tuple(int(part) for part in parts) or None
 
 
 def paired(rasters: Sequence[str], labels: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from ...models.metrics import (
 from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, read_card
 from ...models.semantic.package import load_segmenter
-from ...models.semantic.prediction import predict_chips
+from ...models.semantic.prediction import device_of, predict_chips
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
 from ..raster.stretch import Stretch
@@ -86,7 +86,8 @@ class Evaluation:
 
     `confusion` (C, C), rows the truth; `by_block`: the same for each of `blocks`; `boundary`: F-score of the outlines
     of each class (C,), NaN where there is none; `interval`: of the mean IoU, 95 %, blocks drawn with replacement.
-    `worst`: windows with the largest share of wrong pixels, the worst first. `seconds`: of the model alone.
+    `worst`: windows with the largest share of wrong pixels, the worst first. `seconds`: of the model alone, on
+    `device`.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Evaluation:
     worst: tuple[Window, ...]
     n_chips: int
     seconds: float
+    device: str
 
     @property
     def mean_iou(self) -> float:
@@ -199,6 +201,7 @@ def judge(
         tuple(window for window in worst if window.error > 0),
         len(chips),
         seconds,
+        str(device_of(model)),
     )
 
 

@@ -75,6 +75,18 @@ PUBLIC = {
         {"OUTPUT", "REPORT", "SPEEDUP", "AGREEMENT"},
     ),
     "exportmodel": ({"MODEL", "TILE", "OUTPUT"}, {"OUTPUT"}),
+    "trainmodel": (
+        {"RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "DECODER"}
+        | {"ENCODER", "WEIGHTS", "GSD", "BANDS", "CHIP", "EPOCHS", "STEPS", "BATCH", "RATE", "VALIDATION", "SPLIT"}
+        | {"PATIENCE", "AUGMENT", "BALANCE", "MAX_CHIPS", "NAME", "LICENCE", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        {"OUTPUT", "REPORT", "MEAN_IOU", "ACCURACY", "COUNT"},
+    ),
+    "evaluatemodel": (
+        {"MODELS", "RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "BANDS"}
+        | {"CHIP", "FLIPS", "TOLERANCE", "MAX_CHIPS", "SEED", "DEVICE", "TABLE", "REPORT"},
+        {"TABLE", "REPORT", "MEAN_IOU", "MEAN_IOU_LOW", "MEAN_IOU_HIGH", "ACCURACY", "MEAN_F1", "BOUNDARY_F1"}
+        | {"CALIBRATION_ERROR", "COUNT", "BEST"},
+    ),
 }
 
 
