@@ -10,7 +10,7 @@ neither outliers nor a hundred like cases are asked for. `random`: what the othe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,8 +121,8 @@ def describe_regions(
 ) -> Candidates:
     """Every region of the chips that has at least half of its pixels still to label.
 
-    Raises `TransferError` for a region size under 1, for segments of another shape than the chips, and where no
-    region is left; `Cancelled` between batches.
+    Raises `TransferError` for a region size under 1 and for segments of another shape than the chips, and `Cancelled`
+    between batches.
     """
     progress = progress or NullProgress()
     if region_px < 1:
@@ -156,13 +156,7 @@ def describe_regions(
                 )
             )
         progress.set_fraction(min(start + batch, len(chips)) / len(chips))
-    joined = _joined(parts) if parts else None
-    if not joined:
-        raise TransferError(
-            f"None of the {len(chips)} chips has a region left to label; give images with data that are not labelled "
-            "yet."
-        )
-    return joined
+    return joined_candidates(parts)
 
 
 def describe_chip(
@@ -240,11 +234,13 @@ def choose_regions(
 ) -> list[Region]:
     """Regions in the order of a strategy until the budget is spent; those that no longer fit are passed over.
 
-    Raises `TransferError` for an unknown strategy, a budget that is missing, larger than what there is to label, or
-    smaller than the smallest region; `Cancelled` between centres.
+    Raises `TransferError` for an unknown strategy, where there is nothing to label, and for a budget that is missing,
+    larger than what there is to label, or smaller than the smallest region; `Cancelled` between centres.
     """
     _check(strategy, budget_px, budget_regions)
     progress = progress or NullProgress()
+    if not len(found):
+        raise TransferError("There is no region left to label; give images with data that are not labelled yet.")
     total = int(found.n_px.sum())
     if budget_px is not None and budget_px > total:
         raise TransferError(f"A budget of {budget_px} pixels, but only {total} can be labelled; give a smaller budget.")
@@ -274,6 +270,26 @@ def choose_regions(
         n_px, class_id = int(found.n_px[number]), int(found.class_ids[number])
         chosen.append(Region(chip, row, col, rows, cols, segment, n_px, class_id, float(scores[number])))
     return chosen
+
+
+def joined_candidates(parts: Sequence[Candidates]) -> Candidates:
+    """All regions of `parts`, whose features must be of one model; none for no parts."""
+    if not parts:
+        nothing, features = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        return Candidates(
+            np.zeros((0, 6), np.int64),
+            nothing,
+            nothing,
+            nothing.astype(np.float64),
+            nothing.astype(np.float64),
+            features,
+            features,
+        )
+
+    def all_of(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Candidates(*(all_of(one.name) for one in fields(Candidates)))
 
 
 def labelled_by(chips: Chips, regions: Sequence[Region], *, segments: Segments | None = None) -> Chips:
@@ -310,12 +326,18 @@ def _order(found: Candidates, strategy: str, *, budget_px: int, budget_regions: 
         return (int(number) for number in by_chance)
     if strategy == "diversity":
         return _centres(found, by_chance)
-    # A stable sort: equals stay in the order of chance.
-    ranked = by_chance[np.argsort(-_scores(found, strategy)[by_chance], kind="stable")]
+    scores = _scores(found, strategy)
+    # Regions of one class have no impurity: among them the least sure comes first, then chance.
+    ranked = by_chance[np.lexsort((-found.entropy[by_chance], -scores[by_chance]))]
     if strategy != "hybrid":
         return (int(number) for number in ranked)
-    wide_px = int(np.searchsorted(np.cumsum(found.n_px[ranked]), _SHORTLIST * budget_px)) + 1
-    n_short = min(wide_px, _SHORTLIST * budget_regions)
+    spent_px = np.cumsum(found.n_px[ranked])
+
+    def n_for(times: int) -> int:
+        return min(int(np.searchsorted(spent_px, times * budget_px)) + 1, times * budget_regions)
+
+    # What the model has no doubt of is taken only where there is not enough else.
+    n_short = min(n_for(_SHORTLIST), max(n_for(1), int((scores > 0).sum())))
     return _centres(found, ranked[:n_short])
 
 
@@ -336,10 +358,3 @@ def _square_numbers(rows: int, cols: int, side: int) -> npt.NDArray[np.int32]:
     n_across = -(-cols // side)
     numbers = np.arange(rows)[:, None] // side * n_across + np.arange(cols)[None] // side + 1
     return numbers.astype(np.int32)
-
-
-def _joined(parts: Sequence[Candidates]) -> Candidates:
-    def all_of(name: str) -> Any:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    return Candidates(*(all_of(name) for name in Candidates.__dataclass_fields__))

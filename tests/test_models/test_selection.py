@@ -118,6 +118,13 @@ def test_hybrid_takes_unlike_regions_among_the_doubtful():
     assert 19 in numbers(choose_regions(candidates(entropy, features=features), strategy="diversity", budget_regions=2))
 
 
+def test_hybrid_asks_for_what_is_clear_only_where_there_is_not_enough_else():
+    found = candidates([0.5, 0.4, 0.3, 0.2, 0.1], impurity=[0.5, 0, 0.5, 0, 0], features=[0, 50, 1, 60, 70])
+    assert sorted(numbers(choose_regions(found, budget_regions=2))) == [0, 2]
+    assert sorted(numbers(choose_regions(found, budget_px=3 * 64))) == [0, 1, 2]
+    assert numbers(choose_regions(found, strategy="impurity", budget_regions=5)) == [0, 2, 1, 3, 4]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_budget_is_kept_and_the_seed_decides(strategy):
     band = np.random.default_rng(1).integers(0, 255, (6, 40, 40))
@@ -183,7 +190,7 @@ def test_places_that_are_known_or_without_data_are_not_asked_for():
     assert found.n_px.tolist() == [40, 64, 64, 64]
     assert found.known_features.shape == (8, 3)
     with pytest.raises(TransferError, match="left to label"):
-        describe_regions(BandsAreClasses(), chips, known=np.ones_like(known))
+        select_regions(BandsAreClasses(), chips, budget_px=9, known=np.ones_like(known))
 
 
 def test_selection_finds_what_chance_misses():
