@@ -12,6 +12,7 @@ from .find_similar import FindSimilarAlgorithm
 from .segment_everything import SegmentEverythingAlgorithm
 from .segment_from_prompts import SegmentFromPromptsAlgorithm
 from .segment_raster import SegmentRasterAlgorithm
+from .select_samples import SelectSamplesAlgorithm
 from .train_model import TrainModelAlgorithm
 
 ALGORITHMS = [
@@ -24,8 +25,9 @@ ALGORITHMS = [
     CheckpointAlgorithm,
     EvaluateInteractiveAlgorithm,
     DistillModelAlgorithm,
-    ExportModelAlgorithm,
-    SegmentRasterAlgorithm,
     TrainModelAlgorithm,
+    SegmentRasterAlgorithm,
     EvaluateModelAlgorithm,
+    ExportModelAlgorithm,
+    SelectSamplesAlgorithm,
 ]

@@ -74,7 +74,6 @@ PUBLIC = {
         {"MODEL", "MORE_MODELS", "RASTERS", "STUDENT", "STEPS", "DEVICE", "SEED", "OUTPUT", "REPORT"},
         {"OUTPUT", "REPORT", "SPEEDUP", "AGREEMENT"},
     ),
-    "exportmodel": ({"MODEL", "TILE", "OUTPUT"}, {"OUTPUT"}),
     "trainmodel": (
         {"RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "DECODER"}
         | {"ENCODER", "WEIGHTS", "GSD", "BANDS", "CHIP", "EPOCHS", "STEPS", "BATCH", "RATE", "VALIDATION", "SPLIT"}
@@ -86,6 +85,23 @@ PUBLIC = {
         | {"CHIP", "FLIPS", "TOLERANCE", "MAX_CHIPS", "SEED", "DEVICE", "TABLE", "REPORT"},
         {"TABLE", "REPORT", "MEAN_IOU", "MEAN_IOU_LOW", "MEAN_IOU_HIGH", "ACCURACY", "MEAN_F1", "BOUNDARY_F1"}
         | {"CALIBRATION_ERROR", "COUNT", "BEST"},
+    ),
+    "exportmodel": ({"MODEL", "TILE", "OUTPUT"}, {"OUTPUT"}),
+    "selectsamples": (
+        {
+            "RASTERS",
+            "MODEL",
+            "STRATEGY",
+            "REGIONS",
+            "REGION_SIZE",
+            "BUDGET",
+            "BUDGET_UNIT",
+            "LABELED",
+            "DEVICE",
+            "SEED",
+            "OUTPUT",
+        },
+        {"OUTPUT", "COUNT", "AREA_M2"},
     ),
 }
 

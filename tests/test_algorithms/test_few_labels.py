@@ -1,0 +1,182 @@
+"""`segadapt:selectsamples` and `segadapt:finetunemodel`: what to label, and what the labels teach a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("qgis.core")
+
+from segadapt.processing.algorithms import select_samples as select_module
+
+pytestmark = pytest.mark.qgis
+
+CHIP_PX = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows bright roofs from dark ground after a few steps."""
+    import torch
+    from segadapt.models.chips import Chips
+    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
+    from segadapt.models.semantic.package import save_segmenter
+    from segadapt.models.semantic.segmenter import build_segmenter
+    from segadapt.models.training import TrainingOptions, fit
+
+    card = SegmenterCard(
+        name="roofs of the north",
+        decoder="unet",
+        encoder="lcnet_035",
+        bands=("red", "green", "blue"),
+        classes=(SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
+        gsd_m=0.5,
+        chip_px=CHIP_PX,
+        mean=(127.0,) * 3,
+        std=(128.0,) * 3,
+        stretch=(0.0,) * 3 + (255.0,) * 3,
+        licence="test",
+        made_on="2026-01-01",
+        segadapt_version="0",
+    )
+    random = np.random.default_rng(0)
+    labels = np.zeros((16, CHIP_PX, CHIP_PX), np.uint8)
+    for label in labels:
+        row, col = random.integers(0, 16, 2)
+        label[row : row + 15, col : col + 15] = 1
+    pixels = np.where(labels[:, None] == 1, 200, 70) + random.integers(-10, 10, (16, 3, *labels.shape[1:]))
+    chips = Chips(
+        pixels.astype(np.uint8),
+        labels,
+        np.ones_like(labels, np.bool_),
+        np.arange(16, dtype=np.int64),
+        np.zeros((16, 2), np.int64),
+    )
+    torch.manual_seed(0)
+    segmenter = build_segmenter(card)
+    fit(segmenter, chips, None, TrainingOptions(n_steps=30, batch=8, rate=4e-3, encoder_rate=1.0))
+    path = tmp_path_factory.mktemp("models") / "north.safetensors"
+    save_segmenter(segmenter, path)
+    return path
+
+
+def features_of(destination: str) -> list[Any]:
+    """Features of a written layer, by rank."""
+    from qgis.core import QgsVectorLayer
+
+    layer = QgsVectorLayer(destination, "samples", "ogr")
+    assert layer.isValid()
+    return sorted(layer.getFeatures(), key=lambda feature: feature["rank"])
+
+
+def samples(model: Path, scene_file: Path, output: Path, **more: Any) -> dict[str, Any]:
+    """Parameters of a small selection."""
+    return {
+        "RASTERS": [str(scene_file)],
+        "MODEL": str(model),
+        "REGION_SIZE": 8,
+        "BUDGET": 6,
+        "DEVICE": "cpu",
+        "OUTPUT": str(output),
+    } | more
+
+
+def test_regions_come_as_a_layer_ready_to_fill_in(
+    run: Any, model: Path, scene_file: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """Fields, ranks, areas, an empty class, and regions where the model wavers: at the walls."""
+    from qgis.core import NULL, QgsGeometry
+
+    results = run("selectsamples", samples(model, scene_file, tmp_path / "s.gpkg", STRATEGY="impurity"))
+    found = features_of(results["OUTPUT"])
+    assert results["COUNT"] == len(found) == 6
+    assert [name for name in found[0].fields().names() if name != "fid"] == [
+        "rank",
+        "score",
+        "area_m2",
+        "predicted",
+        "class",
+        "raster",
+        "model",
+    ]
+    assert [one["rank"] for one in found] == [1, 2, 3, 4, 5, 6]
+    assert all(one["class"] == NULL for one in found)
+    assert all(one["predicted"] in ("background", "roof") for one in found)
+    assert {one["model"] for one in found} == {"roofs of the north"}
+    assert {one["raster"] for one in found} == {scene_file.name}
+    # The ellipsoid's square metres are larger than the map's by the scale of the projection: 0.9996 in the middle.
+    assert all(one["area_m2"] == pytest.approx(64, rel=2e-3) for one in found)
+    assert results["AREA_M2"] == pytest.approx(sum(one["area_m2"] for one in found))
+    walls = [QgsGeometry.fromWkt(roof.polygon).convertToType(1, False).buffer(1, 4) for roof in roofs]
+    at_walls = [any(one.geometry().intersects(wall) for wall in walls) for one in found]
+    assert sum(at_walls) >= 5
+
+
+def test_the_next_round_takes_the_output_of_the_last_one(
+    run: Any, model: Path, scene_file: Path, tmp_path: Path
+) -> None:
+    """Regions whose class was filled in are not asked for again; those that were left are."""
+    from qgis.core import QgsVectorLayer, edit
+
+    first = run("selectsamples", samples(model, scene_file, tmp_path / "first.gpkg"))["OUTPUT"]
+    layer = QgsVectorLayer(first, "first", "ogr")
+    with edit(layer):
+        for feature in layer.getFeatures():
+            if feature["rank"] <= 4:
+                feature["class"] = "roof"
+                layer.updateFeature(feature)
+    filled = {one.geometry().asWkt() for one in features_of(first) if one["rank"] <= 4}
+    left = {one.geometry().asWkt() for one in features_of(first) if one["rank"] > 4}
+    parameters = samples(model, scene_file, tmp_path / "all.gpkg", LABELED=layer, BUDGET=100, BUDGET_UNIT="percent")
+    asked = {one.geometry().asWkt() for one in features_of(run("selectsamples", parameters)["OUTPUT"])}
+    assert len(filled) == 4
+    assert not asked & filled
+    assert left <= asked
+
+
+def test_segments_and_a_budget_in_square_metres(run: Any, model: Path, scene_file: Path, tmp_path: Path) -> None:
+    """Segments need no size, and together stay under the budget."""
+    parameters = samples(model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
+    results = run("selectsamples", parameters)
+    assert 200 < results["AREA_M2"] <= 300 * 1.002
+    assert results["COUNT"] > 4
+
+
+def test_rasters_of_two_zones_give_one_layer(
+    run: Any, model: Path, scene_file: Path, raster_factory: Any, tmp_path: Path
+) -> None:
+    """Regions of another UTM zone are brought to the CRS of the first raster."""
+    from affine import Affine
+
+    pixels = np.full((3, 64, 64), 70, np.uint8)
+    pixels[:, 20:40, 20:40] = 200
+    other = raster_factory(pixels, "zone32.tif", crs="EPSG:32632", transform=Affine(0.5, 0, 3e5, 0, -0.5, 5.75e6))
+    parameters = samples(model, scene_file, tmp_path / "s.gpkg", BUDGET=100, BUDGET_UNIT="percent")
+    results = run("selectsamples", parameters | {"RASTERS": [str(scene_file), other]})
+    found = features_of(results["OUTPUT"])
+    of_other = [one for one in found if one["raster"] == "zone32.tif"]
+    assert len(of_other) == 16
+    assert all(one["area_m2"] == pytest.approx(64, rel=2e-3) for one in of_other)
+    assert all(7e5 < one.geometry().centroid().asPoint().x() < 8e5 for one in of_other)
+
+
+def test_a_budget_that_cannot_be_spent_is_told_and_nothing_is_left(
+    failure: Any, model: Path, scene_file: Path, tmp_path: Path
+) -> None:
+    """A budget larger than the image."""
+    parameters = samples(model, scene_file, tmp_path / "s.gpkg", BUDGET=30000, BUDGET_UNIT="m2")
+    assert "30000 m2 is larger than the image" in failure("selectsamples", parameters)
+    assert list(tmp_path.glob("s.gpkg*")) == []
+
+
+def test_choices_are_those_of_the_jobs() -> None:
+    """The enums repeat the names, because their modules need the environment."""
+    from segadapt.models.transfer.selection import STRATEGIES
+    from segadapt.processing.jobs.select_samples import BUDGET_UNITS, REGION_KINDS
+
+    assert select_module.STRATEGIES == STRATEGIES
+    assert select_module.REGION_KINDS == REGION_KINDS
+    assert select_module.BUDGET_UNITS == BUDGET_UNITS
