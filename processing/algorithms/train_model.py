@@ -80,7 +80,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             ),
             self.ENCODER: self.tr(
                 "Part of the model that knows images: any model name of timm, or for the light decoder a promptable "
-                "model. Empty is EfficientNet-Lite0 (MobileSAM for light)."
+                "model. Empty is EfficientNet-Lite0, MobileSAM for light, a small vision transformer for DPT."
             ),
             self.WEIGHTS: self.tr(
                 "Where the encoder starts: published weights if they can be had (auto), published weights or an error, "

@@ -47,7 +47,9 @@ UNCHANGED = Augmentation(
 )
 """No augmentation."""
 
-_LIGHT, _LIGHT_ENCODER = "light", "mobile_sam"
+_LIGHT = "light"
+# What decoders stand on that cannot use the usual encoder.
+_OWN_ENCODERS = {_LIGHT: "mobile_sam", "dpt": "vit_small_patch16_224"}
 # timm's usual numbers (ImageNet), for encoders that state none of their own.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _RGB = ("red", "green", "blue")
@@ -140,6 +142,8 @@ def train_model(
     choice = choose_device(device)
     progress.info(f"Device: {choice.reason}")
     bands, names, gsd_m = _look_at(rasters[0], options)
+    # Parts that do not go together are refused before the rasters are read, which may take long.
+    _build(_card(options, scheme, names=names, gsd_m=gsd_m, output=output))
     chips = read_training_chips(
         rasters,
         scheme,
@@ -162,7 +166,7 @@ def train_model(
     card = _card(options, scheme, names=names, gsd_m=gsd_m, chips=kept, output=output)
     n_steps = options.n_steps or math.ceil(len(kept) / options.batch) * options.epochs
     with _seeded(options.seed):
-        model = build_segmenter(card)
+        model = _build(card)
         start = _load_weights(model, options.weights, checkpoint_folder, offline=offline, progress=progress)
         model.to(choice.name)
         with _memory_sentence():
@@ -243,11 +247,13 @@ def _card(
     *,
     names: tuple[str, ...],
     gsd_m: float | None,
-    chips: Chips,
+    chips: Chips | None = None,
     output: Path,
 ) -> SegmenterCard:
-    encoder = options.encoder.strip() or (_LIGHT_ENCODER if options.decoder == _LIGHT else DEFAULT_ENCODER)
-    mean, std = _normalisation(encoder, names, chips, weights=options.weights)
+    encoder = options.encoder.strip() or _OWN_ENCODERS.get(options.decoder, DEFAULT_ENCODER)
+    mean, std = (0.0,) * len(names), (1.0,) * len(names)
+    if chips is not None:
+        mean, std = _normalisation(encoder, names, chips, weights=options.weights)
     return SegmenterCard(
         name=options.name.strip() or output.stem,
         decoder=options.decoder,
@@ -263,6 +269,17 @@ def _card(
         segadapt_version=version(),
         options=scheme.options(),
     )
+
+
+def _build(card: SegmenterCard) -> Segmenter:
+    try:
+        return build_segmenter(card)
+    except TypeError as error:
+        # timm's and the decoder's constructors do not fit.
+        raise JobError(
+            f"The encoder '{card.encoder}' does not go with the decoder '{card.decoder}'; choose another one of the "
+            "two, a plain vision transformer for 'dpt' and only there."
+        ) from error
 
 
 def _normalisation(

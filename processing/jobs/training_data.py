@@ -128,6 +128,11 @@ def split_chips(chips: Chips, *, held_out: float, by: SplitBy = "blocks", seed: 
     numbers = place_of(chips) if by == "rasters" else chips.blocks
     if by == "rasters" and len(np.unique(numbers)) < 2:
         raise JobError("Labels lie on one raster alone, so that no raster can be held out; split by blocks instead.")
+    if len(np.unique(numbers)) < 2:
+        raise JobError(
+            f"The {len(chips)} labelled chips lie in one block of ground, so that nothing can be held out; label more "
+            "ground, choose smaller chips, or hold nothing out."
+        )
     grouped = _with_blocks(chips, numbers)
     best: tuple[int, Chips, Chips] | None = None
     n_classes = len(_present(chips))
@@ -207,6 +212,12 @@ def _cut(
             progress=progress,
         )
     except JobError as error:
+        rows, cols = reader.grid_shape
+        if chip_px > max(rows, cols):
+            raise _NoLabelsError(
+                f"{Path(reader.path).name} has {cols} x {rows} px at the model's resolution, hardly anything of a chip "
+                f"of {chip_px} px; choose smaller chips."
+            ) from error
         raise _NoLabelsError(str(error)) from error
 
 

@@ -294,3 +294,20 @@ def test_no_augmentation_changes_nothing():
     same, kept = augment(pixels, labels, UNCHANGED, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(same, pixels, atol=1e-3)
     assert bool((kept == labels).all())
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is_read(houses, tmp_path, monkeypatch):
+    path, boxes, _ = houses(side=40, n=1)
+    raster = labelled(path, boxes)
+    scheme, output = scheme_of_labels([raster]), tmp_path / "model.safetensors"
+
+    def fails(match, **changes):
+        with pytest.raises((JobError, job.CheckpointError), match=match):
+            train_model([raster], scheme, output, ModelOptions(**{**vars(QUICK), **changes}), device="cpu")
+
+    fails("one block of ground", chip_px=64)
+    fails("hardly anything of a chip of 512 px", chip_px=512)
+    fails("of 1.5 is none", validation=1.5)
+    monkeypatch.setattr(job, "read_training_chips", None)
+    fails("'resnet18' does not go with the decoder 'dpt'", decoder="dpt", encoder="resnet18")
+    assert not output.exists()
