@@ -1,0 +1,366 @@
+"""Which layers and which method: the question answered on the user's own labelled rasters, within a time limit.
+
+Blocks of ground are split once. Those held out judge every run and are never learned from. Of the others, methods
+without labels see the pixels, and fine-tuning sees as many labels as its budget allows; small budgets are parts of the
+large ones. A quarter of a budget's own labels decides which state of the training is kept, as it would be in earnest.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...models.chips import Chips, split_by_block
+from ...models.errors import Cancelled, ModelError
+from ...models.metrics import Confusion, bootstrap_interval, confusion_matrix, mean_iou
+from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
+from ...models.semantic.card import with_event
+from ...models.semantic.package import Tensors
+from ...models.semantic.prediction import device_of, predict_labels
+from ...models.semantic.segmenter import Segmenter
+from ...models.transfer.base import Problem
+from ...models.transfer.chain import adapt_in_order, names_of
+from ...models.transfer.fine_tuning import LAYERS, FineTuning, fine_tune, usual_training
+from ..errors import JobError
+from .peak_memory import PeakMemory
+
+SOURCE, METHOD, TUNING = "source", "method", "fine-tuning"
+"""Kinds of runs: the model as it is, a method without labels, fine-tuning of some layers."""
+USUAL_METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training")
+
+_FIRST_LAYERS = ("decoder", "lora", "norm", "full", "tokens", "last_blocks", "head")
+_QUICK = ("quantile", "reinhard", "norm_statistics", "fourier")
+_CHECKING = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareAdaptation:
+    """What is compared.
+
+    `methods`: names, or chains such as "quantile+self_training". `layers`: of `fine_tuning.LAYERS`. `budgets`: shares
+    of the labels that may be used, 0 to 1. `held_out`: share of the chips that judge. `n_steps` batches of `batch`
+    chips per run. No run starts, and none goes on, after `limit_s` seconds. Raises `JobError` and `TransferError`.
+    """
+
+    methods: tuple[str, ...] = USUAL_METHODS
+    layers: tuple[str, ...] = LAYERS
+    budgets: tuple[float, ...] = (0.1, 0.3, 1.0)
+    held_out: float = 0.3
+    n_steps: int = 100
+    batch: int = 8
+    limit_s: float = math.inf
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check names and numbers."""
+        for method in self.methods:
+            names_of(method)
+        unknown = [name for name in self.layers if name not in LAYERS]
+        if unknown:
+            raise JobError(f"Unknown layers '{unknown[0]}'; choose from {', '.join(LAYERS)}.")
+        if not self.methods and not self.layers:
+            raise JobError("There is nothing to compare; name a method or layers.")
+        if self.layers and not (self.budgets and all(0 < budget <= 1 for budget in self.budgets)):
+            shown = ", ".join(f"{100 * budget:g}" for budget in self.budgets)
+            raise JobError(f"Budgets of {shown or 'nothing'} %; give shares of the labels above 0 and up to 100 %.")
+        if not 0 < self.held_out < 1 or min(self.n_steps, self.batch) < 1 or not self.limit_s > 0:
+            raise JobError(
+                f"{self.n_steps} steps of {self.batch} chips, {self.held_out:g} held out, {self.limit_s:g} s; give at "
+                "least one step and chip, a share between 0 and 1, and some time."
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what was done, with which share of the labels, and what it came to on the blocks held out.
+
+    `miou` with its 95 % interval `low` to `high` (bootstrap over blocks, NaN for one block); NaN where the run failed,
+    which `remark` explains. `n_labelled_px`: labels that it could use. `n_trainable`: parameters that learned, None for
+    methods, which decide themselves. `peak_mb`: peak of the memory meanwhile (`PeakMemory`).
+    """
+
+    kind: str
+    name: str
+    budget: float
+    n_labelled_px: int
+    miou: float
+    low: float
+    high: float
+    n_trainable: int | None
+    seconds: float
+    peak_mb: float
+    remark: str = ""
+
+    @property
+    def title(self) -> str:
+        """The run in words."""
+        if self.kind == SOURCE:
+            return "source model"
+        if self.kind == METHOD:
+            return self.name
+        return f"{self.name} ({100 * self.budget:g} % of the labels)"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All `runs` in the order in which they were made, the source model first, and what there was no time for.
+
+    `model`: that of the best run, on the CPU; the source model where none is better.
+    """
+
+    job: CompareAdaptation
+    runs: tuple[Run, ...]
+    left_out: tuple[str, ...]
+    model: Segmenter
+    n_parameters: int
+    n_pool: int
+    n_held_out: int
+    n_held_out_blocks: int
+    device: str
+
+    @property
+    def source(self) -> Run:
+        """The model as it was."""
+        return self.runs[0]
+
+    @property
+    def finished(self) -> list[Run]:
+        """Runs that came to a result, the source model among them."""
+        return [run for run in self.runs if not math.isnan(run.miou)]
+
+    @property
+    def best(self) -> Run:
+        """The run with the largest mean IoU; the source model where none beats it."""
+        return max(self.finished, key=lambda run: run.miou)
+
+
+def compare_adaptation(
+    model: Segmenter,
+    chips: Chips,
+    job: CompareAdaptation | None = None,
+    *,
+    statistics: Tensors | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Try methods and layers on labelled chips of the target, the most promising first; `model` is not changed.
+
+    `statistics`: what the model's package knows of its source (`package.load_extra`). Runs that cannot be made are
+    reported, not raised. Raises `ChipError` for labels in one block of ground, `JobError` where those held out have no
+    class, and `Cancelled`.
+    """
+    job, progress = job or CompareAdaptation(), progress or NullProgress()
+    pool, held_out = split_by_block(chips, held_out=job.held_out, seed=job.seed)
+    if not held_out.n_labelled_px() or not pool.n_labelled_px():
+        raise JobError("The blocks of ground that are split hold no label on one side; label more places.")
+    runner = _Runner(model, pool, held_out, job, dict(statistics or {}), progress)
+    waiting = _Queue(job)
+    runs = [runner.source()]
+    progress.info(_line(runs[0]))
+    best = (runs[0].miou, model)
+    n_all = len(waiting)
+    while waiting and time.perf_counter() < runner.deadline:
+        kind, name, budget = waiting.next(runs)
+        part = StepProgress(progress, 1 - (len(waiting) + 1) / n_all, 1 - len(waiting) / n_all)
+        run, adapted = runner.run(kind, name, budget, part)
+        runs.append(run)
+        progress.info(_line(run))
+        if adapted is not None and run.miou > best[0]:
+            best = run.miou, adapted
+    left_out = tuple(waiting.titles(runs))
+    if left_out:
+        progress.info(f"The time was not enough for: {', '.join(left_out)}.")
+    progress.set_fraction(1.0)
+    chosen = copy.deepcopy(best[1]).cpu()
+    won = max((run for run in runs if not math.isnan(run.miou)), key=lambda run: run.miou)
+    if best[1] is not model:
+        chosen.card = with_event(
+            chosen.card,
+            "adapted, best of a comparison",
+            what=won.title,
+            miou=round(won.miou, 4),
+            miou_of_source=round(runs[0].miou, 4),
+            n_runs=len(runs),
+            seed=job.seed,
+        )
+    return Comparison(
+        job=job,
+        runs=tuple(runs),
+        left_out=left_out,
+        model=chosen,
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        n_pool=len(pool),
+        n_held_out=len(held_out),
+        n_held_out_blocks=len(np.unique(held_out.blocks)),
+        device=str(device_of(model)),
+    )
+
+
+def budget_of(pool: Chips, share: float, *, seed: int) -> Chips:
+    """The chips whose labels a budget may use: whole blocks in a random order, until `share` of the chips is reached.
+
+    A smaller share is a part of a larger one with the same seed; at least one chip.
+    """
+    random = np.random.default_rng(seed)
+    numbers = random.permutation(np.unique(pool.blocks))
+    # In the order of the blocks, and within one at random.
+    rank = np.argsort(numbers)[np.searchsorted(np.sort(numbers), pool.blocks)]
+    order = np.lexsort((random.permutation(len(pool)), rank))
+    return pool.take(np.sort(order[: max(1, round(share * len(pool)))]))
+
+
+class _Deadline:
+    """A progress that is cancelled by the user or by the clock."""
+
+    def __init__(self, progress: Progress, deadline: float) -> None:
+        self._progress, self._deadline = progress, deadline
+
+    def set_fraction(self, fraction: float) -> None:
+        self._progress.set_fraction(fraction)
+
+    def info(self, text: str) -> None:
+        """Keep to the lines of the comparison."""
+
+    def is_cancelled(self) -> bool:
+        return self._progress.is_cancelled() or self.is_over()
+
+    def is_over(self) -> bool:
+        return time.perf_counter() >= self._deadline
+
+
+@dataclass
+class _Runner:
+    """Makes runs and judges them."""
+
+    model: Segmenter
+    pool: Chips
+    held_out: Chips
+    job: CompareAdaptation
+    statistics: dict[str, object]
+    progress: Progress
+    deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.perf_counter() + self.job.limit_s
+
+    def source(self) -> Run:
+        start = time.perf_counter()
+        with PeakMemory(device_of(self.model)) as memory:
+            score = self._score(self.model)
+        return Run(SOURCE, SOURCE, 0.0, 0, *score, 0, time.perf_counter() - start, memory.peak_mb)
+
+    def run(self, kind: str, name: str, budget: float, progress: Progress) -> tuple[Run, Segmenter | None]:
+        raise_if_cancelled(self.progress)
+        watched = _Deadline(progress, self.deadline)
+        start, n_trainable, n_px, remark = time.perf_counter(), None, 0, ""
+        adapted: Segmenter | None = None
+        with PeakMemory(device_of(self.model)) as memory:
+            try:
+                if kind == METHOD:
+                    adapted = self._adapted(name, watched)
+                else:
+                    chips = budget_of(self.pool, budget, seed=self.job.seed)
+                    n_px = chips.n_labelled_px()
+                    adapted, n_trainable, remark = self._tuned(name, chips, watched)
+            except Cancelled:
+                raise_if_cancelled(self.progress)
+                remark = "not finished in time"
+            except ModelError as error:
+                remark = str(error)
+        seconds = time.perf_counter() - start
+        score = (math.nan,) * 3 if adapted is None else self._score(adapted)
+        return Run(kind, name, budget, n_px, *score, n_trainable, seconds, memory.peak_mb, remark), adapted
+
+    def _adapted(self, name: str, progress: Progress) -> Segmenter:
+        adapted = copy.deepcopy(self.model)
+        problem = Problem(
+            target=self.pool.unlabelled(),
+            statistics=self.statistics,  # type: ignore[arg-type]
+            n_steps=self.job.n_steps,
+            batch=self.job.batch,
+            seed=self.job.seed,
+        )
+        adapt_in_order(adapted, problem, names_of(name), progress)
+        return adapted
+
+    def _tuned(self, layers: str, chips: Chips, progress: _Deadline) -> tuple[Segmenter, int, str]:
+        learned, checking = _checking(chips, seed=self.job.seed)
+        training = usual_training(layers, n_steps=self.job.n_steps, batch=self.job.batch, seed=self.job.seed)
+        tuned = fine_tune(self.model, learned, checking, FineTuning(layers=layers), training, progress=progress)
+        raise_if_cancelled(self.progress)
+        remarks = ["cut short by the time limit"] if tuned.training.is_cancelled else []
+        if not tuned.is_accepted:
+            remarks.append("no better on its own labels, so the source model was kept")
+        return tuned.model, tuned.n_trainable, "; ".join(remarks)
+
+    def _score(self, model: Segmenter) -> tuple[float, float, float]:
+        """Mean IoU on the chips held out, and its interval over their blocks."""
+        labels = predict_labels(model, self.held_out, batch=self.job.batch)
+        n_classes = len(model.card.classes)
+        of_blocks: list[Confusion] = [
+            confusion_matrix(self.held_out.labels[chosen], labels[chosen], n_classes=n_classes)
+            for chosen in (self.held_out.blocks == block for block in np.unique(self.held_out.blocks))
+        ]
+        low, high = bootstrap_interval(of_blocks, seed=self.job.seed)
+        return mean_iou(np.sum(of_blocks, axis=0)), low, high
+
+
+class _Queue:
+    """Runs that wait: quick methods, all layers with all labels, then smaller budgets of the best, then the rest."""
+
+    def __init__(self, job: CompareAdaptation) -> None:
+        largest = max(job.budgets, default=0.0)
+        quick = [name for name in job.methods if set(names_of(name)) <= set(_QUICK)]
+        layers = [name for name in _FIRST_LAYERS if name in job.layers]
+        self._first = [
+            *((METHOD, name, 0.0) for name in quick),
+            *((TUNING, name, largest) for name in layers),
+            *((METHOD, name, 0.0) for name in job.methods if name not in quick),
+        ]
+        self._later = [
+            (TUNING, name, budget) for budget in sorted(set(job.budgets) - {largest})[::-1] for name in layers
+        ]
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._later)
+
+    def next(self, runs: Sequence[Run]) -> tuple[str, str, float]:
+        if self._first:
+            return self._first.pop(0)
+        self._later = list(self._ranked(runs))
+        return self._later.pop(0)
+
+    def titles(self, runs: Sequence[Run]) -> Iterator[str]:
+        for kind, name, budget in [*self._first, *self._ranked(runs)]:
+            yield Run(kind, name, budget, 0, 0, 0, 0, None, 0, 0).title
+
+    def _ranked(self, runs: Sequence[Run]) -> list[tuple[str, str, float]]:
+        """The best layers first, each with its larger budgets first; those that failed last."""
+        scores: dict[str, float] = {}
+        for run in runs:
+            if run.kind == TUNING and not math.isnan(run.miou):
+                scores[run.name] = max(scores.get(run.name, -1.0), run.miou)
+        return sorted(self._later, key=lambda one: -scores.get(one[1], -1.0))
+
+
+def _checking(chips: Chips, *, seed: int) -> tuple[Chips, Chips]:
+    """Labels to learn from, and those that decide which state is kept: the same ones where there are too few."""
+    if len(np.unique(chips.blocks)) > 1:
+        learned, checking = split_by_block(chips, held_out=_CHECKING, seed=seed)
+    else:
+        order = np.random.default_rng(seed).permutation(len(chips))
+        n = round(_CHECKING * len(chips))
+        learned, checking = chips.take(order[n:]), chips.take(order[:n])
+    both = learned.n_labelled_px() and checking.n_labelled_px()
+    return (learned, checking) if both else (chips, chips)
+
+
+def _line(run: Run) -> str:
+    if math.isnan(run.miou):
+        return f"{run.title}: {run.remark}"
+    remark = f" ({run.remark})" if run.remark else ""
+    return f"{run.title}: mean IoU {run.miou:.3f}, {run.seconds:.0f} s{remark}."

@@ -1,0 +1,242 @@
+"""Comparisons: a shift whose remedy is known, nested budgets, a time limit, and no harm."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from segadapt.models.chips import ChipError, Chips
+from segadapt.models.errors import Cancelled
+from segadapt.models.progress import NullProgress
+from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
+from segadapt.models.semantic.segmenter import build_segmenter
+from segadapt.models.training import TrainingOptions, fit, score_of
+from segadapt.models.transfer.statistics import source_statistics
+from segadapt.processing.errors import JobError
+from segadapt.processing.jobs import compare_adaptation as job_module
+from segadapt.processing.jobs.compare_adaptation import (
+    METHOD,
+    SOURCE,
+    TUNING,
+    CompareAdaptation,
+    Comparison,
+    Run,
+    budget_of,
+    compare_adaptation,
+)
+from segadapt.processing.jobs.comparison_report import comparison_report, recommendation, write_comparison
+from segadapt.processing.jobs.peak_memory import PeakMemory
+
+SIDE = 64
+CARD = SegmenterCard(
+    name="source",
+    decoder="unet",
+    encoder="lcnet_035",
+    bands=("red", "green", "blue"),
+    classes=(SegmenterClass(0, "other", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
+    gsd_m=0.5,
+    chip_px=SIDE,
+    mean=(127.0,) * 3,
+    std=(128.0,) * 3,
+    licence="test",
+    made_on="2026-01-01",
+    segadapt_version="0",
+)
+
+
+def squares(n, *, seed, shifted=False):
+    """Bright squares on dark ground; shifted: all of it so dark that squares are as the ground was."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros((n, SIDE, SIDE), np.uint8)
+    for label in labels:
+        row, col = random.integers(0, SIDE - 30, 2)
+        label[row : row + 30, col : col + 30] = 1
+    pixels = np.where(labels[:, None] == 1, 190.0, 80.0) + random.integers(-15, 15, (n, 3, SIDE, SIDE))
+    if shifted:
+        pixels = 0.5 * pixels + 5
+    blocks = np.arange(n, dtype=np.int64) // 2
+    return Chips(pixels.astype(np.uint8), labels, np.ones_like(labels, np.bool_), blocks, np.zeros((n, 2), np.int64))
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(0)
+    model = build_segmenter(CARD)
+    chips = squares(16, seed=0)
+    fit(model, chips, None, TrainingOptions(n_steps=40, batch=4, rate=4e-3, encoder_rate=1.0))
+    on_card, tensors = source_statistics(model, chips)
+    model.card = replace(CARD, statistics=on_card)
+    assert score_of(model, squares(8, seed=9)) > 0.85
+    assert score_of(model, squares(8, seed=9, shifted=True)) < 0.6
+    return model, tensors
+
+
+@pytest.fixture(scope="module")
+def comparison(source):
+    model, statistics = source
+    job = CompareAdaptation(
+        methods=("quantile", "norm_statistics"),
+        layers=("head", "decoder"),
+        budgets=(0.3, 1.0),
+        n_steps=25,
+        batch=4,
+    )
+    return compare_adaptation(model, squares(20, seed=3, shifted=True), job, statistics=statistics)
+
+
+def test_what_helps_is_found(source, comparison):
+    """The shift is one of brightness: mapping values back undoes it, and so do labels."""
+    runs = {run.title: run for run in comparison.runs}
+    assert runs["source model"].miou < 0.6
+    assert runs["quantile"].miou > 0.85
+    assert comparison.best.miou > 0.85
+    assert runs["decoder (100 % of the labels)"].miou > runs["source model"].miou + 0.1
+    assert comparison.best.low <= comparison.best.miou <= comparison.best.high
+    # The model that is handed back is that of the best run, and says where it comes from.
+    assert score_of(comparison.model, squares(8, seed=9, shifted=True)) > 0.8
+    assert comparison.model.card.history[-1]["what"] == comparison.best.title
+    assert not source[0].card.history
+
+
+def test_promising_runs_come_first_and_budgets_are_kept(comparison):
+    kinds = [(run.kind, run.budget) for run in comparison.runs]
+    assert kinds == [
+        (SOURCE, 0.0),
+        (METHOD, 0.0),
+        (METHOD, 0.0),
+        (TUNING, 1.0),
+        (TUNING, 1.0),
+        (TUNING, 0.3),
+        (TUNING, 0.3),
+    ]
+    better = max(comparison.runs[3:5], key=lambda run: run.miou)
+    assert comparison.runs[5].name == better.name
+    runs = {run.title: run for run in comparison.runs}
+    part, all_of_it = runs["head (30 % of the labels)"], runs["head (100 % of the labels)"]
+    assert all_of_it.n_labelled_px == comparison.n_pool * SIDE**2
+    assert part.n_labelled_px == round(0.3 * comparison.n_pool) * SIDE**2
+    assert 0 < all_of_it.n_trainable < runs["decoder (100 % of the labels)"].n_trainable < comparison.n_parameters
+    assert all(run.seconds > 0 and run.peak_mb > 50 for run in comparison.runs)
+
+
+def test_small_budgets_are_parts_of_large_ones():
+    pool = squares(20, seed=3)
+    small, large = budget_of(pool, 0.25, seed=1), budget_of(pool, 0.5, seed=1)
+    assert (len(small), len(large), len(budget_of(pool, 0.001, seed=1))) == (5, 10, 1)
+    of_large = {chip.tobytes() for chip in large.pixels}
+    assert all(chip.tobytes() in of_large for chip in small.pixels)
+    # Whole blocks: of five chips in blocks of two, one is alone.
+    _, counts = np.unique(small.blocks, return_counts=True)
+    assert sorted(counts) == [1, 2, 2]
+
+
+def test_the_time_limit_ends_it_and_says_what_is_missing(source, monkeypatch):
+    model, statistics = source
+    now = [0.0]
+    monkeypatch.setattr(job_module.time, "perf_counter", lambda: now.__setitem__(0, now[0] + 1.0) or now[0])
+    job = CompareAdaptation(methods=("quantile",), layers=("head",), budgets=(0.5, 1.0), n_steps=2, limit_s=6.5)
+    result = compare_adaptation(model, squares(12, seed=3, shifted=True), job, statistics=statistics)
+    assert [run.kind for run in result.runs] == [SOURCE, METHOD]
+    assert result.left_out == ("head (100 % of the labels)", "head (50 % of the labels)")
+    assert "head (50 % of the labels)" in comparison_report(result, model="m", rasters=["a.tif"])
+
+
+def test_a_model_that_is_right_already_is_kept(source):
+    """No harm: nothing beats it, so it is what comes back."""
+    model, statistics = source
+    job = CompareAdaptation(methods=("norm_statistics",), layers=(), n_steps=2)
+    chips = squares(12, seed=4)
+    perfect = chips.with_labels(job_module.predict_labels(model, chips))
+    result = compare_adaptation(model, perfect, job, statistics=statistics)
+    assert result.best.kind == SOURCE
+    assert result.source.miou == 1.0
+    assert result.model.card == model.card
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in result.model.state_dict().items())
+    assert "Keep the source model" in recommendation(result)[0]
+
+
+def test_a_method_that_cannot_be_used_is_told_and_the_rest_goes_on(source):
+    model, _ = source
+    bare = build_segmenter(CARD)
+    bare.load_state_dict(model.state_dict())
+    job = CompareAdaptation(methods=("quantile",), layers=("head",), budgets=(1.0,), n_steps=1)
+    result = compare_adaptation(bare, squares(8, seed=3), job)
+    failed = result.runs[1]
+    assert math.isnan(failed.miou)
+    assert failed.remark
+    assert result.runs[2].kind == TUNING
+    assert failed.remark in comparison_report(result, model="m", rasters=["a.tif"]).replace("&#x27;", "'")
+
+
+def made(*runs):
+    source = Run(SOURCE, SOURCE, 0.0, 0, 0.5, 0.45, 0.55, 0, 1.0, 100.0)
+    return Comparison(CompareAdaptation(), (source, *runs), (), None, 1000, 10, 5, 3, "cpu")
+
+
+def test_the_recommendation_says_what_follows():
+    full = Run(TUNING, "full", 1.0, 10000, 0.801, 0.75, 0.85, 1000, 60.0, 900.0)
+    lora = Run(TUNING, "lora", 1.0, 10000, 0.8, 0.75, 0.85, 50, 30.0, 500.0)
+    few = Run(TUNING, "lora", 0.1, 1000, 0.79, 0.75, 0.85, 50, 30.0, 500.0)
+    poor = Run(TUNING, "full", 0.1, 1000, 0.6, 0.55, 0.65, 1000, 30.0, 500.0)
+    free = Run(METHOD, "quantile", 0.0, 0, 0.65, 0.6, 0.7, None, 1.0, 200.0)
+    said = recommendation(made(full, lora, few, poor, free))
+    assert "full (100 % of the labels), mean IoU 0.801" in said[0]
+    assert "lora comes within 0.001 of it and trains 50 parameters instead of 1,000" in said[1]
+    assert "lora with 10 % of the labels already reaches 0.790" in said[2]
+    assert "quantile reaches 0.650, 50 % of the way" in said[3]
+    unsure = recommendation(made(replace(full, miou=0.52, low=0.4, high=0.6)))
+    assert "may be chance" in unsure[1]
+    assert "labels are needed" in recommendation(made(full, replace(free, miou=0.4)))[-1]
+
+
+def test_table_and_page_hold_every_run(comparison, tmp_path):
+    path = tmp_path / "runs.csv"
+    write_comparison(comparison, path)
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [run.name for run in comparison.runs]
+    assert [float(row["miou"]) for row in rows] == pytest.approx([run.miou for run in comparison.runs], abs=1e-5)
+    assert rows[1]["n_trainable"] == ""
+    text = comparison_report(comparison, model="source", rasters=["a <b>.tif"])
+    assert "<img" in text
+    assert "a &lt;b&gt;.tif" in text
+    assert all(run.title in text for run in comparison.runs)
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+    with pytest.raises(JobError, match="choose another folder"):
+        write_comparison(comparison, tmp_path / "none" / "runs.csv")
+
+
+def test_memory_is_that_of_the_work():
+    with PeakMemory(torch.device("cpu")) as idle:
+        pass
+    with PeakMemory(torch.device("cpu")) as busy:
+        np.ones(40_000_000).sum()
+    assert busy.peak_mb > idle.peak_mb + 200
+
+
+def test_jobs_that_make_no_sense_are_refused(source):
+    with pytest.raises(JobError, match="'encoder'"):
+        CompareAdaptation(layers=("encoder",))
+    with pytest.raises(JobError, match="Budgets of 0, 50 %"):
+        CompareAdaptation(budgets=(0.0, 0.5))
+    with pytest.raises(JobError, match="nothing to compare"):
+        CompareAdaptation(methods=(), layers=())
+    with pytest.raises(JobError, match="some time"):
+        CompareAdaptation(limit_s=0)
+    chips = squares(4, seed=0)
+    one_block = Chips(chips.pixels, chips.labels, chips.valid, np.zeros(4, np.int64), chips.origins)
+    with pytest.raises(ChipError, match="one block"):
+        compare_adaptation(source[0], one_block)
+
+
+def test_it_stops_when_asked_to(source):
+    class Stopped(NullProgress):
+        def is_cancelled(self):
+            return True
+
+    with pytest.raises(Cancelled):
+        compare_adaptation(source[0], squares(8, seed=0), progress=Stopped())
