@@ -56,6 +56,7 @@ class SegmentTask:
     `raster`, `bands`, `low`, `high` (the stretch), `crs_wkt` and `gsd_m` say what is read, `identity` what the raster
     was like; `package` and `sha256` which model answers, on `device`. `overlap`: the share of a window that the next
     one sees too, 0 to 0.75. `batch`: windows at once. `extras`: which of `EXTRAS` are wanted.
+    `version`: of SegAdapt.
     """
 
     raster: str
@@ -74,6 +75,7 @@ class SegmentTask:
     flips: bool
     batch: int
     extras: tuple[str, ...]
+    version: str
 
     def key(self, bounds: Bounds) -> str:
         """A digest of the task in an extent: two with the same give the same result."""

@@ -39,6 +39,7 @@ _FAR_SCALE = 4.0
 """Resolutions that differ by more are outside of what models bridge; the user is told."""
 _BLOCKS_SHARE = 0.95
 _STRIP_ROWS = 512
+_FOLDER_SUFFIX = ".blocks"
 _CLASS_TITLES = {"confidence": "Confidence (%)", "entropy": "Entropy (%)"}
 
 
@@ -147,9 +148,11 @@ def segment_raster(
         choice = choose_device(options.device)
         device = choice.name
         progress.info(choice.reason)
+    used = ", ".join(f"{band} as {name}" for band, name in zip(reader.bands, card.bands, strict=True))
+    progress.info(f"Bands of the raster that the model sees: {used}.")
     _tell_scale(reader, card, progress)
     task = SegmentTask(
-        raster=reader.path,
+        raster=str(Path(reader.path).absolute()) if Path(reader.path).exists() else reader.path,
         identity=reader.identity,
         bands=reader.bands,
         low=reader.stretch.low,
@@ -165,20 +168,22 @@ def segment_raster(
         flips=options.flips,
         batch=options.batch,
         extras=outputs.extras,
+        version=version(),
     )
     limits = _limits(reader, bounds)
     blocks = task.blocks(reader, limits)
     name = outputs.labels.name
     try:
         with file_lock(outputs.labels.with_name(f".{name}.lock"), progress=progress):
-            folder = outputs.labels.with_name(f".{name}-{task.key(limits)[:12]}.blocks")
-            _remove_others(folder, f".{name}-*.blocks")
+            folder = outputs.labels.with_name(f".{name}-{task.key(limits)[:12]}{_FOLDER_SUFFIX}")
+            _remove_others(folder, f".{name}-")
             store = TileStore(folder)
             pending = [block for block in blocks if not store.holds(block)]
             if len(pending) < len(blocks):
                 progress.info(f"{len(blocks) - len(pending)} of {len(blocks)} blocks are finished already; going on.")
             try:
-                part = StepProgress(progress, 1 - len(pending) / len(blocks), _BLOCKS_SHARE)
+                found = 1 - len(pending) / len(blocks)
+                part = StepProgress(progress, found * _BLOCKS_SHARE, _BLOCKS_SHARE)
                 spent = _run(task, pending, reader, store, scheduler=options.scheduler, progress=part)
                 if all(store.is_blank(block) for block in blocks):
                     raise _NoDataError(f"{reader.path} has no data in this extent; choose another raster or extent.")
@@ -293,16 +298,11 @@ def _limits(reader: BandReader, bounds: tuple[float, float, float, float] | None
     return limits
 
 
-def _remove_others(folder: Path, pattern: str) -> None:
+def _remove_others(folder: Path, start: str) -> None:
     """Remove what older runs with other inputs left of this output."""
-    for other in folder.parent.glob(_escaped(pattern)):
-        if other != folder:
+    for other in folder.parent.iterdir():
+        if other.name.startswith(start) and other.name.endswith(_FOLDER_SUFFIX) and other != folder:
             TileStore(other).remove()
-
-
-def _escaped(pattern: str) -> str:
-    """A pattern whose only wildcard is the star."""
-    return "".join(f"[{letter}]" if letter in "[?" else letter for letter in pattern)
 
 
 def _layers(task: SegmentTask, card: SegmenterCard, outputs: SegmentOutputs, reader: BandReader) -> list[Layer]:

@@ -99,7 +99,11 @@ class TileStore:
         file = self._file(block)
         part = file.with_suffix(".part")
         try:
-            part.write_bytes(tile)
+            with part.open("wb") as stream:
+                stream.write(tile)
+                stream.flush()
+                # On the disk before it has its name: after a crash of the machine a block is whole or not there.
+                os.fsync(stream.fileno())
             part.replace(file)
         except OSError as error:
             with suppress(OSError):
@@ -130,8 +134,10 @@ class TileStore:
             raise RasterError(f"{error.filename or layers[0].path} cannot be written ({error}); {_REMEDY}.") from error
         finally:
             for part in parts:
-                for file in part.parent.glob(f"{part.name}*"):
-                    file.unlink(missing_ok=True)
+                # GDAL has files of its own beside it.
+                for file in part.parent.iterdir():
+                    if file.name.startswith(part.name):
+                        file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""

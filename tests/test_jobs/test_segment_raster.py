@@ -322,16 +322,15 @@ def test_a_full_disk_keeps_the_older_file_and_the_finished_blocks(
     out.mkdir()
     run(path, package, tmp_path / "expected.tif")
     (out / "labels.tif").write_bytes(b"older")
-    write, n_written = Path.write_bytes, []
+    n_written = []
 
-    def full(self, data):
-        n_written.append(self)
+    def full(descriptor):
+        n_written.append(descriptor)
         if len(n_written) > 3:
             raise OSError(28, "No space left on device")
-        return write(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(RasterError, match=r"No space left on device.*with space left"):
             run(path, package, out / "labels.tif")
     assert (out / "labels.tif").read_bytes() == b"older"
@@ -557,3 +556,49 @@ def test_a_turned_raster_keeps_its_place(model, package, raster_factory, tmp_pat
     with rasterio.open(tmp_path / "labels.tif") as dataset:
         assert dataset.transform.almost_equals(turned, 1e-6)
     assert (read(tmp_path / "labels.tif") == direct(pixels))[8:-8, 8:-8].mean() > 0.995
+
+
+_PEAK = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+from pathlib import Path
+import numpy as np, rasterio, torch
+from affine import Affine
+from segadapt.processing.jobs import segment_blocks, segment_raster
+from segadapt.models.semantic.card import read_card
+class Fast(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+    def forward(self, pixels):
+        return torch.cat([127 - pixels, pixels - 127], dim=1)
+segment_raster.open_model = lambda *_: Fast()
+segment_blocks._BLOCK_WINDOWS = 10
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+package, folder = Path(sys.argv[2]), Path(sys.argv[3])
+for side in (1500, 4500):
+    path = folder / f"{side}.tif"
+    profile = dict(driver="GTiff", count=1, height=side, width=side, dtype="uint8", tiled=True, crs="EPSG:32631")
+    with rasterio.open(path, "w", transform=Affine(0.5, 0, 0, 0, -0.5, 0), compress="deflate", **profile) as dataset:
+        for row in range(0, side, 100):
+            dataset.write(np.full((100, side), row // 9 % 255 + 1, np.uint8), 1, window=((row, row + 100), (0, side)))
+    with segment_raster.open_for_model(read_card(package), str(path)) as reader:
+        outputs = segment_raster.SegmentOutputs(labels=folder / "labels.tif")
+        options = segment_raster.SegmentOptions(device="cpu", overlap=0)
+        segment_raster.segment_raster(reader, package, outputs, options=options)
+    print(peak())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_raster(package, tmp_path):
+    """Sums of all classes over the larger raster would take 160 MB, over the smaller one 18 MB."""
+    command = [sys.executable, "-c", _PEAK, str(CONFTEST), str(package), str(tmp_path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+    assert ended.returncode == 0, ended.stderr
+    small, large = map(float, ended.stdout.split())
+    assert large - small < 60
