@@ -3,6 +3,7 @@
 from .adapt_model import AdaptModelAlgorithm
 from .checkpoint import CheckpointAlgorithm
 from .class_map import ClassMapAlgorithm
+from .compare_adaptation import CompareAdaptationAlgorithm
 from .distill_model import DistillModelAlgorithm
 from .encode_raster import EncodeRasterAlgorithm
 from .evaluate_interactive import EvaluateInteractiveAlgorithm
@@ -30,4 +31,5 @@ ALGORITHMS = [
     EvaluateModelAlgorithm,
     ExportModelAlgorithm,
     SelectSamplesAlgorithm,
+    CompareAdaptationAlgorithm,
 ]

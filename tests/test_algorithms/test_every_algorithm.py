@@ -103,6 +103,12 @@ PUBLIC = {
         },
         {"OUTPUT", "COUNT", "AREA_M2"},
     ),
+    "compareadaptation": (
+        {"MODEL", "RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "METHODS"}
+        | {"LAYERS", "BUDGETS", "TIME_LIMIT", "STEPS", "HELD_OUT", "MAX_CHIPS", "SEED", "DEVICE", "OUTPUT", "TABLE"}
+        | {"REPORT"},
+        {"OUTPUT", "TABLE", "REPORT", "BEST", "MEAN_IOU", "SOURCE_IOU", "COUNT"},
+    ),
 }
 
 

@@ -1,0 +1,221 @@
+"""Processing algorithm `segadapt:compareadaptation`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qgis.core import (
+    QgsProcessingContext,
+    QgsProcessingOutputNumber,
+    QgsProcessingOutputString,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterString,
+)
+
+from ..errors import JobError
+from .feedback import FeedbackProgress
+from .settings import EngineSettings
+from .training_source import LabelledAlgorithm
+
+if TYPE_CHECKING:
+    from ..jobs.compare_adaptation import CompareAdaptation
+
+# `jobs.compare_adaptation.USUAL_METHODS` and `models.transfer.fine_tuning.LAYERS`; those modules need the environment
+# (a test compares them).
+METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training")
+LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks", "full")
+
+
+class CompareAdaptationAlgorithm(LabelledAlgorithm):
+    """Which layers and which method, measured on the user's own ground."""
+
+    METHODS = "METHODS"
+    LAYERS = "LAYERS"
+    BUDGETS = "BUDGETS"
+    HELD_OUT = "HELD_OUT"
+    STEPS = "STEPS"
+    TIME_LIMIT = "TIME_LIMIT"
+    MAX_CHIPS = "MAX_CHIPS"
+    TABLE = "TABLE"
+    BEST = "BEST"
+    MEAN_IOU = "MEAN_IOU"
+    SOURCE_IOU = "SOURCE_IOU"
+    COUNT = "COUNT"
+
+    def name(self) -> str:
+        """Return the id."""
+        return "compareadaptation"
+
+    def displayName(self) -> str:
+        """Return the title."""
+        return self.tr("Compare adaptations")
+
+    def summary(self) -> str:
+        """Say what the algorithm does."""
+        return self.tr(
+            "Finds out how a model is best brought to your images: with methods that need no labels, and by training "
+            "some of its layers with a part of your labels. Everything is judged on blocks of ground that nothing "
+            "learned from. You get a table, a plot of accuracy against labels, a recommendation in words, and, if you "
+            "want, the best model."
+        )
+
+    def helps(self) -> dict[str, str]:
+        """Return the help of every parameter and output."""
+        shared = self.shared_helps()
+        return {
+            **{name: shared[name] for name in (self.RASTERS, self.MODEL, self.DEVICE, self.SEED, self.REPORT)},
+            **self.label_helps(),
+            self.METHODS: self.tr(
+                "Methods without labels, separated by commas; a chain of several has plus signs. Empty for none."
+            ),
+            self.LAYERS: self.tr(
+                "Parts of the model that are trained with labels, separated by commas: decoder, head, norm, lora, "
+                "tokens, last_blocks, full. Empty for none."
+            ),
+            self.BUDGETS: self.tr("How many per cent of the labels the training may use, separated by commas."),
+            self.HELD_OUT: self.tr("Share of the labelled windows that judge and are never learned from."),
+            self.STEPS: self.tr("Number of batches of eight windows that each run learns from."),
+            self.TIME_LIMIT: self.tr(
+                "Minutes after which it ends; the most promising runs come first, and what there was no time for is "
+                "named. Without a number everything is run."
+            ),
+            self.MAX_CHIPS: self.tr("At most so many windows of the rasters, chosen at random."),
+            self.OUTPUT: self.tr(
+                "File for the best model (.safetensors); where nothing beats the model that you gave, that is saved "
+                "as it was."
+            ),
+            self.TABLE: self.tr("All runs as a table (CSV)."),
+            self.BEST: self.tr("What did best, in words."),
+            self.MEAN_IOU: self.tr("Mean overlap (IoU, 0 to 1) of the best on the blocks held out."),
+            self.SOURCE_IOU: self.tr("The same of the model that you gave."),
+            self.COUNT: self.tr("Number of runs, the model that you gave among them."),
+        }
+
+    def initAlgorithm(self, _configuration: dict[str, Any] | None = None) -> None:
+        """Declare parameters and outputs."""
+        self.add_package()
+        self.add_rasters()
+        self.add_labels()
+        self._add_text(self.METHODS, self.tr("Methods without labels"), ", ".join(METHODS))
+        self._add_text(self.LAYERS, self.tr("Layers to train with labels"), ", ".join(LAYERS))
+        self._add_text(self.BUDGETS, self.tr("Labels to use (%)"), "10, 30, 100")
+        self.add_number(self.TIME_LIMIT, self.tr("Time limit (minutes)"), 60, least=0.1, is_whole=False, optional=True)
+        self.add_number(self.STEPS, self.tr("Steps"), 100, least=1, advanced=True)
+        self.add_number(
+            self.HELD_OUT, self.tr("Share held out"), 0.3, least=0.05, most=0.9, is_whole=False, advanced=True
+        )
+        self.add_number(self.MAX_CHIPS, self.tr("Most windows"), 600, least=4, advanced=True)
+        self.add_seed()
+        self.add_device()
+        for name, label, kind in (
+            (self.OUTPUT, self.tr("Best model"), self.tr("Segmentation model (*.safetensors)")),
+            (self.TABLE, self.tr("Table"), self.tr("CSV files (*.csv)")),
+        ):
+            self.add(QgsProcessingParameterFileDestination(name, label, kind, optional=True, createByDefault=False))
+        self.add_report()
+        self.addOutput(QgsProcessingOutputString(self.BEST, self.tr("What did best")))
+        self.addOutput(QgsProcessingOutputNumber(self.MEAN_IOU, self.tr("Mean IoU of the best")))
+        self.addOutput(QgsProcessingOutputNumber(self.SOURCE_IOU, self.tr("Mean IoU of the source model")))
+        self.addOutput(QgsProcessingOutputNumber(self.COUNT, self.tr("Number of runs")))
+
+    def execute(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: FeedbackProgress,
+        settings: EngineSettings,
+    ) -> dict[str, Any]:
+        """Read the labels, compare, save, report."""
+        from ...models.device import choose_device
+        from ...models.progress import StepProgress
+        from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
+        from ..jobs.compare_adaptation import compare_adaptation
+        from ..jobs.comparison_report import comparison_report, recommendation, write_comparison
+        from ..jobs.evaluate_model import stretch_of
+        from ..jobs.page import write_report
+        from ..jobs.training_data import read_training_chips
+
+        path, card = self.package(parameters, context)
+        output = self.model_output(parameters, context) if parameters.get(self.OUTPUT) else None
+        if output is not None and output.absolute() == path.absolute():
+            raise JobError(f"{output} is the model that is compared; save the best one in another file.")
+        job = self._job(parameters, context)
+        rasters = self.labelled_rasters(parameters, context, progress=progress)
+        chips = read_training_chips(
+            rasters,
+            self.class_scheme(parameters, context, rasters, card=card, progress=progress),
+            chip_px=card.chip_px,
+            n_bands=len(card.bands),
+            gsd_m=card.gsd_m,
+            stretch=stretch_of(card),
+            n_most=self.parameterAsInt(parameters, self.MAX_CHIPS, context),
+            seed=job.seed,
+            progress=StepProgress(progress, 0.0, 0.05),
+        )
+        choice = choose_device(self.device(parameters, context, settings))
+        progress.info(choice.reason)
+        statistics = load_extra(path)
+        found = compare_adaptation(
+            load_segmenter(path).to(choice.name),
+            chips,
+            job,
+            statistics=statistics,
+            progress=StepProgress(progress, 0.05, 1.0),
+        )
+        for sentence in recommendation(found):
+            progress.info(sentence)
+        results: dict[str, Any] = {
+            self.BEST: found.best.title,
+            self.MEAN_IOU: found.best.miou,
+            self.SOURCE_IOU: found.source.miou,
+            self.COUNT: len(found.runs),
+        }
+        saved = ""
+        if output is not None:
+            save_segmenter(found.model, output, extra=statistics)
+            results[self.OUTPUT] = str(output)
+            saved = f"{output.name} holds the model of this run: {found.best.title}."
+        table = self.parameterAsFileOutput(parameters, self.TABLE, context)
+        if table:
+            write_comparison(found, Path(table))
+            results[self.TABLE] = table
+        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
+        if report:
+            names = [Path(raster.path).name for raster in rasters]
+            write_report(comparison_report(found, model=path.name, rasters=names, saved=saved), Path(report))
+            results[self.REPORT] = report
+        return results
+
+    def _add_text(self, name: str, label: str, default: str) -> None:
+        self.add(QgsProcessingParameterString(name, label, default, optional=True))
+
+    def _job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> CompareAdaptation:
+        from ..jobs.compare_adaptation import CompareAdaptation
+
+        minutes = parameters.get(self.TIME_LIMIT, 60)
+        limit = self.parameterAsDouble(parameters, self.TIME_LIMIT, context)
+        return CompareAdaptation(
+            methods=parts_of(self.parameterAsString(parameters, self.METHODS, context)),
+            layers=parts_of(self.parameterAsString(parameters, self.LAYERS, context)),
+            budgets=shares_of(self.parameterAsString(parameters, self.BUDGETS, context)),
+            held_out=self.parameterAsDouble(parameters, self.HELD_OUT, context),
+            n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+            limit_s=math.inf if minutes in (None, "") else 60 * limit,
+            seed=self.parameterAsInt(parameters, self.SEED, context),
+        )
+
+
+def parts_of(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def shares_of(text: str) -> tuple[float, ...]:
+    """Per cent between commas, as shares. Raises `JobError` for what is no number."""
+    try:
+        return tuple(float(part.removesuffix("%")) / 100 for part in parts_of(text))
+    except ValueError as error:
+        raise JobError(f"'{text}' are no per cent; write numbers between commas, such as 10, 30, 100.") from error

@@ -1,0 +1,163 @@
+"""`segadapt:compareadaptation`: the grid on a labelled scene, the best model saved, and no harm."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("qgis.core")
+
+import numpy as np
+from segadapt.processing.algorithms import compare_adaptation as algorithm
+from segadapt.processing.errors import JobError
+
+pytestmark = pytest.mark.qgis
+
+CHIP_PX = 64
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes dark things for roofs: on the scene it is wrong about everything."""
+    import torch
+    from segadapt.models.chips import Chips
+    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
+    from segadapt.models.semantic.package import save_segmenter
+    from segadapt.models.semantic.segmenter import build_segmenter
+    from segadapt.models.training import TrainingOptions, fit
+
+    card = SegmenterCard(
+        name="dark roofs",
+        decoder="unet",
+        encoder="lcnet_035",
+        bands=("red", "green", "blue"),
+        classes=(SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
+        gsd_m=0.5,
+        chip_px=CHIP_PX,
+        mean=(127.0,) * 3,
+        std=(128.0,) * 3,
+        stretch=(0.0,) * 3 + (255.0,) * 3,
+        licence="test",
+        made_on="2026-01-01",
+        segadapt_version="0",
+        options={"background": 0},
+    )
+    random = np.random.default_rng(0)
+    labels = np.zeros((12, CHIP_PX, CHIP_PX), np.uint8)
+    for label in labels:
+        row, col = random.integers(0, 32, 2)
+        label[row : row + 30, col : col + 30] = 1
+    pixels = np.where(labels[:, None] == 1, 70, 190) + random.integers(-10, 10, (12, 3, *labels.shape[1:]))
+    chips = Chips(
+        pixels.astype(np.uint8),
+        labels,
+        np.ones_like(labels, np.bool_),
+        np.arange(12, dtype=np.int64),
+        np.zeros((12, 2), np.int64),
+    )
+    torch.manual_seed(0)
+    model = build_segmenter(card)
+    fit(model, chips, None, TrainingOptions(n_steps=25, batch=4, rate=4e-3, encoder_rate=1.0))
+    path = tmp_path_factory.mktemp("models") / "dark.safetensors"
+    save_segmenter(model, path)
+    return path
+
+
+@pytest.fixture
+def labels(roofs: Any, prompts: Any) -> Any:
+    """The roofs as polygons."""
+    return prompts([(roof.polygon, {"class": "roof"}) for roof in roofs], kind="Polygon")
+
+
+def test_labels_teach_what_the_model_got_wrong(
+    run: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path
+) -> None:
+    """Training beats the source model; table, page and package say the same."""
+    from segadapt.models.semantic.card import read_card
+
+    output, table, page = (tmp_path / name for name in ("best.safetensors", "runs.csv", "runs.html"))
+    results = run(
+        "compareadaptation",
+        {
+            "MODEL": str(package),
+            "RASTERS": [str(scene_file)],
+            "LABELS": labels,
+            "CLASS_FIELD": "class",
+            "METHODS": "norm_statistics",
+            "LAYERS": "full",
+            "BUDGETS": "100",
+            "STEPS": 25,
+            "DEVICE": "cpu",
+            "OUTPUT": str(output),
+            "TABLE": str(table),
+            "REPORT": str(page),
+        },
+    )
+    assert results["COUNT"] == 3
+    assert results["SOURCE_IOU"] < 0.4
+    assert results["MEAN_IOU"] > results["SOURCE_IOU"] + 0.1
+    assert results["BEST"] == "full (100 % of the labels)"
+    event = read_card(output).history[-1]
+    assert event["what"] == results["BEST"]
+    assert event["miou"] == pytest.approx(results["MEAN_IOU"], abs=1e-4)
+    with table.open(encoding="utf-8") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(rows["source"]["miou"]) == pytest.approx(results["SOURCE_IOU"], abs=1e-5)
+    assert float(rows["full"]["miou"]) == pytest.approx(results["MEAN_IOU"], abs=1e-5)
+    text = page.read_text(encoding="utf-8")
+    assert "Best of all: full (100 % of the labels)" in text
+    assert "best.safetensors holds the model" in text
+
+
+def test_where_nothing_helps_the_source_model_is_saved(
+    run: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path
+) -> None:
+    """One step changes nothing for the better."""
+    from segadapt.models.semantic.package import package_sha256
+
+    output = tmp_path / "best.safetensors"
+    results = run(
+        "compareadaptation",
+        {
+            "MODEL": str(package),
+            "RASTERS": [str(scene_file)],
+            "LABELS": labels,
+            "CLASS_FIELD": "class",
+            "METHODS": "quantile",
+            "LAYERS": "",
+            "DEVICE": "cpu",
+            "OUTPUT": str(output),
+        },
+    )
+    # The model knows no statistics of its source, which that method needs.
+    assert results["BEST"] == "source model"
+    assert package_sha256(output) == package_sha256(package)
+
+
+def test_bad_input_is_told(failure: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path) -> None:
+    """Names that do not exist, and the model that would be overwritten."""
+    given = {"MODEL": str(package), "RASTERS": [str(scene_file)], "LABELS": labels, "CLASS_FIELD": "class"}
+    assert "'encoder'" in failure("compareadaptation", {**given, "LAYERS": "head, encoder"})
+    before = package.read_bytes()
+    assert "another file" in failure("compareadaptation", {**given, "OUTPUT": str(package)})
+    assert package.read_bytes() == before
+
+
+def test_lists_are_read() -> None:
+    """Commas, blanks and signs."""
+    assert algorithm.parts_of(" a+b, c ,") == ("a+b", "c")
+    assert algorithm.shares_of("10, 0.5%,100 ") == (0.1, 0.005, 1.0)
+    with pytest.raises(JobError, match="'ten'"):
+        algorithm.shares_of("ten")
+
+
+def test_choices_are_those_of_the_jobs() -> None:
+    """Names that the algorithm lists without the environment."""
+    from segadapt.models.transfer.fine_tuning import LAYERS
+    from segadapt.processing.jobs.compare_adaptation import USUAL_METHODS
+
+    assert algorithm.METHODS == USUAL_METHODS
+    assert algorithm.LAYERS == LAYERS
