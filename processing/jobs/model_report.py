@@ -252,7 +252,9 @@ def _reliability(evaluations: Sequence[Evaluation]) -> Figure:
 
 
 def _worst(one: Evaluation) -> Figure:
-    figure = Figure(figsize=(7.2, 2.3 * len(one.worst) + 0.5), layout="tight")
+    height = 2.5 * len(one.worst) + 0.5
+    figure = Figure(figsize=(7.2, height))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.5 / height, top=1 - 0.25 / height, wspace=0.04, hspace=0.12)
     for row, window in enumerate(one.worst):
         panels = (
             ("image", _image(window)),

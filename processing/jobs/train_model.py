@@ -163,6 +163,10 @@ def train_model(
         f"{len(kept)} chips of {options.chip_px} px{scale} to learn from, {len(held_out or ())} to judge by; classes: "
         f"{', '.join(one.name for one in scheme.classes)}."
     )
+    for part, what in ((kept, "learn from"), (held_out, "judge by")):
+        missing = [] if part is None else [f"'{one.name}'" for one in scheme.classes if one.class_id not in _ids(part)]
+        if missing:
+            progress.info(f"No chip to {what} holds {', '.join(missing)}: what is said of them there means little.")
     card = _card(options, scheme, names=names, gsd_m=gsd_m, chips=kept, output=output)
     n_steps = options.n_steps or math.ceil(len(kept) / options.batch) * options.epochs
     with _seeded(options.seed):
@@ -269,6 +273,10 @@ def _card(
         segadapt_version=version(),
         options=scheme.options(),
     )
+
+
+def _ids(chips: Chips) -> set[int]:
+    return {int(class_id) for class_id in np.unique(chips.labels)}
 
 
 def _build(card: SegmenterCard) -> Segmenter:

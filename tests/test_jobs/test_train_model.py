@@ -296,6 +296,14 @@ def test_no_augmentation_changes_nothing():
     assert bool((kept == labels).all())
 
 
+def test_a_class_that_is_not_held_out_is_named(houses, tmp_path):
+    path, _, _ = houses()
+    raster, told = labelled(path, [(2, 2, 12, 12)]), Told()
+    options = ModelOptions(**{**vars(QUICK), "n_steps": 1})
+    train_model([raster], scheme_of_labels([raster]), tmp_path / "m.safetensors", options, device="cpu", progress=told)
+    assert any("No chip to judge by holds 'house'" in text for text in told.texts)
+
+
 def test_what_cannot_be_trained_is_said_before_anything_is_read(houses, tmp_path, monkeypatch):
     path, boxes, _ = houses(side=40, n=1)
     raster = labelled(path, boxes)
