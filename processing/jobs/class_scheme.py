@@ -137,9 +137,10 @@ def scheme_of_card(
     """The classes of a model, for labels that are to train it on or to judge it.
 
     Names are compared without regard to case. The background is the class that the card calls so; `auto` uses it
-    where the model has one other class alone or where areas say that labels are complete. Values of label rasters are
-    classes by `value_names`, by the file's names, by what the card remembers of its training, or are class ids.
-    Raises `JobError` for classes that the model does not have.
+    for pixels without a polygon where areas say that labels are complete, or where the model has one other class alone
+    and no polygon names the background. Values of label rasters are classes by `value_names`, by the file's names, by
+    what the card remembers of its training, or are class ids. Raises `JobError` for classes that the model does not
+    have.
     """
     place = background_of(card)
     others = [one.class_id for one in card.classes if one.class_id != place]
@@ -153,7 +154,9 @@ def scheme_of_card(
             "without a polygon unlabelled."
         )
     has_area = any(raster.area is not None for raster in rasters)
-    if background == "unlabelled" or (background == "auto" and only is None and not has_area):
+    own_name = None if place is None else _key(card.classes[place].name)
+    is_drawn = any(name is not None and _key(name) == own_name for raster in rasters for name in raster.names)
+    if background == "unlabelled" or (background == "auto" and not has_area and (only is None or is_drawn)):
         place = None
     return ClassScheme(card.classes, place, only, values)
 

@@ -1,0 +1,283 @@
+"""Teach a segmentation model a new domain with few labels, and keep what came of it only if it does no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...models.chips import Chips
+from ...models.device import choose_device
+from ...models.errors import Cancelled
+from ...models.progress import NullProgress, Progress, StepProgress
+from ...models.semantic.card import SegmenterCard, read_card, with_event
+from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
+from ...models.semantic.segmenter import Segmenter
+from ...models.training import Check, Training
+from ...models.transfer.fine_tuning import FineTuned, FineTuning, fine_tune, usual_training
+from ..errors import JobError
+from .class_scheme import ClassScheme
+from .evaluate_model import Evaluation, EvaluationOptions, judge, stretch_of
+from .training_data import LabelledRaster, read_training_chips, split_chips
+
+_READ, _TUNED = 0.1, 0.95
+"""Shares of the progress at which chips are read, and at which tuning is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneJob:
+    """What is to be done.
+
+    `model`: package of the source model. `output`: where the result goes. `tuning`: which layers learn. `n_steps`
+    batches of `batch` chips. `validation`: share of the labelled chips that decide whether the result is kept.
+    `is_adapter_only`: save what changed, to be laid over the source model, and not the whole. Raises `JobError` for
+    values that make no sense.
+    """
+
+    model: Path
+    output: Path
+    tuning: FineTuning = field(default_factory=FineTuning)
+    n_steps: int = 200
+    batch: int = 8
+    validation: float = 0.3
+    is_adapter_only: bool = False
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what goes together."""
+        if self.n_steps < 1 or self.batch < 2 or not 0 < self.validation <= 0.9:
+            raise JobError(
+                f"{self.n_steps} steps of {self.batch} chips with the share {self.validation:g} held out; give at "
+                "least 1 step, 2 chips and a share above 0, at most 0.9."
+            )
+        if self.output.exists() and self.output.samefile(self.model):
+            raise JobError(f"{self.output} is the model that is to be fine-tuned; save the result in another file.")
+        if not self.output.parent.is_dir():
+            raise JobError(f"The folder of {self.output} does not exist; choose another one for the model.")
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuneResult:
+    """What was done.
+
+    `card`: as saved, that of the source model where the result was not kept. `is_adapted`: whether it was kept.
+    `mean_iou_before`, `mean_iou_after`: on the chips held out, of the source model and of the best state reached, kept
+    or not; `before`, `after`: everything measured there, `after` None where it was not kept. `n_trainable` of
+    `n_parameters` parameters learned. `n_chips` with `n_labelled_px` labelled pixels were learned from. `n_bytes`: size
+    of the file written, of `n_bytes_before` of the source model.
+    """
+
+    card: SegmenterCard
+    source_card: SegmenterCard
+    job: FineTuneJob
+    is_adapted: bool
+    mean_iou_before: float
+    mean_iou_after: float
+    before: Evaluation
+    after: Evaluation | None
+    training: Training
+    n_trainable: int
+    n_parameters: int
+    n_chips: int
+    n_held_out: int
+    n_labelled_px: int
+    n_bytes: int
+    n_bytes_before: int
+    seconds: float
+    rasters: tuple[str, ...]
+    device: str
+
+
+def fine_tune_model(
+    rasters: Sequence[LabelledRaster],
+    scheme: ClassScheme,
+    job: FineTuneJob,
+    *,
+    progress: Progress | None = None,
+) -> FineTuneResult:
+    """Fine-tune on labelled rasters, judge on chips that were held out, and save: the result, or the source unchanged.
+
+    `scheme`: how the labels name the classes of the model (`class_scheme.scheme_of_card`). A cancel during training
+    saves the best state so far if it is better than the source model; else `Cancelled` is raised and nothing written.
+    Raises `JobError` for labels that do not reach for a split, and for an adapter that is to be laid over an adapter;
+    `RasterError`, `TransferError` and `PackageError`.
+    """
+    progress = progress or NullProgress()
+    source_card = read_card(job.model)
+    if job.is_adapter_only and source_card.base_sha256 is not None:
+        raise JobError(
+            f"{job.model} is an adapter itself, which no other can be laid over; save the whole model instead."
+        )
+    model = load_segmenter(job.model)
+    choice = choose_device(job.device)
+    progress.info(f"Device: {choice.reason}")
+    chips = read_training_chips(
+        rasters,
+        scheme,
+        chip_px=source_card.chip_px,
+        n_bands=len(source_card.bands),
+        gsd_m=source_card.gsd_m,
+        stretch=stretch_of(source_card),
+        seed=job.seed,
+        progress=StepProgress(progress, 0, _READ),
+    )
+    learned, held_out = _split(chips, job, progress)
+    progress.info(
+        f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out."
+    )
+    model.to(choice.name)
+    start = time.perf_counter()
+    tuned = fine_tune(
+        model,
+        learned,
+        held_out,
+        job.tuning,
+        usual_training(job.tuning.layers, n_steps=job.n_steps, batch=job.batch, seed=job.seed),
+        progress=StepProgress(progress, _READ, _TUNED),
+        on_check=lambda check: progress.info(_line(check, job.n_steps)),
+    )
+    seconds = time.perf_counter() - start
+    if tuned.training.is_cancelled:
+        if not tuned.is_accepted:
+            raise Cancelled("Stopped before anything better than the source model was reached; nothing was saved.")
+        progress.info(f"Stopped: the best state so far, of step {tuned.training.best_step}, is saved.")
+    # From here on a cancel is not asked for: what was learned is to be saved.
+    options = EvaluationOptions(batch=job.batch, seed=job.seed)
+    before = judge(model, held_out, name="source model", options=options)
+    after = judge(tuned.model, held_out, name="fine-tuned model", options=options) if tuned.is_accepted else None
+    progress.info(verdict(tuned.before, tuned.after, is_adapted=tuned.is_accepted))
+    if after is not None:
+        card = _card(job, tuned, after, rasters, learned, held_out, seconds)
+        _save(tuned, card, job)
+    else:
+        card = source_card
+        _save_unchanged(model, job)
+    progress.set_fraction(1.0)
+    progress.info(f"Saved {job.output}.")
+    return FineTuneResult(
+        card,
+        source_card,
+        job,
+        tuned.is_accepted,
+        tuned.before,
+        tuned.after,
+        before,
+        after,
+        tuned.training,
+        tuned.n_trainable,
+        tuned.n_parameters,
+        len(learned),
+        len(held_out),
+        learned.n_labelled_px(),
+        job.output.stat().st_size,
+        job.model.stat().st_size,
+        seconds,
+        tuple(Path(raster.path).name for raster in rasters),
+        choice.name,
+    )
+
+
+def verdict(before: float, after: float, *, is_adapted: bool) -> str:
+    """What came of it, in a sentence."""
+    numbers = f"{before:.3f} before, {after:.3f} after, on the chips held out"
+    if is_adapted:
+        return f"The fine-tuned model is kept: mean IoU {numbers}."
+    return f"Mean IoU did not rise ({numbers}): the source model is saved as it was, to do no harm."
+
+
+def _split(chips: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, Chips]:
+    """Chips to learn from and to judge by, in blocks of ground where there are several."""
+    if len(chips) < 2:
+        raise JobError(
+            f"The labels lie in one window of {chips.pixels.shape[-1]} px, too few to learn from some and to judge by "
+            "others; label another place, too."
+        )
+    if len(np.unique(chips.blocks)) > 1:
+        return split_chips(chips, held_out=job.validation, seed=job.seed)
+    progress.info("The labels lie in one block of ground: chips that decide lie beside chips that are learned from.")
+    apart = Chips(chips.pixels, chips.labels, chips.valid, np.arange(len(chips), dtype=np.int64), chips.origins)
+    return split_chips(apart, held_out=job.validation, seed=job.seed)
+
+
+def _card(
+    job: FineTuneJob,
+    tuned: FineTuned,
+    after: Evaluation,
+    rasters: Sequence[LabelledRaster],
+    learned: Chips,
+    held_out: Chips,
+    seconds: float,
+) -> SegmenterCard:
+    """The card of the tuned model, whole or an adapter, with what was done."""
+    tuning = job.tuning
+    details: dict[str, Any] = {"layers": tuning.layers}
+    if tuning.layers == "lora":
+        details |= {"rank": tuning.rank, "lora_layers": tuning.lora_layers}
+    if tuning.layers == "tokens":
+        details |= {"rank": tuning.rank, "n_tokens": tuning.n_tokens}
+    if tuning.layers == "last_blocks" or (tuning.layers, tuning.lora_layers) == ("lora", "last"):
+        details["n_blocks"] = tuning.n_blocks
+    card = with_event(
+        replace(tuned.model.card, metrics={"held_out": after.metrics()}),
+        "fine-tuned",
+        rasters=[Path(raster.path).name for raster in rasters],
+        n_chips=len(learned),
+        n_labelled_px=learned.n_labelled_px(),
+        n_held_out=len(held_out),
+        n_steps=tuned.training.checks[-1].step if tuned.training.checks else 0,
+        best_step=tuned.training.best_step,
+        is_cancelled=tuned.training.is_cancelled,
+        n_trainable=tuned.n_trainable,
+        mean_iou_before=round(tuned.before, 4),
+        mean_iou_after=round(tuned.after, 4),
+        batch=job.batch,
+        seed=job.seed,
+        seconds=round(seconds, 1),
+        source_sha256=package_sha256(job.model),
+        **details,
+    )
+    if job.is_adapter_only:
+        return replace(card, base_file=str(job.model.resolve()), base_sha256=package_sha256(job.model))
+    return card
+
+
+def _save(tuned: FineTuned, card: SegmenterCard, job: FineTuneJob) -> None:
+    tuned.model.card = card
+    if job.is_adapter_only:
+        save_segmenter(tuned.model, job.output, adapter=tuned.adapter)
+    else:
+        save_segmenter(tuned.model, job.output, extra=load_extra(job.model))
+
+
+def _save_unchanged(model: Segmenter, job: FineTuneJob) -> None:
+    if read_card(job.model).base_sha256 is not None:
+        # An adapter would not find its base from another folder.
+        save_segmenter(model, job.output, extra=load_extra(job.model))
+        return
+    part = job.output.with_name(f".{job.output.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(job.model, part)
+        part.replace(job.output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise JobError(
+            f"{job.output} cannot be written ({error.strerror or error}); choose a folder that you may write to, "
+            "with space."
+        ) from error
+
+
+def _line(check: Check, n_steps: int) -> str:
+    left = check.seconds / check.step * (n_steps - check.step)
+    return (
+        f"Step {check.step} of {n_steps}: loss {check.loss:.3f}, mean IoU {check.score:.3f} on the chips held out; "
+        f"about {left:.0f} s left."
+    )
