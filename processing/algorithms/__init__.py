@@ -10,6 +10,7 @@ from .evaluate_interactive import EvaluateInteractiveAlgorithm
 from .evaluate_model import EvaluateModelAlgorithm
 from .export_model import ExportModelAlgorithm
 from .find_similar import FindSimilarAlgorithm
+from .fine_tune_model import FineTuneModelAlgorithm
 from .segment_everything import SegmentEverythingAlgorithm
 from .segment_from_prompts import SegmentFromPromptsAlgorithm
 from .segment_raster import SegmentRasterAlgorithm
@@ -32,4 +33,5 @@ ALGORITHMS = [
     ExportModelAlgorithm,
     SelectSamplesAlgorithm,
     CompareAdaptationAlgorithm,
+    FineTuneModelAlgorithm,
 ]

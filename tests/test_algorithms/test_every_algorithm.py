@@ -109,6 +109,22 @@ PUBLIC = {
         | {"REPORT"},
         {"OUTPUT", "TABLE", "REPORT", "BEST", "MEAN_IOU", "SOURCE_IOU", "COUNT"},
     ),
+    "finetunemodel": (
+        {
+            "MODEL",
+            "RASTERS",
+            "LABELS",
+            "CLASS_FIELD",
+            "LABEL_RASTERS",
+            "CLASS_NAMES",
+            "BACKGROUND",
+            "AREA",
+            "LAYERS",
+            "RANK",
+        }
+        | {"BLOCKS", "TOKENS", "STEPS", "VALIDATION", "ADAPTER_ONLY", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        {"OUTPUT", "REPORT", "IS_ADAPTED", "MEAN_IOU_BEFORE", "MEAN_IOU_AFTER", "N_TRAINABLE"},
+    ),
 }
 
 

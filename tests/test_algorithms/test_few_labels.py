@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("qgis.core")
 
+from segadapt.processing.algorithms import fine_tune_model as tune_module
 from segadapt.processing.algorithms import select_samples as select_module
 
 pytestmark = pytest.mark.qgis
@@ -172,11 +173,136 @@ def test_a_budget_that_cannot_be_spent_is_told_and_nothing_is_left(
     assert list(tmp_path.glob("s.gpkg*")) == []
 
 
+@pytest.fixture
+def dark_scene(scene_file: Path, tmp_path: Path) -> Path:
+    """The scene with dark roofs on bright ground, which the model takes for the reverse."""
+    import rasterio
+
+    with rasterio.open(scene_file) as dataset:
+        pixels, profile = dataset.read(), dataset.profile
+    path = tmp_path / "dark.tif"
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(250 - pixels)
+    return path
+
+
+def label_layer(path: Path, roofs: Any, regions: Path | None = None) -> Any:
+    """What somebody labelled: the roofs, within regions where some are given."""
+    from qgis.core import QgsFeature, QgsGeometry, QgsVectorFileWriter, QgsVectorLayer
+
+    layer = QgsVectorLayer("Polygon?crs=EPSG:32631&field=class:string(20)", "labels", "memory")
+    places = None if regions is None else QgsGeometry.unaryUnion([one.geometry() for one in features_of(str(regions))])
+    for roof in roofs:
+        geometry = QgsGeometry.fromWkt(roof.polygon)
+        parts = [geometry] if places is None else geometry.intersection(places).asGeometryCollection()
+        for part in parts:
+            feature = QgsFeature(layer.fields())
+            feature.setGeometry(part)
+            feature["class"] = "Roof"
+            layer.dataProvider().addFeature(feature)
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    QgsVectorFileWriter.writeAsVectorFormatV3(layer, str(path), layer.transformContext(), options)
+    return str(path)
+
+
+def test_labels_within_selected_regions_teach_the_model(
+    run: Any, model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """The whole loop: select, label, fine-tune; the regions say where labels are complete."""
+    from segadapt.models.semantic.card import read_card
+
+    regions = tmp_path / "regions.gpkg"
+    run("selectsamples", samples(model, dark_scene, regions, BUDGET=60, STRATEGY="random"))
+    output, report = tmp_path / "south.safetensors", tmp_path / "south.html"
+    results = run(
+        "finetunemodel",
+        {
+            "MODEL": str(model),
+            "RASTERS": [str(dark_scene)],
+            "LABELS": label_layer(tmp_path / "labels.gpkg", roofs, regions),
+            "CLASS_FIELD": "class",
+            "AREA": str(regions),
+            "LAYERS": "full",
+            "STEPS": 30,
+            "DEVICE": "cpu",
+            "OUTPUT": str(output),
+            "REPORT": str(report),
+        },
+    )
+    assert results["IS_ADAPTED"] is True
+    assert results["MEAN_IOU_BEFORE"] < 0.5
+    assert results["MEAN_IOU_AFTER"] > results["MEAN_IOU_BEFORE"] + 0.3
+    event = read_card(output).history[-1]
+    assert event["n_trainable"] == results["N_TRAINABLE"] > 1e6
+    # 60 squares of 16 pixels, of which a part was held out: the rest of the raster was unknown.
+    assert 0.4 * 60 * 256 < event["n_labelled_px"] < 0.9 * 60 * 256
+    assert f"{results['MEAN_IOU_AFTER']:.3f} after" in report.read_text(encoding="utf-8")
+
+
+def test_an_adapter_says_what_learned(run: Any, model: Path, dark_scene: Path, roofs: Any, tmp_path: Path) -> None:
+    """Low-rank products of the last blocks, small, with their base by name."""
+    from segadapt.models.semantic.card import read_card
+    from segadapt.models.semantic.package import load_segmenter, package_sha256
+
+    output = tmp_path / "adapter.safetensors"
+    results = run(
+        "finetunemodel",
+        {
+            "MODEL": str(model),
+            "RASTERS": [str(dark_scene)],
+            "LABELS": label_layer(tmp_path / "labels.gpkg", roofs),
+            "CLASS_FIELD": "class",
+            "LAYERS": "lora",
+            "RANK": 4,
+            "BLOCKS": 3,
+            "STEPS": 20,
+            "ADAPTER_ONLY": True,
+            "DEVICE": "cpu",
+            "OUTPUT": str(output),
+        },
+    )
+    assert results["IS_ADAPTED"] is True
+    card = read_card(output)
+    assert card.base_sha256 == package_sha256(model)
+    assert {name: card.history[-1][name] for name in ("layers", "rank", "lora_layers", "n_blocks")} == {
+        "layers": "lora",
+        "rank": 4,
+        "lora_layers": "last",
+        "n_blocks": 3,
+    }
+    assert output.stat().st_size < 0.2 * model.stat().st_size
+    assert load_segmenter(output).card.name == "roofs of the north"
+
+
+def test_labels_that_do_not_fit_are_told(
+    failure: Any, model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """A class that the model does not have; nothing is written."""
+    labels = label_layer(tmp_path / "labels.gpkg", roofs)
+    output = tmp_path / "south.safetensors"
+    parameters = {
+        "MODEL": str(model),
+        "RASTERS": [str(dark_scene)],
+        "LABELS": labels,
+        "CLASS_FIELD": "class",
+        "BACKGROUND": "unlabelled",
+        "STEPS": 2,
+        "DEVICE": "cpu",
+        "OUTPUT": str(output),
+    }
+    assert "'roof' alone" in failure("finetunemodel", parameters)
+    assert list(tmp_path.glob("*south*")) == []
+
+
 def test_choices_are_those_of_the_jobs() -> None:
     """The enums repeat the names, because their modules need the environment."""
+    from segadapt.models.transfer.fine_tuning import LAYERS, FineTuning
     from segadapt.models.transfer.selection import STRATEGIES
     from segadapt.processing.jobs.select_samples import BUDGET_UNITS, REGION_KINDS
 
     assert select_module.STRATEGIES == STRATEGIES
     assert select_module.REGION_KINDS == REGION_KINDS
     assert select_module.BUDGET_UNITS == BUDGET_UNITS
+    assert tune_module.LAYERS == LAYERS
+    usual = FineTuning()
+    assert (usual.rank, usual.n_tokens, usual.n_blocks) == (tune_module.RANK, tune_module.TOKENS, tune_module.BLOCKS)
