@@ -194,7 +194,10 @@ def segment_raster(
                 store.remove()
                 raise
             except BaseException:
-                if not any(store.holds(block) for block in blocks):
+                n_kept = sum(store.holds(block) for block in blocks)
+                if n_kept:
+                    progress.info(f"{n_kept} finished blocks are kept in {folder} for a next run with the same inputs.")
+                else:
                     store.remove()
                 raise
             store.remove()

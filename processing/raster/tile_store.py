@@ -19,6 +19,7 @@ import numpy.typing as npt
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from rasterio._err import CPLE_BaseError  # no public name leads to it
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
@@ -159,7 +160,10 @@ def _copy(source: Path, target: Path, *, is_classes: bool) -> None:
     with warnings.catch_warnings():
         # A plain picture has no georeference to lose.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        rasterio.shutil.copy(source, target, driver="COG", **options)
+        try:
+            rasterio.shutil.copy(source, target, driver="COG", **options)
+        except CPLE_BaseError as error:  # rasterio lets GDAL's own errors out here
+            raise OSError(str(error)) from error
         _check_complete(target)
 
 
