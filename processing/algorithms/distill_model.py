@@ -94,6 +94,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
     ) -> dict[str, Any]:
         """Distil and save."""
         from ...models.transfer.distillation import Distillation
+        from ..jobs.adapt_model import TargetRaster
         from ..jobs.distill_model import DistillModel, distill_model
 
         output = self.model_output(parameters, context)
@@ -103,7 +104,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
         )
         job = DistillModel(
             teachers=[first, *(Path(path) for path in more)],
-            rasters=[(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)],
+            rasters=[TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)],
             output=output,
             student=self.parameterAsEnumString(parameters, self.STUDENT, context),
             options=Distillation(

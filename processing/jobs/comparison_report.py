@@ -159,14 +159,13 @@ def _plot(comparison: Comparison) -> Figure:
     places = {0.0: 0} | {budget: place for place, budget in enumerate(budgets, 1)}
     methods = [run for run in finished if run.kind == METHOD]
     names = list(dict.fromkeys(run.name for run in finished if run.kind == TUNING))
-    n_series = len(methods) + len(names)
     for number, run in enumerate(methods):
-        place = 0.5 * (number - (len(methods) - 1) / 2) / max(1, len(methods))
+        place = 0.6 * (number - (len(methods) - 1) / 2) / max(1, len(methods))
         colour, _ = look(number)
         axes.errorbar([place], [run.miou], yerr=_bars([run]), color=colour, fmt="s", capsize=2, label=plain(run.name))
     for number, name in enumerate(names):
         line = sorted((run for run in finished if run.kind == TUNING and run.name == name), key=lambda run: run.budget)
-        shift = 0.3 * (number - (len(names) - 1) / 2) / max(1, len(names))
+        shift = 0.5 * (number - (len(names) - 1) / 2) / max(1, len(names))
         colour, dash = look(number)
         axes.errorbar(
             [places[run.budget] + shift for run in line],
@@ -179,7 +178,8 @@ def _plot(comparison: Comparison) -> Figure:
             label=plain(name),
         )
     axes.set_xticks(list(places.values()), ["none", *(f"{100 * budget:g} %" for budget in budgets)])
-    axes.legend(fontsize="small", ncols=1 + n_series // 8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.set_figheight(4.8)
+    axes.legend(fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.16))
     return figure
 
 

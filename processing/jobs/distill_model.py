@@ -7,16 +7,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ...models.chips import Chips, joined_chips, split_by_block
+from ...models.chips import split_by_block
 from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard, with_event
 from ...models.semantic.package import load_segmenter, package_sha256, save_segmenter
 from ...models.transfer.distillation import Distillation, Distilled, coarseness, distil, new_student, student_card
 from ..errors import JobError
-from ..raster.band_reader import open_bands
-from ..raster.stretch import Stretch
-from .labelled_chips import cut_chips
+from .adapt_model import TargetRaster, read_target_chips
 from .page import heading, machine_facts, new_figure, note, page, picture, table, version, write_report
 
 STUDENTS = ("light", "coarse", "fine")
@@ -32,12 +30,12 @@ _READ, _LEARN = 0.1, 0.95
 class DistillModel:
     """What is distilled.
 
-    `teachers`: packages, one or more of the same bands, classes and resolution. `rasters`: path and CRS (WKT, for one
-    that carries none itself) of each. `student`: one of `STUDENTS`. `device`: as for `choose_device`.
+    `teachers`: packages, one or more of the same bands, classes and resolution. `student`: one of `STUDENTS`. `device`:
+    as for `choose_device`.
     """
 
     teachers: Sequence[Path]
-    rasters: Sequence[tuple[str, str | None]]
+    rasters: Sequence[TargetRaster]
     output: Path
     student: str = STUDENTS[0]
     options: Distillation = field(default_factory=Distillation)
@@ -67,7 +65,18 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
     for teacher in teachers:
         # Before any raster is read.
         coarseness(teacher.card, card)
-    chips = _target_chips(job, teachers[0].card, progress=StepProgress(progress, 0.0, _READ))
+    chips = read_target_chips(
+        job.rasters,
+        teachers[0].card,
+        n_most=_MOST_CHIPS,
+        seed=job.options.seed,
+        progress=StepProgress(progress, 0.0, _READ),
+    )
+    if len(chips) < _LEAST_CHIPS:
+        raise JobError(
+            f"The rasters hold {len(chips)} chips of {card.chip_px} px, too few for a student to learn from; give "
+            f"more or larger rasters, at least {_LEAST_CHIPS} chips."
+        )
     learned, held_out = split_by_block(chips, held_out=_HELD_OUT, seed=job.options.seed)
     progress.info(f"{len(learned)} chips to learn from, {len(held_out)} to compare both models on.")
     student = new_student(card, seed=job.options.seed).to(choice.name)
@@ -83,7 +92,7 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
         ),
         "saved as a student",
         sha256_of_teachers=digests,
-        rasters=[Path(path).name for path, _ in job.rasters],
+        rasters=[Path(raster.path).name for raster in job.rasters],
     )
     text = _report(job, result, teacher=teachers[0].card, n_chips=(len(learned), len(held_out)), device=choice.name)
     save_segmenter(model, job.output)
@@ -105,27 +114,6 @@ def _card_of(job: DistillModel, teacher: SegmenterCard) -> SegmenterCard:
             )
         return student_card(teacher, encoder=teacher.encoder, decoder=teacher.decoder)
     return student_card(teacher, coarser=1) if job.student == "fine" else student_card(teacher)
-
-
-def _target_chips(job: DistillModel, card: SegmenterCard, *, progress: Progress) -> Chips:
-    """Chips of all rasters as the teacher sees them, whose sides are even so that they can be halved."""
-    n_bands = len(card.bands)
-    stretch = None if card.stretch is None else Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
-    parts = []
-    for number, (path, crs_wkt) in enumerate(job.rasters):
-        raise_if_cancelled(progress)
-        step = StepProgress(progress, number / len(job.rasters), (number + 1) / len(job.rasters))
-        with open_bands(path, n_bands=n_bands, gsd_m=card.gsd_m, stretch=stretch, crs_wkt=crs_wkt) as reader:
-            n_most = max(1, _MOST_CHIPS // len(job.rasters))
-            chip_px = card.chip_px + card.chip_px % 2
-            parts.append(cut_chips(reader, chip_px=chip_px, n_most=n_most, seed=job.options.seed, progress=step))
-    chips = joined_chips(parts)
-    if len(chips) < _LEAST_CHIPS:
-        raise JobError(
-            f"The rasters hold {len(chips)} chips of {card.chip_px} px, too few for a student to learn from; give "
-            f"more or larger rasters, at least {_LEAST_CHIPS} chips."
-        )
-    return chips
 
 
 def _report(
@@ -168,7 +156,7 @@ def _report(
             table(
                 [
                     ("Teachers", names),
-                    ("Rasters", ", ".join(Path(path).name for path, _ in job.rasters)),
+                    ("Rasters", ", ".join(Path(raster.path).name for raster in job.rasters)),
                     ("Student", job.student),
                     ("Chips", f"{n_chips[0]} to learn from, {n_chips[1]} to compare on"),
                     ("Steps, batch, seed", f"{n_steps}, {job.options.batch}, {job.options.seed}"),
