@@ -53,16 +53,18 @@ class LabelledAlgorithm(ModelAlgorithm):
         """Return the help of the parameters that `add_labels` adds."""
         return {
             self.LABELS: self.tr(
-                "Polygons of the classes, in any CRS; layers of the interactive tool serve as they are. Where polygons "
-                "of different classes overlap, pixels are left unlabelled."
+                "Polygons of the classes on all rasters, in any CRS; layers of the interactive tool serve as they are, "
+                "several layers have to be merged. Where polygons of different classes overlap, pixels are left "
+                "unlabelled."
             ),
             self.CLASS_FIELD: self.tr(
                 "Field of the polygons that holds the name of the class; polygons without a value are unknown ground. "
                 "Without the field every polygon is of one class, and the rest is background."
             ),
             self.LABEL_RASTERS: self.tr(
-                "Rasters of whole class ids instead of polygons: one for each raster, of the same file name or in the "
-                "same order, or a single one for all. Nodata is unlabelled, and so is 255 unless it is named."
+                "Rasters of whole class ids instead of polygons: one for each raster, of the same file name (a word "
+                "may follow, as in scene_classes.png) or in the same order, or a single one for all. Nodata is "
+                "unlabelled, and so is 255 unless it is named."
             ),
             self.CLASS_NAMES: self.tr(
                 "Names of the values of the label rasters, such as 0=other, 1=roof; other values are then unlabelled. "
@@ -182,6 +184,12 @@ class LabelledAlgorithm(ModelAlgorithm):
         return ", ".join(raster.name for raster in self.rasters(self.LABEL_RASTERS))
 
 
+def _partners(stem: str, labels: Sequence[str]) -> list[str]:
+    """Label rasters of the same name, else those whose name goes on after it."""
+    same = [path for path in labels if Path(path).stem == stem]
+    return same or [path for path in labels if Path(path).stem.startswith((f"{stem}_", f"{stem}-"))]
+
+
 def parse_bands(text: str) -> tuple[int, ...] | None:
     """Read "1, 2, 3" or "1;2;3" as band numbers; None for an empty text. Raises `JobError` for anything else."""
     parts = text.replace(";", ",").replace(",", " ").split()
@@ -191,16 +199,16 @@ def parse_bands(text: str) -> tuple[int, ...] | None:
 
 
 def paired(rasters: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """The label raster of each raster: by file name without its ending where all have a partner, else by order.
+    """The label raster of each raster: by file name where all have one partner, else by order.
 
-    A single label raster goes with every raster. Raises `JobError` for other numbers.
+    The ending does not count, and a label raster may add a word: scene_classes.png goes with scene.tif. A single label
+    raster goes with every raster. Raises `JobError` for other numbers.
     """
     if len(labels) == 1:
         return [labels[0]] * len(rasters)
-    by_stem = {Path(path).stem: path for path in labels}
-    stems = [Path(path).stem for path in rasters]
-    if len(by_stem) == len(labels) and all(stem in by_stem for stem in stems):
-        return [by_stem[stem] for stem in stems]
+    found = [_partners(Path(path).stem, labels) for path in rasters]
+    if all(len(partners) == 1 for partners in found):
+        return [partners[0] for partners in found]
     if len(labels) != len(rasters):
         raise JobError(
             f"{len(labels)} label rasters for {len(rasters)} rasters; give one for each, of the same file name or in "

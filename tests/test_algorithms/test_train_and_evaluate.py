@@ -177,6 +177,10 @@ def test_label_rasters_find_their_rasters() -> None:
     paired = training_source.paired
     assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/2.png", "/b/1.png"]) == ["/b/1.png", "/b/2.png"]
     assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/y.png", "/b/x.png"]) == ["/b/y.png", "/b/x.png"]
+    assert paired(["/a/1.jpg", "/a/10.jpg"], ["/b/10_classes.png", "/b/1_classes.png"]) == [
+        "/b/1_classes.png",
+        "/b/10_classes.png",
+    ]
     assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/all.tif"]) == ["/b/all.tif"] * 2
     with pytest.raises(JobError, match="2 label rasters for 3 rasters"):
         paired(["1", "2", "3"], ["x", "y"])
