@@ -343,14 +343,22 @@ def _order(found: Candidates, strategy: str, *, budget_px: int, budget_regions: 
 
 def _centres(found: Candidates, choices: npt.NDArray[np.int64]) -> Iterator[int]:
     """Greedy k-centres among `choices`: the one farthest from those taken and known; without any the first."""
-    features = found.features[choices]
+    # Distances from products are many times faster; about the mean they lose no digits that matter.
+    middle = found.features.mean(axis=0)
+    features = found.features[choices] - middle
+    squares = (features**2).sum(axis=1)
     nearest = np.full(len(choices), np.inf, np.float32)
+
+    def approach(centre: npt.NDArray[np.float32]) -> None:
+        np.minimum(nearest, squares + (centre**2).sum() - 2 * (features @ centre), out=nearest)
+
     for known in found.known_features:
-        np.minimum(nearest, ((features - known) ** 2).sum(axis=1), out=nearest)
+        approach(known - middle)
     for _ in range(len(choices)):
         place = int(nearest.argmax())
-        np.minimum(nearest, ((features - features[place]) ** 2).sum(axis=1), out=nearest)
-        nearest[place] = -1
+        approach(features[place])
+        # Below every distance, which may be a little less than 0: never again.
+        nearest[place] = -np.inf
         yield int(choices[place])
 
 

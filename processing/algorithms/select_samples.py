@@ -84,8 +84,8 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
             ),
             self.REGIONS: self.tr("Equal squares, or segments that follow the image and are mostly of one class."),
             self.REGION_SIZE: self.tr(
-                "Side of the squares in metres, rounded so that whole squares fill the model's window; without it 32 "
-                "pixels of the model. Segments have a size of their own."
+                "Side of the regions in metres: of squares rounded so that whole ones fill the model's window, of "
+                "segments on average. Without it squares of 32 and segments of 16 pixels of the model."
             ),
             self.BUDGET: self.tr("How much you are ready to label, in the unit of the budget."),
             self.BUDGET_UNIT: self.tr(
@@ -112,7 +112,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         self.add_choice(self.STRATEGY, self.tr("Strategy"), STRATEGIES)
         self.add_choice(self.REGIONS, self.tr("Regions"), REGION_KINDS)
         self.add_number(
-            self.REGION_SIZE, self.tr("Size of squares in metres"), None, least=0, is_whole=False, optional=True
+            self.REGION_SIZE, self.tr("Size of regions in metres"), None, least=0, is_whole=False, optional=True
         )
         self.add_number(self.BUDGET, self.tr("Budget"), 50, least=0, is_whole=False)
         self.add_choice(self.BUDGET_UNIT, self.tr("Unit of the budget"), BUDGET_UNITS)

@@ -46,8 +46,10 @@ class SegmentEngine(Protocol):
         """Decode prompts."""
 
 
-def superpixels(chips: Chips, *, progress: Progress | None = None) -> Segments:
+def superpixels(chips: Chips, *, size_px: float = _SUPERPIXEL_PX, progress: Progress | None = None) -> Segments:
     """Superpixels int32 (N, rows, cols), numbered from 1 within each chip; 0 without data. Raises `Cancelled`.
+
+    `size_px`: about how many pixels each has.
 
     SLIC on the bands as they are, each stretched to the chip's own range (Achanta et al. 2012,
     https://doi.org/10.1109/TPAMI.2012.120).
@@ -63,7 +65,7 @@ def superpixels(chips: Chips, *, progress: Progress | None = None) -> Segments:
             # Compactness 0.4: space decides where bands differ by less than half of their usual spread.
             found[number] = slic(
                 values,
-                n_segments=max(2, pixels[0].size // _SUPERPIXEL_PX),
+                n_segments=max(2, int(pixels[0].size // size_px)),
                 compactness=0.4,
                 sigma=1.0,
                 start_label=1,

@@ -43,8 +43,8 @@ BudgetUnit = Literal["clicks", "m2", "percent"]
 BUDGET_UNITS: tuple[BudgetUnit, ...] = ("clicks", "m2", "percent")
 """Regions, square metres, or per cent of the pixels that have data and no label yet."""
 
-_USUAL_REGION_PX = 32
-"""Side of a square, in the model's pixels: about 10 m at 30 cm, what fits one look."""
+_USUAL_REGION_PX = {"squares": 32, "segments": 16}
+"""Side of a region in the model's pixels. Squares of 10 m at 30 cm fit one look; larger segments mix classes."""
 _READ, _DESCRIBED = 0.85, 0.95
 
 
@@ -65,8 +65,9 @@ class SelectSamples:
     """What is wanted.
 
     `strategy`: one of `models.transfer.selection.STRATEGIES`. `region_m`: side of the squares in metres, made a whole
-    part of the model's chip; None for 32 of the model's pixels. `budget`: how many regions, square metres or per cent
-    of the pixels, by `unit`. Raises `JobError` for values that make no sense.
+    part of the model's chip, or about that of segments; None for 32 of the model's pixels, 16 with segments. `budget`:
+    how many regions, square metres or per cent of the pixels, by `unit`. Raises `JobError` for values that make no
+    sense.
     """
 
     budget: float
@@ -146,16 +147,15 @@ def select_samples(
         readers = [stack.enter_context(_open(raster, card)) for raster in rasters]
         pixel_m2 = _pixel_m2(readers)
         region_px = _region_px(job, card, pixel_m2)
-        if job.kind == "squares":
-            size = "" if pixel_m2 is None else f" ({region_px * pixel_m2**0.5:.3g} m)"
-            progress.info(f"Squares of {region_px} pixels{size}.")
+        size = "" if pixel_m2 is None else f" ({region_px * pixel_m2**0.5:.3g} m)"
+        progress.info(f"{job.kind.capitalize()} of {'about ' * (job.kind == 'segments')}{region_px} pixels{size}.")
         described = _Described()
         for number, (raster, reader) in enumerate(zip(rasters, readers, strict=True)):
             share = StepProgress(progress, _READ * number / len(rasters), _READ * (number + 1) / len(rasters))
             _describe(described, number, raster, reader, model, job, region_px=region_px, progress=share)
         found = joined_candidates(described.parts)
         regions = _chosen(found, job, pixel_m2, StepProgress(progress, _READ, _DESCRIBED))
-        outlines = _outlines(regions, described.origins, readers, card, job, progress)
+        outlines = _outlines(regions, described.origins, readers, card, job, region_px=region_px, progress=progress)
     progress.set_fraction(1.0)
     samples = tuple(
         Sample(described.origins[one.chip][0], outline, rank, one.score, card.classes[one.class_id].name)
@@ -179,20 +179,22 @@ def _pixel_m2(readers: Sequence[BandReader]) -> float | None:
 
 
 def _region_px(job: SelectSamples, card: SegmenterCard, pixel_m2: float | None) -> int:
-    """Side of a square in pixels: the whole part of the chip that is nearest to what is wanted."""
-    wanted = float(_USUAL_REGION_PX)
-    if job.region_m is not None and job.kind == "squares":
+    """Side of a region in pixels; of squares the whole part of the chip that is nearest to what is wanted."""
+    wanted = float(_USUAL_REGION_PX[job.kind])
+    if job.region_m is not None:
         if pixel_m2 is None:
             raise JobError(
-                f"A raster has no scale, so that squares of {job.region_m:g} m cannot be drawn on it; leave the size "
+                f"A raster has no scale, so that regions of {job.region_m:g} m cannot be drawn on it; leave the size "
                 "out, or give rasters with a CRS."
             )
         wanted = job.region_m / pixel_m2**0.5
         if not 0.75 <= wanted <= card.chip_px:
             raise JobError(
-                f"Squares of {job.region_m:g} m are {wanted:.3g} pixels of the model wide; give 1 to {card.chip_px} "
+                f"Regions of {job.region_m:g} m are {wanted:.3g} pixels of the model wide; give 1 to {card.chip_px} "
                 f"pixels, which are {pixel_m2**0.5:.3g} to {card.chip_px * pixel_m2**0.5:.3g} m."
             )
+    if job.kind == "segments":
+        return round(wanted)
     parts = [side for side in range(1, card.chip_px + 1) if card.chip_px % side == 0]
     return min(parts, key=lambda side: abs(np.log(side / wanted)))
 
@@ -224,7 +226,7 @@ def _describe(
             if labelled is not None:
                 for n, (col, row) in enumerate(kept):
                     known[n] = labelled.read(col, row, side, side) != IGNORE
-            segments = superpixels(chips) if job.kind == "segments" else None
+            segments = superpixels(chips, size_px=region_px**2) if job.kind == "segments" else None
             found = describe_regions(model, chips, region_px=region_px, batch=job.batch, segments=segments, known=known)
             found.windows[:, 0] += len(described.origins)
             described.parts.append(found)
@@ -285,6 +287,8 @@ def _outlines(
     readers: Sequence[BandReader],
     card: SegmenterCard,
     job: SelectSamples,
+    *,
+    region_px: int,
     progress: Progress,
 ) -> list[BaseGeometry]:
     """Polygons of the regions in the CRS of their rasters."""
@@ -297,7 +301,7 @@ def _outlines(
         number, col, row = origins[one.chip]
         if one.chip not in segments:
             chips, _ = _read(readers[number], [(col, row)], card.chip_px)
-            segments[one.chip] = superpixels(chips)[0]
+            segments[one.chip] = superpixels(chips, size_px=region_px**2)[0]
         moved = readers[number].grid_transform @ Affine.translation(col, row)
         outlines.append(polygonize(segments[one.chip] == one.segment, moved))
     return outlines

@@ -139,11 +139,12 @@ def test_the_next_round_takes_the_output_of_the_last_one(
 
 
 def test_segments_and_a_budget_in_square_metres(run: Any, model: Path, scene_file: Path, tmp_path: Path) -> None:
-    """Segments need no size, and together stay under the budget."""
+    """Segments are of about the size asked for, and together stay under the budget."""
     parameters = samples(model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
+    parameters["REGION_SIZE"] = 4
     results = run("selectsamples", parameters)
     assert 200 < results["AREA_M2"] <= 300 * 1.002
-    assert results["COUNT"] > 4
+    assert 200 / 16 / 2 < results["COUNT"] < 2 * 300 / 16
 
 
 def test_rasters_of_two_zones_give_one_layer(

@@ -155,6 +155,9 @@ def test_segments_follow_the_image(model_path, scene):
     assert shapely.union_all(polygons).area == pytest.approx(sum(polygon.area for polygon in polygons))
     assert sum(polygon.area for polygon in polygons) == pytest.approx(result.n_px * 0.25)
     assert any(len(polygon.geoms[0].exterior.coords) > 5 for polygon in polygons)
+    assert 40 < np.mean([polygon.area for polygon in polygons]) / 0.25 < 90
+    large = select_samples(model_path, [scene], job(kind="segments", region_m=8.0))
+    assert large.n_regions < result.n_regions / 2
     again = SampleRaster(path=scene.path, labelled=tuple(polygons))
     second = select_samples(model_path, [again], job(kind="segments", budget=6, strategy="entropy"))
     assert not {one.polygon.wkt for one in second.samples} & {polygon.wkt for polygon in polygons}
