@@ -48,7 +48,7 @@ class Distillation:
 
     `n_steps` batches of `batch` chips with AdamW at `rate`, which falls along a cosine. `temperature` softens the
     answers of both sides, and its square weighs the loss (Hinton et al. 2015, section 2). `features`: weight of the
-    features of a single teacher. `is_warm`: a student of the teacher's own architecture starts from its weights.
+    features of a single teacher. `is_warm`: a student with the teacher's encoder starts from the teacher's weights.
     """
 
     n_steps: int = 500
@@ -300,12 +300,13 @@ def _projection(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips,
 
 
 def _start_from(student: Segmenter, teacher: Segmenter, *, is_warm: bool) -> None:
-    """What of the teacher fits: the values that its network sees and, of its own architecture, its weights."""
+    """What of the teacher fits: the values that its network sees and, with its encoder, all weights of equal shape."""
     student.set_input_map(teacher.input_map)
-    same = (teacher.card.decoder, teacher.card.encoder) == (student.card.decoder, student.card.encoder)
-    if is_warm and same:
+    if is_warm and teacher.card.encoder == student.card.encoder:
         own = student.state_dict()
-        student.load_state_dict({**own, **{name: v for name, v in teacher.state_dict().items() if name in own}})
+        known = teacher.state_dict()
+        fits = {name: known[name] for name, value in own.items() if name in known and known[name].shape == value.shape}
+        student.load_state_dict({**own, **fits})
 
 
 def _common_factor(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips) -> int:

@@ -136,6 +136,10 @@ def test_a_student_of_the_same_network_starts_from_the_teachers_weights(teacher)
     name = "network.segmentation_head.0.weight"
     assert torch.allclose(warm.model.state_dict()[name], teacher.state_dict()[name], atol=1e-6)
     assert not torch.allclose(cold.model.state_dict()[name], teacher.state_dict()[name], atol=1e-3)
+    # Of another decoder only the encoder's weights fit.
+    other = distil([teacher], new_student(replace(card, decoder="fpn")), chips, chips, options)
+    name = "network.encoder.model.conv_stem.weight"
+    assert torch.allclose(other.model.state_dict()[name], teacher.state_dict()[name], atol=1e-6)
 
 
 def test_the_values_that_the_teacher_sees_go_to_the_student(teacher):
