@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ import torch
 from ...models.device import choose_device
 from ...models.progress import Progress, raise_if_cancelled
 from ...models.semantic.package import load_segmenter
-from ...models.semantic.prediction import probabilities
+from ...models.semantic.prediction import device_of, probabilities
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
 from ..raster.band_reader import BandReader, open_bands
@@ -43,6 +45,7 @@ _BLOCK_BYTES = 256 * 2**20
 # A kill costs at most one block, and a cluster wants many; larger ones save the windows that two blocks need.
 _BLOCK_WINDOWS = 24
 _PART_VALUES = 2**22
+_READERS = max(1, min(4, (os.cpu_count() or 1) - 1))
 _WAITING = 2
 """Batches between two threads."""
 
@@ -211,28 +214,32 @@ def _read(
     put: Callable[[Any], None],
 ) -> None:
     side = windows.chip_px
-    for block in blocks:
-        batch: list[tuple[tuple[int, int], npt.NDArray[np.uint8], Valid]] = []
-        n_blank = 0
-
-        def hand_over(batch: list[Any], block: Block = block) -> None:
-            places, pixels, valid = zip(*batch, strict=True)
-            put(_Read(block, list(places), np.stack(pixels), np.stack(valid)))
-            batch.clear()
-
-        for place in windows.over(block.grid):
-            pixels, valid = reader.read(*place, side, side)
-            if valid.any():
-                batch.append((place, pixels, valid))
-            else:
-                n_blank += 1
-            if len(batch) == task.batch:
-                hand_over(batch)
-        if batch:
-            hand_over(batch)
-        is_read = reader.scale == 1 or n_blank == len(windows.over(block.grid))
-        put(_End(block, None if is_read else _own_valid(task, block), n_blank))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for block in blocks:
+            places = windows.over(block.grid)
+            batch: list[tuple[tuple[int, int], npt.NDArray[np.uint8], Valid]] = []
+            n_blank = 0
+            for start in range(0, len(places), task.batch):
+                part = places[start : start + task.batch]
+                found = pool.map(lambda place: reader.read(place[0], place[1], side, side), part)
+                for place, (pixels, valid) in zip(part, found, strict=True):
+                    if not valid.any():
+                        n_blank += 1
+                        continue
+                    batch.append((place, pixels, valid))
+                    if len(batch) == task.batch:
+                        put(_batch(block, batch))
+                        batch = []
+            if batch:
+                put(_batch(block, batch))
+            is_known = reader.scale == 1 or n_blank == len(places)
+            put(_End(block, None if is_known else _own_valid(task, block), n_blank))
     put(None)
+
+
+def _batch(block: Block, batch: Sequence[tuple[tuple[int, int], npt.NDArray[np.uint8], Valid]]) -> _Read:
+    places, pixels, valid = zip(*batch, strict=True)
+    return _Read(block, list(places), np.stack(pixels), np.stack(valid))
 
 
 def _own_valid(task: SegmentTask, block: Block) -> Valid:
@@ -246,14 +253,14 @@ def _own_valid(task: SegmentTask, block: Block) -> Valid:
 
 def _answers(model: Segmenter, pixels: npt.NDArray[np.uint8], *, flips: bool) -> FloatArray:
     try:
-        answer: FloatArray = probabilities(model, torch.from_numpy(pixels), flips=flips).cpu().numpy()
+        # As bytes to the device, where they become numbers.
+        there = torch.from_numpy(pixels).to(device_of(model))
+        answer: FloatArray = probabilities(model, there, flips=flips).cpu().numpy()
     except torch.OutOfMemoryError as error:
         raise JobError(
             f"The device has no memory for {len(pixels)} windows of {pixels.shape[-1]} px at once; choose a smaller "
             "batch, or another device."
         ) from error
-    if not np.isfinite(answer).all():
-        raise JobError("The model answers with numbers that are not finite; its training failed, use another model.")
     return answer
 
 
@@ -271,6 +278,8 @@ def _write(
             keep(item.block, b"" if blend is None else _tile(task, blend, item))
             blend = None
             continue
+        if not np.isfinite(item.values).all():
+            raise JobError("The model answers with numbers that are not finite; its training failed, use another one.")
         if blend is None:
             blend = Blend(item.block, windows, n_classes=task.n_classes, scale=scale)
         for (col_off, row_off), values, valid in zip(item.places, item.values, item.valid, strict=True):
