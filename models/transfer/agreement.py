@@ -131,16 +131,18 @@ def judge(before: Agreement, after: Agreement, card: SegmenterCard) -> Verdict:
     known = np.array(card.statistics.get("class_shares", ()), np.float64)
     n_classes = len(card.classes)
     of_source = known if known.shape == (n_classes,) and known.sum() > 0 else np.full(n_classes, 1 / n_classes)
-    taken_over = None
+    worst, change = (_MOST_ODDS, False), ""
     for one, was, source, now in zip(card.classes, before.shares, of_source, after.shares, strict=True):
         low, high = sorted((was, float(source)))
-        change = f"{_percent(now)} of the target, {_percent(was)} before."
-        if low >= _RARE and _odds(now) * _MOST_ODDS < _odds(low):
-            return Verdict(False, f"'{one.name}' nearly vanished: {change}")
-        if _odds(now) > _odds(max(high, _RARE)) * _MOST_ODDS:
-            taken_over = taken_over or f"'{one.name}' took over: {change}"
-    if taken_over:
-        return Verdict(False, taken_over)
+        fallen = _odds(low) / _odds(now) if low >= _RARE else 0.0
+        risen = _odds(now) / _odds(max(high, _RARE))
+        # Of two classes, what one gains is what the other loses: then the loss is told.
+        rank = (round(max(fallen, risen), 3), fallen > risen)
+        if rank > worst:
+            moved = "fell" if fallen > risen else "rose"
+            worst, change = rank, f"'{one.name}' {moved} from {_percent(was)} to {_percent(now)} of the target,"
+    if change:
+        return Verdict(False, f"{change} too much to trust.")
     if not after.score > 0:
         return Verdict(False, "The adapted model finds nothing that agrees with itself and with the image.")
     if after.score < before.score:
@@ -187,7 +189,8 @@ def _kappa(pairs: _Counts) -> float:
 
 
 def _odds(share: float) -> float:
-    return share / max(1e-9, 1 - share)
+    kept = min(max(share, 1e-4), 1 - 1e-4)
+    return kept / (1 - kept)
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,516 @@
+"""Every method without labels on a small domain shift whose truth is known, the no-harm rule, and how far it is.
+
+The source: ground, roofs and ponds of 64 px chips. The target: the same kind of scenes through haze of another colour
+for each band, blurred, with noise. What the source's model gets right of it is little, and each method has to win back
+a part that was found to be typical of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from segadapt.models.chips import Chips
+from segadapt.models.errors import Cancelled
+from segadapt.models.metrics import mean_iou
+from segadapt.models.progress import NullProgress
+from segadapt.models.semantic.card import IGNORE, SegmenterCard, SegmenterClass
+from segadapt.models.semantic.prediction import evaluate_chips
+from segadapt.models.semantic.segmenter import build_segmenter, load_published_encoder
+from segadapt.models.training import TrainingOptions, fit
+from segadapt.models.transfer.adapting import norm_parameters
+from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement
+from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
+from segadapt.models.transfer.chain import adapt_in_order, names_of
+from segadapt.models.transfer.entropy import Entropy
+from segadapt.models.transfer.fourier import restyled
+from segadapt.models.transfer.masked_consistency import patch_mask
+from segadapt.models.transfer.norm_statistics import NormStatistics
+from segadapt.models.transfer.pseudo_labels import aligned, class_mix, pseudo_labels, rare_first
+from segadapt.models.transfer.radiometric import Quantile, Reinhard
+from segadapt.models.transfer.self_training import SelfTraining
+from segadapt.models.transfer.shift import advise, frechet_distance, measure_shift, proxy_a_distance
+from segadapt.models.transfer.statistics import source_statistics
+
+SIDE = 64
+CLASSES = (
+    SegmenterClass(0, "ground", (110, 110, 110)),
+    SegmenterClass(1, "roof", (213, 94, 0)),
+    SegmenterClass(2, "pond", (0, 114, 178)),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def scenes(n, seed):
+    """Pixels float (n, 3, side, side) and labels."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros((n, SIDE, SIDE), np.uint8)
+    pixels = np.zeros((n, 3, SIDE, SIDE))
+    for i in range(n):
+        ground = ndimage.gaussian_filter(random.normal(size=(SIDE, SIDE)), 3)
+        base = np.array([105, 115, 85])[:, None, None] + random.normal(0, 6)
+        pixels[i] = base + ground / ground.std() * 14 + random.normal(0, 5, (3, SIDE, SIDE))
+        for class_id, colour, n_objects in (
+            (1, (175, 160, 150), random.integers(1, 3)),
+            (2, (45, 60, 70), random.integers(0, 2)),
+        ):
+            for _ in range(n_objects):
+                height, width = random.integers(14, 26, 2)
+                y, x = random.integers(0, SIDE - height), random.integers(0, SIDE - width)
+                labels[i, y : y + height, x : x + width] = class_id
+                rough = ndimage.gaussian_filter(random.normal(size=(height, width)), 1)
+                pixels[i, :, y : y + height, x : x + width] = (
+                    np.array(colour)[:, None, None]
+                    + random.normal(0, 8)
+                    + rough / rough.std() * 6
+                    + random.normal(0, 5, (3, height, width))
+                )
+    return pixels.clip(0, 255), labels
+
+
+def shifted(pixels, seed):
+    """The same scenes as another sensor sees them through haze."""
+    random = np.random.default_rng(seed)
+    changed = 255 * (pixels / 255) ** 1.8
+    changed = changed * np.array([0.6, 0.45, 0.7])[:, None, None] + np.array([90, 60, 10])[:, None, None]
+    changed = ndimage.gaussian_filter(changed, (0, 0, 1.0, 1.0)) + random.normal(0, 8, pixels.shape)
+    return changed.clip(0, 255)
+
+
+def chips_of(pixels, labels):
+    n = len(pixels)
+    valid = np.ones(labels.shape, np.bool_)
+    return Chips(pixels.astype(np.uint8), labels, valid, np.arange(n, dtype=np.int64) // 2, np.zeros((n, 2), np.int64))
+
+
+def make_card(**changes):
+    values = {
+        "name": "scenes",
+        "decoder": "fpn",
+        "encoder": "tf_efficientnet_lite0",
+        "bands": ("red", "green", "blue"),
+        "classes": CLASSES,
+        "gsd_m": 0.5,
+        "chip_px": SIDE,
+        "mean": (127.0,) * 3,
+        "std": (64.0,) * 3,
+        "licence": "test",
+        "made_on": "2026-01-01",
+        "segadapt_version": "0",
+    }
+    return SegmenterCard(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def world(_one_thread):
+    """A model of the source, chips of both domains, and how good the model is on either."""
+    source = chips_of(*scenes(32, 0))
+    pixels, labels = scenes(24, 1)
+    target = chips_of(shifted(pixels, 5), labels)
+    test_pixels, test_labels = scenes(16, 2)
+    torch.manual_seed(0)
+    model = build_segmenter(make_card())
+    load_published_encoder(model)
+    fit(model, source, None, TrainingOptions(n_steps=24, batch=4, n_checks=1, rate=2e-3, patience=None))
+    statistics, tensors = source_statistics(model, source)
+    model.card = replace(model.card, statistics=statistics)
+    test = chips_of(shifted(test_pixels, 6), test_labels)
+    at_home = chips_of(test_pixels, test_labels)
+    return SimpleNamespace(
+        model=model,
+        source=source,
+        target=target.unlabelled(),
+        test=test,
+        at_home=at_home,
+        tensors=tensors,
+        best=quality(model, at_home),
+        lost=quality(model, test),
+        agreement=measure_agreement(model, test),
+    )
+
+
+def quality(model, chips):
+    return mean_iou(evaluate_chips(model, chips))
+
+
+def adapted(world, names, *, n_steps=16, with_source=False, **more):
+    model = copy.deepcopy(world.model)
+    problem = Problem(
+        target=world.target,
+        source=world.source if with_source else None,
+        statistics=world.tensors,
+        n_steps=n_steps,
+        batch=4,
+        **more,
+    )
+    adapt_in_order(model, problem, names_of(names), NullProgress())
+    return model
+
+
+def test_the_shift_costs_half(world):
+    assert world.best > 0.8
+    assert world.lost < 0.5
+
+
+# The least share of what was lost that each has to win back.
+@pytest.mark.parametrize(
+    ("names", "least", "with_source"),
+    [
+        ("quantile", 0.5, False),
+        ("reinhard", 0.4, False),
+        ("norm_statistics", 0.4, False),
+        ("quantile+norm_statistics", 0.7, False),
+        ("fourier", 0.45, True),
+        ("entropy", 0.5, False),
+        ("entropy_diversity", 0.6, False),
+        ("quantile+self_training", 0.6, False),
+        ("quantile+masked_consistency", 0.6, False),
+        ("masked_image+quantile+entropy_diversity", 0.6, False),
+    ],
+)
+def test_a_method_wins_back_what_the_shift_costs(world, names, least, with_source):
+    model = adapted(world, names, with_source=with_source)
+    assert not model.training
+    won = (quality(model, world.test) - world.lost) / (world.best - world.lost)
+    assert won > least
+    # And the rule that knows no labels keeps it.
+    after = measure_agreement(model, world.test)
+    assert judge(world.agreement, after, world.model.card).is_kept
+
+
+def test_every_method_is_tested_here():
+    tested = {"quantile", "reinhard", "norm_statistics", "fourier", "entropy", "entropy_diversity"}
+    assert {method.name for method in list_methods()} == tested | {
+        "self_training",
+        "masked_consistency",
+        "masked_image",
+    }
+    for method in list_methods():
+        assert method.title
+        assert method.summary.endswith(".")
+        assert "http" in method.reference or "arXiv" in method.reference or "Gonzalez" in method.reference
+
+
+def test_self_training_goes_on_from_sure_answers(world):
+    """Started from mapped values, it is better than what it starts from, and with rehearsal too."""
+    start = quality(adapted(world, "quantile"), world.test)
+    assert quality(adapted(world, "quantile+self_training", n_steps=10, with_source=True), world.test) > start
+
+
+def test_a_class_that_is_hardly_found_does_not_take_over(world):
+    model = adapted(world, "self_training", n_steps=10)
+    shares = measure_agreement(model, world.test).shares
+    assert shares[2] < 0.3
+
+
+def test_the_target_in_its_own_light_is_left_as_good(world):
+    """Without a shift nothing is to be won, and hardly anything may be lost."""
+    for method in (Quantile(), Reinhard(), NormStatistics()):
+        model = copy.deepcopy(world.model)
+        method.adapt(model, Problem(target=world.at_home.unlabelled(), batch=4), NullProgress())
+        assert quality(model, world.at_home) > world.best - 0.06
+
+
+def test_labels_of_the_target_are_not_looked_at(world):
+    lying = world.target.with_labels(np.full_like(world.target.labels, 2))
+    states = []
+    for target in (world.target, lying):
+        model = copy.deepcopy(world.model)
+        SelfTraining().adapt(model, Problem(target=target, n_steps=1, batch=4), NullProgress())
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_methods_follow_the_seed(world):
+    states = [adapted(world, "entropy", n_steps=2, seed=seed).state_dict() for seed in (0, 0, 1)]
+    same, other = (
+        all(torch.equal(value, one[name]) for name, value in states[0].items()) for one in (states[1], states[2])
+    )
+    assert same
+    assert not other
+
+
+class _Impatient:
+    def __init__(self, n):
+        self.n = n
+
+    def set_fraction(self, fraction):
+        pass
+
+    def info(self, text):
+        pass
+
+    def is_cancelled(self):
+        self.n -= 1
+        return self.n < 0
+
+
+def test_a_cancel_leaves_averages_as_they_were(world):
+    model = copy.deepcopy(world.model)
+    with pytest.raises(Cancelled):
+        NormStatistics().adapt(model, Problem(target=world.target, batch=4), _Impatient(2))
+    after = model.state_dict()
+    averages = [name for name in after if "running_" in name]
+    assert len(averages) > 40
+    assert all(torch.equal(after[name], world.model.state_dict()[name]) for name in averages)
+
+
+def test_what_a_method_needs_is_said(world):
+    problem = Problem(target=world.target, n_steps=1)
+    with pytest.raises(TransferError, match="labelled chips of the source"):
+        get_method("fourier")().adapt(copy.deepcopy(world.model), problem, NullProgress())
+    plain = build_segmenter(make_card())
+    with pytest.raises(TransferError, match="which values its source had"):
+        Quantile().adapt(plain, problem, NullProgress())
+    transformer = build_segmenter(make_card(decoder="dpt", encoder="vit_tiny_patch16_224"))
+    for module in transformer.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean = None
+    with pytest.raises(TransferError, match="no batch normalisation"):
+        NormStatistics().adapt(transformer, problem, NullProgress())
+    no_data = replace_valid(world.target, np.zeros_like(world.target.valid))
+    with pytest.raises(TransferError, match="no pixel with data"):
+        Quantile().adapt(copy.deepcopy(world.model), Problem(target=no_data), NullProgress())
+    one = world.target
+    two = Chips(one.pixels[:, :2], one.labels, one.valid, one.blocks, one.origins)
+    with pytest.raises(TransferError, match="3 bands, the target 2"):
+        Problem(target=two, source=world.source)
+    with pytest.raises(TransferError, match="one map of segments"):
+        Problem(target=world.target, segments=np.zeros((1, 2, 2), np.int32))
+    with pytest.raises(TransferError, match="No method"):
+        names_of(" + ")
+    with pytest.raises(TransferError, match="'tent'"):
+        names_of("quantile+tent")
+
+
+def replace_valid(chips, valid):
+    return Chips(chips.pixels, chips.labels, valid, chips.blocks, chips.origins)
+
+
+def test_entropy_tunes_normalisation_alone(world):
+    model = copy.deepcopy(world.model)
+    Entropy().adapt(model, Problem(target=world.target, n_steps=2, batch=4), NullProgress())
+    before, after = dict(world.model.named_parameters()), dict(model.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    for name in changed:
+        assert before[name].ndim == 1, name
+
+
+def test_layer_norms_are_tuned_where_there_are_no_averages():
+    """The affine variant for transformers."""
+    torch.manual_seed(0)
+    model = build_segmenter(make_card(decoder="dpt", encoder="vit_tiny_patch16_224"))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    pixels, labels = scenes(4, 3)
+    Entropy(margin=1.0).adapt(model, Problem(target=chips_of(pixels, labels), n_steps=1, batch=2), NullProgress())
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert any("norm" in name and "encoder" in name for name in changed)
+    of_norms = {id(parameter) for parameter in norm_parameters(model)}
+    assert all(id(parameter) in of_norms for name, parameter in model.named_parameters() if name in changed)
+
+
+def test_low_frequencies_change_sides():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, 32, 32, generator=generator) * 60 + 40
+    styles = torch.rand(2, 3, 16, 16, generator=generator) * 60 + 150
+    changed = restyled(pixels, styles, beta=0.0)
+    assert torch.allclose(changed.mean((2, 3)), styles.mean((2, 3)), atol=2.0)
+    # All but the mean stays.
+    assert torch.allclose(
+        changed - changed.mean((2, 3), keepdim=True), pixels - pixels.mean((2, 3), keepdim=True), atol=0.1
+    )
+    assert torch.allclose(restyled(pixels, pixels, beta=0.2), pixels, atol=0.01)
+
+
+def test_masks_hide_the_share_that_was_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    mask = patch_mask((50, 64, 40), patch_px=64, ratio=0.5, generator=generator)
+    assert mask.shape == (50, 64, 40)
+    assert 0.45 < mask.float().mean() < 0.55
+    # Whole patches of a quarter of the smaller side.
+    assert (mask[:, :10, :10].float().mean((1, 2)) % 1 == 0).all()
+
+
+def test_pseudo_labels_know_thresholds_data_and_segments():
+    answer = torch.tensor([[[[0.9, 0.6, 0.55, 0.2]], [[0.1, 0.4, 0.45, 0.8]]]])
+    valid = torch.tensor([[[True, True, True, True]]])
+    limits = torch.tensor([0.7, 0.7])
+    assert pseudo_labels(answer, limits, valid=valid).tolist() == [[[0, IGNORE, IGNORE, 1]]]
+    hidden = torch.tensor([[[False, True, True, True]]])
+    assert pseudo_labels(answer, limits, valid=hidden).tolist() == [[[IGNORE, IGNORE, IGNORE, 1]]]
+    # A segment is of one mind: unsure pixels get its label; a mixed one is dropped; outside, pixels decide.
+    one = torch.tensor([[[1, 1, 1, 0]]])
+    assert pseudo_labels(answer, limits, valid=valid, segments=one).tolist() == [[[0, 0, 0, 1]]]
+    mixed = torch.tensor([[[0, 0, 2, 2]]])
+    assert pseudo_labels(answer, limits, valid=valid, segments=mixed).tolist() == [[[0, IGNORE, IGNORE, IGNORE]]]
+
+
+def test_factors_lift_a_class():
+    answer = torch.full((1, 2, 1, 1), 0.5)
+    assert aligned(answer, torch.tensor([1.0, 3.0]))[0, :, 0, 0].tolist() == [0.25, 0.75]
+
+
+def test_rare_classes_come_first():
+    shares = np.array([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1]])
+    chances = rare_first(shares, temperature=0.5)
+    assert chances.sum() == pytest.approx(1.0)
+    assert chances[2] > 0.6
+    assert rare_first(np.zeros((3, 2)), temperature=0.5) == pytest.approx([1 / 3] * 3)
+
+
+def test_class_mix_pastes_whole_classes():
+    generator = torch.Generator().manual_seed(0)
+    pixels, other = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    other_labels = torch.full((1, 4, 4), IGNORE)
+    other_labels[0, :2], other_labels[0, 2] = 1, 2
+    mixed, mixed_labels = class_mix(pixels, labels, other, other_labels, generator=generator)
+    pasted = mixed[0, 0] == 1
+    assert set(mixed_labels[0][pasted].tolist()) in ({1}, {2})
+    assert not pasted[3].any()
+    assert (mixed_labels[0][~pasted] == 0).all()
+
+
+# The no-harm rule.
+
+
+def test_a_model_that_collapses_scores_nothing(world):
+    collapsed = copy.deepcopy(world.model)
+    with torch.no_grad():
+        collapsed.head[0].bias += torch.tensor([50.0, 0.0, 0.0])
+    after = measure_agreement(collapsed, world.at_home)
+    assert after.score == 0.0
+    before = measure_agreement(world.model, world.at_home)
+    assert before.score > 0.9
+    verdict = judge(before, after, world.model.card)
+    assert not verdict.is_kept
+    assert "'ground' rose from" in verdict.reason
+
+
+def test_a_model_that_guesses_agrees_by_chance(world):
+    torch.manual_seed(1)
+    noisy = copy.deepcopy(world.model)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    segments = np.arange(16 * SIDE * SIDE, dtype=np.int32).reshape(16, SIDE, SIDE) // 64 % 8 + 1
+    good = measure_agreement(world.model, world.at_home, segments=segments)
+    bad = measure_agreement(noisy, world.at_home, segments=segments)
+    assert bad.score < good.score
+    assert not judge(good, bad, world.model.card).is_kept
+
+
+def test_alignment_is_one_where_segments_explain_all(world):
+    from segadapt.models.semantic.prediction import predict_labels
+
+    chips = world.at_home
+    own = predict_labels(world.model, chips).astype(np.int32) + 1
+    assert measure_agreement(world.model, chips, segments=own).alignment == pytest.approx(1.0)
+    one = np.ones_like(own)
+    assert measure_agreement(world.model, chips.take([0]), segments=one[:1]).alignment == pytest.approx(0.0, abs=1e-9)
+
+
+def agreement(score, *shares):
+    return Agreement(score, float("nan"), shares)
+
+
+def test_the_rule_in_numbers(world):
+    card = make_card(statistics={"class_shares": [0.8, 0.15, 0.05]})
+    before = agreement(0.5, 0.9, 0.09, 0.01)
+    assert judge(before, agreement(0.5, 0.85, 0.1, 0.05), card).is_kept
+    assert "fell from 0.500 to 0.499" in judge(before, agreement(0.499, 0.85, 0.1, 0.05), card).reason
+    # A class may come back to what the source had, and beyond a little.
+    assert judge(before, agreement(0.6, 0.5, 0.3, 0.2), card).is_kept
+    assert "'pond' rose from 1.0 % to 50.0 %" in judge(before, agreement(0.6, 0.3, 0.2, 0.5), card).reason
+    assert "'roof' fell from 9.0 % to 0.5 %" in judge(before, agreement(0.6, 0.97, 0.005, 0.025), card).reason
+    # Nobody knows what the source had: all classes could be there.
+    assert judge(before, agreement(0.6, 0.3, 0.2, 0.5), make_card()).is_kept
+    nothing = agreement(0.0, 1.0, 0.0, 0.0)
+    assert not judge(nothing, nothing, make_card()).is_kept
+
+
+def test_the_criterion_is_deterministic_and_wants_data(world):
+    chips = world.test.take([0, 1, 2])
+    scores = [measure_agreement(world.model, chips, batch=batch).score for batch in (2, 2, 3)]
+    assert scores[0] == scores[1]
+    assert scores[2] == pytest.approx(scores[0], abs=1e-3)
+    with pytest.raises(TransferError, match="no pixel with data"):
+        measure_agreement(world.model, replace_valid(chips, np.zeros_like(chips.valid)))
+    with pytest.raises(TransferError, match="one map per chip"):
+        measure_agreement(world.model, chips, segments=np.zeros((1, SIDE, SIDE), np.int32))
+    with pytest.raises(Cancelled):
+        measure_agreement(world.model, chips, progress=_Impatient(0))
+
+
+def test_windows_that_changed_come_in_order():
+    before = np.zeros((3, 2, 2), np.uint8)
+    after = before.copy()
+    after[1, 0, 0] = 1
+    after[2] = 1
+    assert list(changed_most(before, after, n=5)) == [2, 1]
+    assert list(changed_most(before, after, n=1)) == [2]
+
+
+# How far it is.
+
+
+def test_a_shift_is_far_and_its_absence_near(world):
+    near = measure_shift(world.model, world.at_home, statistics=world.tensors)
+    far = measure_shift(world.model, world.test, statistics=world.tensors)
+    assert near.overall < 0.2
+    assert far.overall > 0.5
+    assert near.frechet < 0.3 < 1.0 < far.frechet
+    assert near.proxy_a < 0.6 < 1.2 < far.proxy_a
+    assert near.bands < 0.2 < 0.8 < far.bands
+    assert near.shares < 0.05 < 0.1 < far.shares
+    assert far.frechet_halves < 0.2
+    said_near, said_far = advise(world.model, near), advise(world.model, far)
+    assert said_near.level == "near"
+    assert said_far.level == "far"
+    assert said_far.methods[0] == "quantile+self_training"
+    assert any("Map them first" in sentence for sentence in said_far.sentences)
+    for methods in (said_near.methods, said_far.methods):
+        for method in methods:
+            assert names_of(method)
+
+
+def test_without_statistics_little_is_known(world):
+    plain = copy.deepcopy(world.model)
+    plain.card = replace(plain.card, statistics={})
+    shift = measure_shift(plain, world.test)
+    assert np.isnan(shift.overall)
+    advice = advise(plain, shift)
+    assert advice.level == "unknown"
+    assert all(names_of(method) for method in advice.methods)
+    wrong = {"feature_mean": torch.zeros(3), "feature_covariance": torch.eye(3)}
+    with pytest.raises(TransferError, match="describes 3 features"):
+        measure_shift(plain, world.test, statistics=wrong)
+
+
+def test_frechet_distance_of_known_distributions():
+    mean, covariance = np.zeros(3), np.diag([1.0, 4.0, 9.0])
+    assert frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(mean, covariance, mean + 2, covariance) == pytest.approx(12.0)
+    # Deviations 1, 2, 3 against 2, 4, 6: the sum of squared differences.
+    assert frechet_distance(mean, covariance, mean, 4 * covariance) == pytest.approx(1 + 4 + 9)
+
+
+def test_proxy_a_distance_of_known_distributions():
+    random = np.random.default_rng(1)
+    groups = np.arange(400) % 2
+    same = random.standard_normal((400, 6))
+    assert proxy_a_distance(np.zeros(6), np.eye(6), same, groups=groups) < 0.25
+    assert proxy_a_distance(np.zeros(6), np.eye(6), same + 3, groups=groups) > 1.9
