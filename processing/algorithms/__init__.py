@@ -5,6 +5,7 @@ from .checkpoint import CheckpointAlgorithm
 from .class_map import ClassMapAlgorithm
 from .compare_adaptation import CompareAdaptationAlgorithm
 from .distill_model import DistillModelAlgorithm
+from .domain_shift import DomainShiftAlgorithm
 from .encode_raster import EncodeRasterAlgorithm
 from .evaluate_interactive import EvaluateInteractiveAlgorithm
 from .evaluate_model import EvaluateModelAlgorithm
@@ -23,6 +24,7 @@ ALGORITHMS = [
     FindSimilarAlgorithm,
     ClassMapAlgorithm,
     EncodeRasterAlgorithm,
+    DomainShiftAlgorithm,
     AdaptModelAlgorithm,
     CheckpointAlgorithm,
     EvaluateInteractiveAlgorithm,

@@ -18,6 +18,7 @@ from .adapt_model import AdaptResult, TargetRaster
 from .page import heading, machine_facts, note, page, picture, plain, table
 
 _N_WINDOWS = 6
+_LEGEND_COLUMNS = 6
 
 
 def adaptation_report(result: AdaptResult, targets: Sequence[TargetRaster]) -> str:
@@ -53,6 +54,16 @@ def shown(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Pixels (bands, rows, cols) as a picture (rows, cols, 3): the first three bands, or the first in grey."""
     chosen = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
     return np.moveaxis(chosen, 0, -1)
+
+
+def legend(figure: Figure, card: SegmenterCard) -> None:
+    """Say below the pictures which colour is which class."""
+    handles = [
+        Patch(facecolor=np.array(one.colour) / 255, edgecolor="#1a1a1a", label=plain(one.name)) for one in card.classes
+    ]
+    rows = -(-len(handles) // _LEGEND_COLUMNS)
+    figure.get_layout_engine().set(rect=(0, (0.15 + 0.22 * rows) / figure.get_figheight(), 1, 1))
+    figure.legend(handles=handles, loc="lower center", ncols=min(_LEGEND_COLUMNS, len(handles)), fontsize=8)
 
 
 def _agreement(result: AdaptResult) -> list[str]:
@@ -113,15 +124,7 @@ def _windows(result: AdaptResult) -> list[str]:
             one.set_title(title, fontsize=8)
             one.set_xticks([])
             one.set_yticks([])
-    figure.legend(
-        handles=[
-            Patch(facecolor=np.array(one.colour) / 255, edgecolor="#1a1a1a", label=plain(one.name))
-            for one in card.classes
-        ],
-        loc="lower center",
-        ncols=min(6, len(card.classes)),
-        fontsize=8,
-    )
+    legend(figure, card)
     text = "not kept" if not result.is_adapted else "kept"
     return [
         picture(figure, f"Windows of the target before and after the adaptation, which was {text}", is_photograph=True)

@@ -196,6 +196,30 @@ def test_what_does_not_go_together_is_said(
     assert package.read_bytes() == content
 
 
+def test_haze_is_far(run: Any, package: Path, target: str, tmp_path: Path, feedback: Any) -> None:
+    """Numbers, a word, methods that `adaptmodel` knows, and a page."""
+    report = tmp_path / "Bericht ü.html"
+    home = write(tmp_path / "home.tif", paint(5)[0])
+    parameters = {"MODEL": str(package), "DEVICE": "cpu"}
+    far = run("domainshift", {**parameters, "RASTERS": [target], "REPORT": str(report)}, feedback=feedback)
+    near = run("domainshift", {**parameters, "RASTERS": [home]})
+    assert (near["LEVEL"], far["LEVEL"]) == ("near", "far")
+    for name in ("SHIFT", "FRECHET", "PROXY_A", "BAND_SHIFT"):
+        assert near[name] < far[name], name
+    assert far["RECOMMENDED"] == "quantile+self_training"
+    assert near["RECOMMENDED"] in adapt_algorithm.METHODS
+    assert near["AGREEMENT"] > 0.8
+    assert "The target is far" in report.read_text(encoding="utf-8")
+    assert any("Map them first" in text for text in feedback.seen.info)
+
+
+def test_a_shift_that_cannot_be_measured_is_said(failure: Callable[..., str], package: Path, tmp_path: Path) -> None:
+    """Other bands, no data, no raster."""
+    two = write(tmp_path / "two.tif", np.zeros((2, 90, 90), np.uint8))
+    assert "2 band" in failure("domainshift", {"MODEL": str(package), "RASTERS": [two], "DEVICE": "cpu"})
+    assert "no segmentation model" in failure("domainshift", {"MODEL": two, "RASTERS": [two], "DEVICE": "cpu"})
+
+
 def test_choices_are_those_of_the_jobs() -> None:
     """The enums repeat the names, because their modules need the environment."""
     from segadapt.processing.jobs.adapt_model import CHAINS

@@ -20,6 +20,10 @@ pytestmark = pytest.mark.qgis
 
 # Ids and parameter names are public: models, scripts and command lines of users hold them.
 PUBLIC = {
+    "domainshift": (
+        {"RASTERS", "MODEL", "SEED", "DEVICE", "REPORT"},
+        {"REPORT", "SHIFT", "FRECHET", "PROXY_A", "BAND_SHIFT", "CLASS_SHIFT", "AGREEMENT", "LEVEL", "RECOMMENDED"},
+    ),
     "adaptmodel": (
         {"RASTERS", "MODEL", "METHODS", "STEPS", "SEGMENTS", "SOURCE", "LABELS", "CLASS_FIELD", "LABEL_RASTERS"}
         | {"CLASS_NAMES", "BACKGROUND", "AREA", "SEED", "DEVICE", "OUTPUT", "REPORT"},

@@ -22,6 +22,8 @@ from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs.adapt_model import CHAINS, AdaptJob, TargetRaster, adapt_model, read_target_chips
 from segadapt.processing.jobs.adaptation_report import adaptation_report
 from segadapt.processing.jobs.chip_segments import model_segments, superpixels
+from segadapt.processing.jobs.domain_shift import domain_shift
+from segadapt.processing.jobs.shift_report import shift_report
 
 SIDE, CHIP = 256, 64
 
@@ -177,7 +179,7 @@ def test_a_model_that_collapses_is_not_kept(package, target, tmp_path, collapse,
     job = AdaptJob(model=mapped, output=output, methods=("collapse",), device="cpu")
     result = adapt_model([raster], job, progress=progress)
     assert not result.is_adapted
-    assert "'roof' nearly vanished" in result.verdict.reason
+    assert "'roof' fell from" in result.verdict.reason
     assert output.read_bytes() == mapped.read_bytes()
     assert any("to do no harm" in text for text in progress.texts)
     assert "The source model is saved, unchanged." in adaptation_report(result, [raster])
@@ -297,3 +299,43 @@ def test_segments_of_a_promptable_model(fake_engine):
     four = unlabelled_chips(np.zeros((1, 4, CHIP, CHIP), np.uint8))
     with pytest.raises(JobError, match="three bands"):
         model_segments(four, fake_engine)
+
+
+def test_haze_is_far_and_the_usual_light_near(package, target, raster_factory, recorder):
+    at_home = TargetRaster(raster_factory(paint(5)[0], "home.tif"))
+    progress = recorder()
+    near = domain_shift([at_home], package, device="cpu", progress=progress)
+    far = domain_shift([target[0]], package, device="cpu")
+    assert (near.advice.level, far.advice.level) == ("near", "far")
+    assert near.shift.overall < 0.2 < 0.6 < far.shift.overall
+    assert progress.fractions == sorted(progress.fractions)
+    assert {*near.advice.methods, *far.advice.methods} <= set(CHAINS)
+    assert domain_shift([target[0]], package, device="cpu").shift == far.shift
+    page = shift_report(far, [target[0]])
+    assert "far (0." in page
+    assert "hazy ä.tif" in page
+    assert page.index("quantile+self_training") < page.index("quantile+entropy_diversity")
+    assert page.count("<img") == 2
+
+
+def test_a_model_that_does_not_know_its_source_is_said_to(package, target, tmp_path):
+    model = load_segmenter(package)
+    model.card = replace(model.card, statistics={})
+    path = tmp_path / "plain.safetensors"
+    save_segmenter(model, path)
+    result = domain_shift([target[0]], path, device="cpu")
+    assert result.advice.level == "unknown"
+    assert set(result.advice.methods) <= set(CHAINS)
+    assert "unknown" in shift_report(result, [target[0]])
+
+
+def test_what_is_recommended_helps(package, target, tmp_path):
+    """The quick part of the chain that far haze is advised to start with."""
+    advice = domain_shift([target[0]], package, device="cpu").advice
+    first = advice.methods[0].split("+")[0]
+    output = tmp_path / "m.safetensors"
+    assert adapt_model([target[0]], AdaptJob(model=package, output=output, methods=(first,), device="cpu")).is_adapted
+    assert (
+        domain_shift([target[0]], output, device="cpu").shift.frechet
+        < 0.5 * domain_shift([target[0]], package, device="cpu").shift.frechet
+    )
