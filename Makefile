@@ -11,7 +11,7 @@ RUN = PYTHONPATH="$(CURDIR)/.link" "$(PYTHON)"
 DISPLAY_RUN = QT_QPA_PLATFORM=xcb xvfb-run -a -s "-screen 0 1600x1200x24"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types link package bench train-adapter environment
+.PHONY: help setup demo test lint types link package bench study train-adapter environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ package: environment ## build dist/segadapt-<version>.zip and scan it as the plu
 
 bench: setup ## measure speed; BENCH=clicks, similar or class_map: accuracy on the labelled imagery; prints tables
 	@QT_QPA_PLATFORM=offscreen $(RUN) benchmarks/$(or $(BENCH),run).py $(ARGS)
+
+study: setup ## measure adaptation on the labelled imagery (ARGS="--pairs banepa --seeds 0"); hours on a CPU, resumable
+	@QT_QPA_PLATFORM=offscreen OMP_NUM_THREADS=1 $(RUN) -W ignore benchmarks/study.py $(ARGS)
 
 train-adapter: setup ## train the adapter that ships, one place left out in turn, then on all (two hours on 2 CPU cores)
 	@QT_QPA_PLATFORM=offscreen $(RUN) tools/train_adapter.py $(ARGS)

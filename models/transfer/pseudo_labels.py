@@ -16,8 +16,9 @@ from ..semantic.segmenter import Segmenter
 
 _N_BINS = 256
 _N_LOOKED_AT = 48
-# Shares of classes do differ between places: a class is lifted or lowered by so much at the most.
 _MOST_LIFT = 8.0
+"""A class's probability is lifted or lowered by so much at the most."""
+Bounds = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 class Survey(NamedTuple):
@@ -44,19 +45,18 @@ def survey(
     *,
     keep: float,
     most: float,
-    align: float,
+    bounds: Bounds | None,
     batch: int,
     progress: Progress,
 ) -> Survey:
     """Look at all chips once, and at some before. Raises `Cancelled`.
 
     Class-balanced thresholds (Zou et al. 2018, CBST, https://arxiv.org/abs/1810.07911): of every class the share
-    `keep` of its most confident pixels counts; pixels surer than `most` always do. `align`: how far the shares of
-    classes are pulled to those of the source, 0 to 1 (Berthelot et al. 2020, ReMixMatch,
-    https://arxiv.org/abs/1911.09785), where the card knows them; so a class that the teacher hardly sees is not lost.
+    `keep` of its most confident pixels counts; pixels surer than `most` always do. `bounds`: least and largest share
+    of each class (`share_bounds`), back into which the answers are lifted or lowered.
     """
     n_classes = len(teacher.card.classes)
-    factors = _factors(teacher, chips, align=align, batch=batch, progress=StepProgress(progress, 0.0, 0.3))
+    factors = _factors(teacher, chips, bounds=bounds, batch=batch, progress=StepProgress(progress, 0.0, 0.3))
     lifts = factors.numpy()[None, :, None, None]
     counts = np.zeros((n_classes, _N_BINS))
     shares = np.zeros((len(chips), n_classes))
@@ -77,17 +77,36 @@ def survey(
     return Survey(factors, thresholds, shares)
 
 
-def _factors(teacher: Segmenter, chips: Chips, *, align: float, batch: int, progress: Progress) -> torch.Tensor:
+def share_bounds(shares: npt.NDArray[np.float64], known: npt.NDArray[np.float64], *, odds: float) -> Bounds:
+    """Least and largest share (C,) that a class may come to have among the pseudo-labels.
+
+    Self-training feeds on itself, so that one class can swallow the rest. How much there is of a class on the target
+    nobody knows; it is taken to lie between what the source model finds there, `shares` (C,), and what the source had,
+    `known` (C,; empty where the card does not say), or beyond by a factor of `odds` in its odds.
+    """
+    low, high = (shares, shares) if known.shape != shares.shape else np.sort([shares, known], axis=0)
+
+    def moved(share: npt.NDArray[np.float64], factor: float) -> npt.NDArray[np.float64]:
+        ratio = factor * share / np.maximum(1 - share, 1e-9)
+        bounded: npt.NDArray[np.float64] = ratio / (1 + ratio)
+        return bounded
+
+    return moved(low, 1 / odds), moved(high, odds)
+
+
+def _factors(
+    teacher: Segmenter, chips: Chips, *, bounds: Bounds | None, batch: int, progress: Progress
+) -> torch.Tensor:
     n_classes = len(teacher.card.classes)
-    known = np.array(teacher.card.statistics.get("class_shares", ()), np.float64)
-    if not align or known.shape != (n_classes,) or not known.sum() > 0:
+    if bounds is None:
         return torch.ones(n_classes)
     some = chips.take(np.unique(np.linspace(0, len(chips) - 1, _N_LOOKED_AT).round()))
     total = np.zeros(n_classes)
     for part, answer in predict_chips(teacher, some, batch=batch, progress=progress):
         total += np.moveaxis(answer, 1, -1)[some.valid[part]].sum(axis=0)
-    ratio = (known + 1e-3) / (total / max(1.0, total.sum()) + 1e-3)
-    return torch.tensor(np.clip(ratio, 1 / _MOST_LIFT, _MOST_LIFT) ** align, dtype=torch.float32)
+    found = total / max(1.0, total.sum())
+    ratio = (np.clip(found, *bounds) + 1e-3) / (found + 1e-3)
+    return torch.tensor(np.clip(ratio, 1 / _MOST_LIFT, _MOST_LIFT), dtype=torch.float32)
 
 
 def rare_first(shares: npt.NDArray[np.float64], *, temperature: float) -> npt.NDArray[np.float64]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..augmentation import STRONG, USUAL, augment
-from ..losses import segmentation_loss
+from ..losses import class_weights_of, segmentation_loss
 from ..progress import Progress, StepProgress, raise_if_cancelled
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of, probabilities
@@ -16,7 +17,7 @@ from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
 from .adapting import descend, drawn, learning_parts, network_values, seeded, usable_chips
 from .base import Method, Problem, register_method
-from .pseudo_labels import Survey, aligned, class_mix, pseudo_labels, rare_first, survey
+from .pseudo_labels import Bounds, Survey, aligned, class_mix, pseudo_labels, rare_first, share_bounds, survey
 
 
 @register_method("self_training")
@@ -26,8 +27,8 @@ class SelfTraining(Method):
 
     `ema`: how much of the teacher stays at each step. `keep`: share of each class's pixels that count at first, which
     grows to `keep_last`; the thresholds are set anew `n_surveys` times. `most`: confidence from which a pixel always
-    counts. `align`: how far the shares of classes are pulled to the source's (`pseudo_labels.survey`). `temperature` of
-    the rare-class sampling. `rate` and `encoder_rate` as in `training.TrainingOptions`.
+    counts. `odds`: how far the shares of classes may leave the range of the source (`pseudo_labels.share_bounds`).
+    `temperature` of the rare-class sampling. `rate` and `encoder_rate` as in `training.TrainingOptions`.
     """
 
     title = "Self-training (mean teacher, ClassMix)"
@@ -38,10 +39,10 @@ class SelfTraining(Method):
     )
 
     ema: float = 0.98
-    keep: float = 0.5
-    keep_last: float = 0.8
+    keep: float = 0.9
+    keep_last: float = 0.95
     most: float = 0.97
-    align: float = 0.5
+    odds: float = 2.0
     n_surveys: int = 4
     temperature: float = 0.5
     rate: float = 3e-4
@@ -86,8 +87,12 @@ class _Run:
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimiser = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
         self._survey: Survey | None = None
+        self._bounds: Bounds | None = None
         self._chances = torch.ones(len(self._target))
-        self._weights = torch.ones(len(model.card.classes), device=self._device)
+        # Weights of classes would make pseudo-labels of rare ones grow at every survey; the source's labels stay true.
+        self._weights: torch.Tensor | None = None
+        if self._source is not None:
+            self._weights = class_weights_of(self._source.labels, len(model.card.classes)).to(self._device)
 
     def look(self, done: float, progress: Progress) -> None:
         """Have the teacher look at all chips: thresholds, and which chips hold rare classes."""
@@ -97,15 +102,16 @@ class _Run:
             self._target,
             keep=keep,
             most=self._method.most,
-            align=self._method.align,
+            bounds=self._bounds,
             batch=self._problem.batch,
             progress=progress,
         )
         chances = rare_first(self._survey.shares, temperature=self._method.temperature)
         self._chances = torch.from_numpy(chances)
-        # As `class_weights_of`, of what the teacher sees; a class that it hardly finds yet must not outweigh others.
-        shares = torch.from_numpy(self._survey.shares.mean(axis=0)).clamp(min=0.02).to(self._device, torch.float32)
-        self._weights = shares.rsqrt() / shares.sqrt().sum()
+        found = self._survey.shares.mean(axis=0)
+        if self._bounds is None:
+            known = np.array(self.teacher.card.statistics.get("class_shares", ()), np.float64)
+            self._bounds = share_bounds(found, known, odds=self._method.odds)
 
     def loss(self) -> torch.Tensor:
         """The student's loss on a new batch."""
@@ -132,7 +138,7 @@ class _Run:
         weight = float((labels != IGNORE).float().mean())
         loss = weight * self._loss_on(mixed, mixed_labels)
         if self._source is not None:
-            loss = loss + self._loss_on(other_pixels, other_labels)
+            loss = loss + self._loss_on(other_pixels, other_labels, class_weights=self._weights)
         extra = self._method.extra_loss(self._student, pixels, labels, self._generator)
         return loss if extra is None else loss + weight * extra
 
@@ -143,7 +149,9 @@ class _Run:
             for old, new in zip(self.teacher.parameters(), self._student.parameters(), strict=True):
                 old.lerp_(new, 1 - stays)
 
-    def _loss_on(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _loss_on(
+        self, pixels: torch.Tensor, labels: torch.Tensor, *, class_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         with autocast(self._device):
             logits = self._student(pixels)
-        return segmentation_loss(logits.float(), labels, class_weights=self._weights)
+        return segmentation_loss(logits.float(), labels, class_weights=class_weights)

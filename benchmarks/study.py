@@ -1,0 +1,335 @@
+"""The study of docs/adaptation.md: how far each way of adapting goes, on real pairs of domains, with three seeds.
+
+    make study                                  all pairs, three seeds
+    make study ARGS="--pairs banepa --seeds 0"  one pair, one seed
+    make study ARGS="--table"                   the tables of what is there
+
+Each row is written when it is measured, into one file for each pair and seed; a run that was stopped goes on where it
+was. A GPU is used where there is one, with more steps; `--encoder` names any encoder of timm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segadapt.models.chips import Chips, joined_chips
+from segadapt.models.metrics import bootstrap_interval, class_ious, mean_iou
+from segadapt.models.progress import NullProgress
+from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
+from segadapt.models.semantic.package import load_extra, load_segmenter, save_segmenter
+from segadapt.models.semantic.prediction import evaluate_chips
+from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, Segmenter, build_segmenter, load_published_encoder
+from segadapt.models.training import TrainingOptions, fit
+from segadapt.models.transfer.agreement import judge, measure_agreement
+from segadapt.models.transfer.base import Problem
+from segadapt.models.transfer.chain import adapt_in_order, names_of
+from segadapt.models.transfer.distillation import Distillation, distil, new_student, student_card
+from segadapt.models.transfer.fine_tuning import FineTuning, fine_tune, usual_training
+from segadapt.models.transfer.selection import labelled_by, select_regions
+from segadapt.models.transfer.statistics import source_statistics
+from segadapt.processing.jobs.chip_segments import superpixels
+from segadapt.benchmarks.study_data import CHIP_PX, PAIRS, Pair
+
+# Chains, and whether labelled chips of the source are rehearsed.
+METHODS = (
+    ("quantile", False),
+    ("reinhard", False),
+    ("norm_statistics", False),
+    ("entropy", False),
+    ("entropy_diversity", False),
+    ("self_training", False),
+    ("fourier", True),
+    ("self_training", True),
+    ("masked_consistency", True),
+    ("masked_image+self_training", True),
+)
+BUDGETS = (0.001, 0.005, 0.01, 0.05)
+STRATEGIES = ("random", "hybrid")
+DISTILLED = "self_training, source rehearsed"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is computed: steps of training on the source, of adaptation, of fine-tuning and of distillation."""
+
+    source: int = 300
+    adapt: int = 80
+    tune: int = 80
+    distil: int = 300
+    encoder: str = DEFAULT_ENCODER
+
+    def times(self, factor: int) -> Size:
+        """The same with `factor` times the steps."""
+        return replace(
+            self,
+            source=self.source * factor,
+            adapt=self.adapt * factor,
+            tune=self.tune * factor,
+            distil=self.distil * factor,
+        )
+
+
+class Study:
+    """The rows of one pair and seed."""
+
+    def __init__(self, pair: Pair, seed: int, size: Size, out: Path, device: str) -> None:
+        self.pair, self.seed, self.size, self.device = pair, seed, size, device
+        self._out = out
+        self._path = out / f"{pair.name}_{seed}.jsonl"
+        self._done = {row["row"] for row in _rows_of(self._path)}
+        self._source: Segmenter | None = None
+        self.statistics: dict[str, torch.Tensor] = {}
+        self._segments: Any = None
+        self._adapted: dict[str, Segmenter] = {}
+
+    @property
+    def source(self) -> Segmenter:
+        """The model of the source domain, trained once for all pairs with that source."""
+        if self._source is None:
+            path = self._out / f"source_{self.pair.source_name}_{self.seed}.safetensors"
+            if not path.exists():
+                self._train_source(path)
+            self._source = load_segmenter(path).to(self.device)
+            self.statistics = load_extra(path)
+        return self._source
+
+    @property
+    def segments(self) -> Any:
+        """Segments of the unlabelled target chips, for the criterion."""
+        if self._segments is None:
+            self._segments = superpixels(self.pair.unlabelled)
+        return self._segments
+
+    def new_model(self) -> Segmenter:
+        """A model with the encoder's published weights; decoder and head follow the seed."""
+        pixels = self.pair.source.pixels
+        card = SegmenterCard(
+            name=self.pair.source_name,
+            decoder="fpn",
+            encoder=self.size.encoder,
+            bands=self.pair.bands,
+            classes=tuple(SegmenterClass(n, *one) for n, one in enumerate(self.pair.classes)),
+            gsd_m=self.pair.gsd_m,
+            chip_px=CHIP_PX,
+            mean=tuple(pixels.mean((0, 2, 3)).tolist()),
+            std=tuple(pixels.std((0, 2, 3)).tolist()),
+            licence="for the study alone",
+            made_on=time.strftime("%Y-%m-%d"),
+            segadapt_version="study",
+        )
+        torch.manual_seed(self.seed)
+        model = build_segmenter(card)
+        load_published_encoder(model)
+        return model.to(self.device)
+
+    def run(self, what: str, measure: Callable[[], tuple[Segmenter, dict[str, Any]]]) -> None:
+        """Measure a row on the test chips, unless it is there."""
+        if what in self._done:
+            return
+        start = time.perf_counter()
+        model, facts = measure()
+        taken = time.perf_counter() - start
+        blocks = [
+            evaluate_chips(model, self.pair.test.take(np.flatnonzero(self.pair.test.blocks == block)))
+            for block in np.unique(self.pair.test.blocks)
+        ]
+        total = np.sum(blocks, axis=0)
+        low, high = bootstrap_interval(blocks)
+        row = {
+            "row": what,
+            "mean_iou": mean_iou(total),
+            "low": low,
+            "high": high,
+            "ious": class_ious(total).tolist(),
+            "seconds": taken,
+            **facts,
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{self.pair.name} {self.seed}: {what}: {row['mean_iou']:.3f} in {taken:.0f} s", flush=True)
+
+    def _train_source(self, path: Path) -> None:
+        model = self.new_model()
+        start = time.perf_counter()
+        fit(
+            model,
+            self.pair.source,
+            self.pair.held_out,
+            TrainingOptions(n_steps=self.size.source, n_checks=5, patience=None, seed=self.seed),
+        )
+        on_card, tensors = source_statistics(model, self.pair.source)
+        seconds = {"seconds": time.perf_counter() - start}
+        model.card = replace(model.card, statistics=on_card, metrics=seconds)
+        save_segmenter(model, path, extra=tensors)
+
+    def rows(self) -> None:
+        """Measure everything, the quick and important first."""
+        self.run("source only", lambda: (self.source, {"seconds": self.source.card.metrics["seconds"]}))
+        self.run("full labels", lambda: self._tuned(self.pair.pool))
+        for chain, is_rehearsed in METHODS:
+            name = f"{chain}, source rehearsed" if is_rehearsed else chain
+            self.run(name, lambda c=chain, r=is_rehearsed: self._unlabelled(c, is_rehearsed=r))  # type: ignore[misc]
+        for budget in BUDGETS:
+            for strategy in STRATEGIES:
+                self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
+        self.run("target alone", self._target_alone)
+        self.run("student", self._student)
+
+    def _tuned(self, chips: Chips) -> tuple[Segmenter, dict[str, Any]]:
+        """All layers learn from the labels, with the source's chips rehearsed.
+
+        No label is held out: the smallest budgets have none to spare, and no state is chosen.
+        """
+        done = fine_tune(
+            self.source,
+            chips,
+            chips,
+            FineTuning(layers="full"),
+            replace(usual_training("full", n_steps=self.size.tune, seed=self.seed), n_checks=1),
+            replay=self.pair.source,
+        )
+        return done.model, {"trainable": done.n_trainable, "labelled_px": chips.n_labelled_px()}
+
+    def _unlabelled(self, chain: str, *, is_rehearsed: bool) -> tuple[Segmenter, dict[str, Any]]:
+        adapted = self._adapt(chain, is_rehearsed=is_rehearsed)
+        target = self.pair.unlabelled
+        before = measure_agreement(self.source, target, segments=self.segments)
+        after = measure_agreement(adapted, target, segments=self.segments)
+        verdict = judge(before, after, self.source.card)
+        return adapted, {"kept": verdict.is_kept, "before": before.score, "after": after.score}
+
+    def _adapt(self, chain: str, *, is_rehearsed: bool) -> Segmenter:
+        adapted = copy.deepcopy(self.source)
+        problem = Problem(
+            target=self.pair.unlabelled,
+            source=self.pair.source if is_rehearsed else None,
+            statistics=self.statistics,
+            n_steps=self.size.adapt,
+            seed=self.seed,
+        )
+        adapt_in_order(adapted, problem, names_of(chain), NullProgress())
+        return adapted
+
+    def _few(self, budget: float, strategy: str) -> tuple[Segmenter, dict[str, Any]]:
+        pool = self.pair.pool
+        regions = select_regions(
+            self.source,
+            pool.unlabelled(),
+            strategy=strategy,
+            budget_px=round(budget * int(pool.valid.sum())),
+            seed=self.seed,
+        )
+        model, facts = self._tuned(labelled_by(pool, regions))
+        return model, {"regions": len(regions), **facts}
+
+    def _target_alone(self) -> tuple[Segmenter, dict[str, Any]]:
+        model = self.new_model()
+        options = TrainingOptions(n_steps=2 * self.size.tune, n_checks=1, patience=None, seed=self.seed)
+        fit(model, self.pair.pool, None, options)
+        return model, {"labelled_px": self.pair.pool.n_labelled_px()}
+
+    def _student(self) -> tuple[Segmenter, dict[str, Any]]:
+        """A light student of the model fine-tuned with all labels, taught on unlabelled chips of the target."""
+        teacher, _ = self._tuned(self.pair.pool)
+        card = student_card(teacher.card)
+        done = distil(
+            [teacher],
+            new_student(card, seed=self.seed),
+            joined_chips([self.pair.unlabelled, self.pair.source.unlabelled()]),
+            self.pair.pool.unlabelled(),
+            Distillation(n_steps=self.size.distil, seed=self.seed),
+        )
+        return done.model, {"speedup": done.speedup, "agreement": done.agreement}
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file; a last line that a kill cut short does not count."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def measure(name: str, seed: int, size: Size, out: Path, device: str) -> None:
+    """All rows of one pair and seed, on one thread: more processes beside each other are faster than more threads."""
+    torch.set_num_threads(1)
+    Study(PAIRS[name](), seed, size, out, device).rows()
+
+
+def tables(names: list[str], out: Path) -> Iterator[str]:
+    """Markdown lines: for each pair the mean over the seeds of each row, their spread, the share of the gap closed."""
+    for name in names:
+        files = sorted(out.glob(f"{name}_[0-9]*.jsonl"))
+        by_seed = [{row["row"]: row for row in _rows_of(file)} for file in files]
+        by_seed = [rows for rows in by_seed if {"source only", "full labels"} <= set(rows)]
+        if not by_seed:
+            continue
+        yield f"**{PAIRS[name].__doc__}** Seeds: {len(by_seed)}."
+        yield ""
+        yield "| | mean IoU | smallest to largest | interval by blocks | of the gap | kept | time |"
+        yield "|---|---|---|---|---|---|---|"
+        for what in dict.fromkeys(key for rows in by_seed for key in rows):
+            yield _line(what, [rows for rows in by_seed if what in rows])
+        yield ""
+
+
+def _line(what: str, by_seed: list[dict[str, Any]]) -> str:
+    rows = [rows[what] for rows in by_seed]
+    values = np.array([row["mean_iou"] for row in rows])
+    low = np.array([rows["source only"]["mean_iou"] for rows in by_seed])
+    high = np.array([rows["full labels"]["mean_iou"] for rows in by_seed])
+    times = [row["seconds"] / rows["source only"]["seconds"] for row, rows in zip(rows, by_seed, strict=True)]
+    kept = f"{sum(row['kept'] for row in rows)} of {len(rows)}" if "kept" in rows[0] else ""
+    closed = f"{100 * (values.mean() - low.mean()) / (high.mean() - low.mean()):.0f} %"
+    more = f" ({np.mean([row['speedup'] for row in rows]):.1f} times as fast)" if "speedup" in rows[0] else ""
+    interval = f"{np.mean([row['low'] for row in rows]):.3f} to {np.mean([row['high'] for row in rows]):.3f}"
+    return (
+        f"| {what}{more} | {values.mean():.3f} | {values.min():.3f} to {values.max():.3f} | {interval} | {closed} | "
+        f"{kept} | {np.mean(times):.2f} |"
+    )
+
+
+def main() -> None:
+    """Measure what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("study-output"), help="folder of rows and source models")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes beside each other")
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="name of a timm encoder")
+    parser.add_argument("--more", type=int, default=0, help="factor of all steps (default: 1, on a GPU 4)")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = Size(encoder=chosen.encoder).times(chosen.more or (4 if device == "cuda" else 1))
+    if not chosen.table:
+        # Pairs with one source wait for nobody: the first of them trains it, so seeds go to different processes.
+        with ProcessPoolExecutor(1 if device == "cuda" else chosen.jobs, get_context("spawn")) as pool:
+            started = [
+                pool.submit(measure, name, seed, size, chosen.out, device)
+                for name in chosen.pairs
+                for seed in chosen.seeds
+            ]
+            for one in started:
+                one.result()
+    print("\n".join(tables(chosen.pairs, chosen.out)))
+
+
+if __name__ == "__main__":
+    main()
