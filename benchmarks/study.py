@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from segadapt.benchmarks.study_data import CHIP_PX, PAIRS, Pair
 from segadapt.models.chips import Chips, joined_chips
 from segadapt.models.metrics import bootstrap_interval, class_ious, mean_iou
 from segadapt.models.progress import NullProgress
@@ -40,7 +41,6 @@ from segadapt.models.transfer.fine_tuning import FineTuning, fine_tune, usual_tr
 from segadapt.models.transfer.selection import labelled_by, select_regions
 from segadapt.models.transfer.statistics import source_statistics
 from segadapt.processing.jobs.chip_segments import superpixels
-from segadapt.benchmarks.study_data import CHIP_PX, PAIRS, Pair
 
 # Chains, and whether labelled chips of the source are rehearsed.
 METHODS = (
