@@ -56,6 +56,7 @@ CHAINS = (
 
 _MOST_CHIPS = 400
 _FEWEST_CHIPS = 2
+_MOST_SATURATED = 0.9
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,11 @@ def read_target_chips(
                     f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
                 )
             try:
-                parts.append(
-                    cut_chips(
-                        reader,
-                        chip_px=card.chip_px,
-                        n_most=max(1, n_most // len(targets)),
-                        seed=seed,
-                        progress=step,
-                    )
+                chips = cut_chips(
+                    reader, chip_px=card.chip_px, n_most=max(1, n_most // len(targets)), seed=seed, progress=step
                 )
+                _check_range(chips, card, target)
+                parts.append(chips)
             except JobError as error:
                 failures.append(error)
                 progress.info(f"{Path(target.path).name} is left out: {error}")
@@ -269,6 +266,21 @@ def adapt_model(
         seconds,
         device.name,
     )
+
+
+def _check_range(chips: Chips, card: SegmenterCard, target: TargetRaster) -> None:
+    """Raise `JobError` where a model with a stretch of its own sees hardly anything but black and white."""
+    if card.stretch is None:
+        return
+    values = np.moveaxis(chips.pixels, 1, -1)[chips.valid]
+    share = float(((values == 0) | (values == 255)).all(axis=1).mean())
+    if share > _MOST_SATURATED:
+        n_bands = len(card.bands)
+        low, high = min(card.stretch[:n_bands]), max(card.stretch[n_bands:])
+        raise JobError(
+            f"{100 * share:.0f} % of {Path(target.path).name} lies outside the values that '{card.name}' was made "
+            f"for ({low:g} to {high:g}); give a raster of the same bit depth, or rescale its values."
+        )
 
 
 def _split(chips: Chips, job: AdaptJob, progress: Progress) -> tuple[Chips, Chips]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from segadapt.models.chips import Chips, unlabelled_chips
 from segadapt.models.errors import Cancelled
-from segadapt.models.semantic.card import SegmenterCard, SegmenterClass, read_card
+from segadapt.models.semantic.card import PackageError, SegmenterCard, SegmenterClass, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.semantic.prediction import predict_labels
 from segadapt.models.semantic.segmenter import build_segmenter, load_published_encoder
@@ -248,6 +248,54 @@ def test_what_does_not_go_together_is_said(package, target, tmp_path, raster_fac
     with pytest.raises(JobError, match="promptable model"):
         adapt_model([raster], replace(job, segments="model"))
     assert not output.exists()
+
+
+def test_another_bit_depth_is_said(package, raster_factory, tmp_path):
+    """The model's own stretch sends all of it to white."""
+    deep = TargetRaster(raster_factory(paint(1)[0].astype(np.uint16) * 200, "deep.tif"))
+    job = AdaptJob(model=package, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
+    with pytest.raises(JobError, match=r"deep\.tif .* \(0 to 255\).* bit depth"):
+        adapt_model([deep], job)
+    with pytest.raises(JobError, match="bit depth"):
+        domain_shift([deep], package, device="cpu")
+    assert not job.output.exists()
+
+
+def test_an_altered_byte_is_said(package, target, tmp_path):
+    content = bytearray(package.read_bytes())
+    content[-1000] ^= 1
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(content)
+    job = AdaptJob(model=damaged, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
+    with pytest.raises(PackageError, match="is damaged"):
+        adapt_model([target[0]], job)
+    with pytest.raises(PackageError, match="is damaged"):
+        domain_shift([target[0]], damaged, device="cpu")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(package, target, tmp_path, collapse, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    job = AdaptJob(model=package, output=tmp_path / "m.safetensors", methods=("collapse",), device="cpu")
+    with pytest.raises(JobError, match="No space left on device"):
+        adapt_model([target[0]], job)
+    assert [path.name for path in tmp_path.iterdir()] == [Path(target[0].path).name]
+
+
+def test_pixels_that_are_no_numbers_do_not_count(package, raster_factory, tmp_path):
+    pixels = in_other_light(paint(1)[0]).astype(np.float32)
+    pixels[:, :, :100] = np.nan
+    raster = TargetRaster(raster_factory(pixels, "nan.tif"))
+    job = AdaptJob(model=package, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
+    result = adapt_model([raster], job)
+    assert result.is_adapted
+    # The map of values is that of the pixels with data: zeros for NaN would have drawn it to the dark.
+    whole = TargetRaster(raster_factory(in_other_light(paint(1)[0]), "whole.tif"))
+    adapt_model([whole], replace(job, output=tmp_path / "w.safetensors"))
+    maps = [load_segmenter(tmp_path / f"{name}.safetensors").input_map[0, 180:210] for name in "mw"]
+    assert (maps[0] - maps[1]).abs().mean() < 5
 
 
 def test_rasters_without_data_are_left_out(package, target, raster_factory, recorder):
