@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from segadapt.benchmarks.study_data import CHIP_PX, PAIRS, Pair
 from segadapt.models.chips import Chips, joined_chips
-from segadapt.models.metrics import bootstrap_interval, class_ious, mean_iou
+from segadapt.models.metrics import bootstrap_interval, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
 from segadapt.models.semantic.package import load_extra, load_segmenter, save_segmenter
-from segadapt.models.semantic.prediction import evaluate_chips
+from segadapt.models.semantic.prediction import device_of, evaluate_chips
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, Segmenter, build_segmenter, load_published_encoder
 from segadapt.models.training import TrainingOptions, fit
 from segadapt.models.transfer.agreement import judge, measure_agreement
@@ -41,6 +41,7 @@ from segadapt.models.transfer.fine_tuning import FineTuning, fine_tune, usual_tr
 from segadapt.models.transfer.selection import labelled_by, select_regions
 from segadapt.models.transfer.statistics import source_statistics
 from segadapt.processing.jobs.chip_segments import superpixels
+from torch.nn import functional
 
 # Chains, and whether labelled chips of the source are rehearsed.
 METHODS = (
@@ -57,7 +58,6 @@ METHODS = (
 )
 BUDGETS = (0.001, 0.005, 0.01, 0.05)
 STRATEGIES = ("random", "hybrid")
-DISTILLED = "self_training, source rehearsed"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Study:
         model, facts = measure()
         taken = time.perf_counter() - start
         blocks = [
-            evaluate_chips(model, self.pair.test.take(np.flatnonzero(self.pair.test.blocks == block)))
+            _confusion(model, self.pair.test.take(np.flatnonzero(self.pair.test.blocks == block)), self.pair.gsd_m)
             for block in np.unique(self.pair.test.blocks)
         ]
         total = np.sum(blocks, axis=0)
@@ -252,6 +252,18 @@ class Study:
             Distillation(n_steps=self.size.distil, seed=self.seed),
         )
         return done.model, {"speedup": done.speedup, "agreement": done.agreement}
+
+
+def _confusion(model: Segmenter, chips: Chips, gsd_m: float | None) -> Any:
+    """Confusion matrix on chips of `gsd_m`; a model of a coarser resolution sees means of pixels."""
+    if model.card.gsd_m == gsd_m or gsd_m is None or model.card.gsd_m is None:
+        return evaluate_chips(model, chips)
+    factor = round(model.card.gsd_m / gsd_m)
+    pixels = torch.from_numpy(chips.pixels).to(device_of(model)).float()
+    with torch.inference_mode():
+        logits = model(functional.avg_pool2d(pixels, factor))
+        labels = functional.interpolate(logits, scale_factor=factor, mode="bilinear").argmax(1)
+    return confusion_matrix(chips.labels, labels.cpu().numpy().astype(np.uint8), n_classes=len(model.card.classes))
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -59,12 +59,18 @@ class Pair:
 
 
 def scene(
-    name: str, *, part: Bounds = (0, 0, 1, 1), chip_px: int = CHIP_PX, is_labelled: bool = True, is_dense: bool = False
+    name: str,
+    *,
+    part: Bounds = (0, 0, 1, 1),
+    chip_px: int = CHIP_PX,
+    is_labelled: bool = True,
+    is_dense: bool = False,
+    gsd_m: float = 0.3,
 ) -> Chips:
-    """Chips of an OpenAerialMap scene at 30 cm; `part`: left, top, right, bottom as shares of the scene."""
+    """Chips of an OpenAerialMap scene at `gsd_m`; `part`: left, top, right, bottom as shares of the scene."""
     import geopandas
 
-    with open_bands(str(DATA / f"oam/{name}.tif"), gsd_m=0.3) as reader:
+    with open_bands(str(DATA / f"oam/{name}.tif"), gsd_m=gsd_m) as reader:
         rows, cols = reader.grid_shape
         bounds = (part[0] * cols, part[1] * rows, part[2] * cols, part[3] * rows)
         labels: LabelSource | None = None

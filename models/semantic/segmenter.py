@@ -39,6 +39,8 @@ _SMP: dict[str, Any] = {
     "segformer": smp.Segformer,
     "dpt": smp.DPT,
 }
+FPN_WIDTHS = "fpn_widths"
+"""Where a card's options say how many channels the pyramid and the segmentation branches of FPN have (256 and 128)."""
 _RGB = ("red", "green", "blue")
 _PYRAMID_PX = 32
 _LIGHT_CHANNELS = 128
@@ -245,7 +247,10 @@ def build_segmenter(card: SegmenterCard) -> Segmenter:
     elif card.decoder in _SMP:
         try:
             # Plain transformers would else accept one size only.
-            more = {"dynamic_img_size": True} if card.decoder == "dpt" else {}
+            more: dict[str, Any] = {"dynamic_img_size": True} if card.decoder == "dpt" else {}
+            if card.decoder == "fpn" and FPN_WIDTHS in card.options:
+                pyramid, segmentation = card.options[FPN_WIDTHS]
+                more = {"decoder_pyramid_channels": pyramid, "decoder_segmentation_channels": segmentation}
             network = _SMP[card.decoder](
                 f"tu-{card.encoder}", encoder_weights=None, in_channels=n_bands, classes=n_classes, **more
             )

@@ -55,11 +55,10 @@ class DistillModelAlgorithm(ModelAlgorithm):
                 "Further models of the same bands, classes and resolution; the student learns the mean of what all say."
             ),
             self.STUDENT: self.tr(
-                "Light is a small network at half the resolution, about six times faster than the usual model; it "
-                "begins from nothing and needs hundreds of windows and thousands of steps. Coarse is the teacher's own "
-                "network at half the resolution, about four times faster; it begins with the teacher's weights and "
-                "keeps more with few windows and steps. Fine is a small network at the teacher's resolution, hardly "
-                "twice as fast."
+                "Light is the teacher's encoder with a narrow decoder at half the resolution, about six times faster "
+                "than the usual model. Coarse is the teacher's whole network at half the resolution, about four times "
+                "faster. Fine is a small network at the teacher's resolution, hardly twice as fast; it begins from "
+                "nothing and needs hundreds of windows and thousands of steps."
             ),
             self.STEPS: self.tr("Number of batches of eight chips that the student learns from."),
             self.OUTPUT: self.tr("File for the light model (.safetensors)."),

@@ -12,7 +12,16 @@ from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard, with_event
 from ...models.semantic.package import load_segmenter, package_sha256, save_segmenter
-from ...models.transfer.distillation import Distillation, Distilled, coarseness, distil, new_student, student_card
+from ...models.transfer.distillation import (
+    SMALL_DECODER,
+    SMALL_ENCODER,
+    Distillation,
+    Distilled,
+    coarseness,
+    distil,
+    new_student,
+    student_card,
+)
 from ..errors import JobError
 from .adapt_model import TargetRaster, read_target_chips
 from .page import heading, machine_facts, new_figure, note, page, picture, table, version, write_report
@@ -113,7 +122,9 @@ def _card_of(job: DistillModel, teacher: SegmenterCard) -> SegmenterCard:
                 f"'{teacher.name}' does not know its resolution, so its student cannot have half of it; choose 'light'."
             )
         return student_card(teacher, encoder=teacher.encoder, decoder=teacher.decoder)
-    return student_card(teacher, coarser=1) if job.student == "fine" else student_card(teacher)
+    if job.student == "fine":
+        return student_card(teacher, encoder=SMALL_ENCODER, decoder=SMALL_DECODER, coarser=1)
+    return student_card(teacher)
 
 
 def _report(

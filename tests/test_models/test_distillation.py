@@ -71,7 +71,9 @@ def teacher():
 def test_the_students_card_is_the_teachers_at_half_the_resolution():
     card = student_card(make_card(options={"tokens": {"n": 4, "rank": 2}, "background": 0}, base_sha256="ab"))
     assert (card.gsd_m, card.bands, card.classes) == (1.0, ("red", "green", "blue"), make_card().classes)
-    assert card.options == {"background": 0}
+    assert card.options == {"background": 0, "fpn_widths": [128, 64]}
+    assert (card.encoder, card.decoder) == (make_card().encoder, "fpn")
+    assert student_card(make_card(decoder="light", encoder="mobile_sam")).encoder == DEFAULT_ENCODER
     assert card.base_sha256 is None
     assert student_card(make_card(gsd_m=None)).gsd_m is None
     assert student_card(make_card(), coarser=1).gsd_m == 0.5
@@ -82,7 +84,7 @@ def test_a_student_learns_without_labels_and_at_half_the_resolution(teacher):
     chips, held_out = squares(24, seed=1).unlabelled(), squares(8, seed=2)
     before, _ = compared([teacher], student, held_out)
     weights = {name: value.clone() for name, value in teacher.state_dict().items()}
-    result = distil([teacher], student, chips, held_out.unlabelled(), Distillation(n_steps=40, rate=4e-3))
+    result = distil([teacher], student, chips, held_out.unlabelled(), Distillation(n_steps=60, rate=4e-3))
     assert before < 0.6
     assert result.agreement > 0.85
     assert result.same > 0.9
@@ -174,7 +176,7 @@ def test_the_usual_student_is_five_times_faster_than_the_usual_model():
     labels = np.full((4, 256, 256), IGNORE, np.uint8)
     chips = Chips(pixels, labels, np.ones_like(labels, np.bool_), np.zeros(4, np.int64), np.zeros((4, 2), np.int64))
     teacher_s, student_s = speeds_of([usual, new_student(student_card(usual.card))], chips)
-    # It is 6.5 on an idle machine; this one may be busy with other things.
+    # It is about 6 on an idle machine; this one may be busy with other things.
     assert teacher_s / student_s > 4
 
 
