@@ -130,7 +130,7 @@ def test_several_teachers_are_followed_where_they_agree_most(teacher):
 
 def test_a_student_of_the_same_network_starts_from_the_teachers_weights(teacher):
     chips = squares(4, seed=1)
-    card = student_card(teacher.card, encoder="lcnet_050", coarser=1)
+    card = student_card(teacher.card, decoder=teacher.card.decoder, coarser=1)
     options = Distillation(n_steps=1, rate=1e-9)
     warm = distil([teacher], new_student(card), chips, chips, options)
     cold = distil([teacher], new_student(card), chips, chips, replace(options, is_warm=False))
@@ -139,7 +139,7 @@ def test_a_student_of_the_same_network_starts_from_the_teachers_weights(teacher)
     assert torch.allclose(warm.model.state_dict()[name], teacher.state_dict()[name], atol=1e-6)
     assert not torch.allclose(cold.model.state_dict()[name], teacher.state_dict()[name], atol=1e-3)
     # Of another decoder only the encoder's weights fit.
-    other = distil([teacher], new_student(replace(card, decoder="fpn")), chips, chips, options)
+    other = distil([teacher], new_student(student_card(teacher.card)), chips, chips, options)
     name = "network.encoder.model.conv_stem.weight"
     assert torch.allclose(other.model.state_dict()[name], teacher.state_dict()[name], atol=1e-6)
 
