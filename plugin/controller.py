@@ -14,6 +14,7 @@ from qgis.PyQt.QtWidgets import QFileDialog
 from ..models.registry import list_models
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
+from .adapt_control import AdaptControl
 from .backend import Backend
 from .cache_overlay import CacheOverlay
 from .cheat_sheet import CheatSheet
@@ -124,6 +125,7 @@ class Controller(QObject):
             class_choice=lambda: (self.classes.current, self.classes.colour(self.classes.current)),
             parent=self,
         )
+        self.adaptation = AdaptControl(target=self.target, classes=self.classes, parent=self)
         self.coverage = CacheOverlay(canvas, self.scene, self)
         self._add_help()
         self._fill_dock()
@@ -154,6 +156,7 @@ class Controller(QObject):
     def dispose(self) -> None:
         """Stop the worker, which frees the engine, and leave canvas, project and dock."""
         self.coverage.dispose()
+        self.adaptation.dispose()
         self.class_map.dispose()
         self.similar.dispose()
         self.prompts.dispose()
@@ -189,6 +192,14 @@ class Controller(QObject):
         coverage.setChecked(QgsSettings().value(f"segadapt/{COVERAGE}", False, type=bool))
         self.coverage.set_shown(coverage.isChecked())
         self.actions.add(
+            "adapt",
+            "Adapt a model",
+            self._show_adaptation,
+            tip="Bring a segmentation model to another image, step by step",
+            group="Adapt",
+            icon="adaptmodel",
+        )
+        self.actions.add(
             "cheat_sheet",
             "Keys",
             self.show_cheat_sheet,
@@ -207,6 +218,7 @@ class Controller(QObject):
         dock.add_page("Find similar", self.similar.panel)
         dock.add_page("Class map", self.class_map.panel)
         dock.add_page("Learning", self.learning.panel)
+        dock.add_page("Adapt", self.adaptation.panel)
         dock.settings_panel.show_settings(read_settings())
 
     def _connect(self) -> None:
@@ -237,17 +249,28 @@ class Controller(QObject):
         self.similar.changed.connect(prompts.show_hint)
         prompts.click_takers.add(self.similar, hint=_REVIEW_HINT)
         prompts.click_takers.add(self.class_map, hint=CLASS_MAP_HINT, undo=self.class_map.undo)
+        self.adaptation.labelling_wanted.connect(self._on_labelling_wanted)
         self.actions["find_similar"].triggered.connect(lambda _state: self._on_similar_wanted())
         self.actions["class_map"].toggled.connect(self._on_class_map_wanted)
         for work in (prompts.has_work, self.similar.has_work, self.class_map.has_work):
             self.scene.protect(work)
         self.edits.edited.connect(dock.object_label.setText)
-        pages = (self.learning, self.class_panel, self.similar, self.class_map)
+        pages = (self.learning, self.class_panel, self.similar, self.class_map, self.adaptation)
         sources = (self.scene, self._tool_actions, prompts, self.edits, *pages)
         for source in (*(part.notified for part in sources), self.target.failed):
             source.connect(self._notify)
         self.target.informed.connect(self._inform)
         self.target.layer_changed.connect(prompts.redraw)
+
+    def _show_adaptation(self) -> None:
+        self._dock.setUserVisible(True)
+        self._dock.open_page("Adapt")
+
+    def _on_labelling_wanted(self, layer: QgsRasterLayer) -> None:
+        """Let clicks and keys work on the image whose places are to be labelled."""
+        if layer is not None and self.scene.layer is not layer:
+            self._dock.raster_combo.setLayer(layer)
+        self._activate_on_raster()
 
     def _on_similar_wanted(self) -> None:
         self._dock.open_page("Find similar")
@@ -282,6 +305,7 @@ class Controller(QObject):
 
     def _on_scene_changed(self) -> None:
         source, combo = self.scene.source, self._dock.raster_combo
+        self.adaptation.suggest_image(self.scene.layer)
         layer = None if source is None else source.layer
         if combo.currentLayer() is not layer:
             combo.setLayer(layer)

@@ -93,6 +93,17 @@ def add_object(
     return write(layer, f"accept {found.class_name or 'object'}", changes, note=" ".join(problems))
 
 
+def add_copies(layer: QgsVectorLayer, other: QgsVectorLayer) -> EditStep | None:
+    """Add the features of another layer, with the attributes that both have; None where it has none."""
+    check_polygons(layer)
+    states = [state_of(other, feature) for feature in other.getFeatures()]
+    changes = [
+        FeatureChange(None, replace(state, fid=NEW, geometry=placed(state.geometry, other.crs(), layer=layer)))
+        for state in states
+    ]
+    return write(layer, f"add {_counted(len(states))}", changes) if changes else None
+
+
 def merge(layer: QgsVectorLayer, feature_ids: Iterable[int]) -> EditStep:
     """Make one feature of several; the largest keeps its id and attributes, clicks and seconds add up, holes stay."""
     states = _states(layer, feature_ids)

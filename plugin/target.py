@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
@@ -18,11 +17,10 @@ from qgis.core import (
     QgsVectorLayer,
 )
 from qgis.gui import QgsMapLayerComboBox
-from qgis.PyQt.QtCore import QObject, QStandardPaths, pyqtSignal
+from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QWidget
 
-from ..models.storage import data_folder
 from ..processing.algorithms.outputs import now
 from .class_style import OWN_LAYER, show_class, show_classes
 from .classes import Classes
@@ -35,6 +33,7 @@ from .feature_sink import EditStep, SinkError
 from .field_mapping import FieldMappingDialog, unstored
 from .history import EditHistory
 from .measure_keeper import MeasureKeeper
+from .save_places import folders, free_path
 from .target_layers import new_geopackage_layer, new_scratch_layer
 
 AskPath = Callable[[], "Path | None"]
@@ -271,8 +270,8 @@ class TargetChoice(QObject):
         if self._fresh == NEW_SCRATCH:
             return self._adopt(new_scratch_layer(self._crs, name="Segmented objects"))
         reasons = []
-        for folder in _folders():
-            path = _free_path(folder)
+        for folder in folders():
+            path = free_path(folder, f"segadapt_{datetime.now():%Y-%m-%d_%H%M%S}", ".gpkg")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 layer = self._adopt(new_geopackage_layer(path, self._crs))
@@ -344,25 +343,6 @@ class TargetChoice(QObject):
             self._combo.setLayer(layer)
         else:
             self._combo.setCurrentIndex(self._combo.findText(self._fresh))
-
-
-def _folders() -> Iterator[Path]:
-    """Where a GeoPackage is made without asking, best first."""
-    home = QgsProject.instance().absolutePath()
-    if home:
-        yield Path(home)
-    documents = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DocumentsLocation)
-    if documents and not os.environ.get("SEGADAPT_HOME"):
-        yield Path(documents) / "SegAdapt"
-    yield data_folder() / "objects"
-
-
-def _free_path(folder: Path) -> Path:
-    stem = f"segadapt_{datetime.now():%Y-%m-%d_%H%M%S}"
-    path, number = folder / f"{stem}.gpkg", 2
-    while path.exists():
-        path, number = folder / f"{stem}_{number}.gpkg", number + 1
-    return path
 
 
 def _in_map_units(length_m: float, crs: QgsCoordinateReferenceSystem, *, latitude: float) -> float:
