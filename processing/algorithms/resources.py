@@ -1,4 +1,4 @@
-"""Files that come with the plugin and that the algorithms show: icons and styles."""
+"""Files that come with the plugin and that the algorithms show: icons, styles and model-designer chains."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def icon_path(name: str) -> str:
 def style_path(name: str) -> str:
     """Return the file of a style: `objects`, `masks` or `labels`."""
     return str(_RESOURCES / "styles" / f"{name}.qml")
+
+
+def model_path(name: str) -> str:
+    """Return the file of a model-designer chain by its name without the ending."""
+    return str(_RESOURCES / "models" / f"{name}.model3")

@@ -20,8 +20,10 @@ from segadapt.processing.environment import __file__ as environment_file
 pytestmark = pytest.mark.qgis
 
 ALGORITHM_NAMES = (
-    "checkpoint", "classmap", "encoderaster", "evaluateinteractive", "findsimilar", "segmenteverything",
-    "segmentfromprompts",
+    "adaptmodel", "adaptsegmentcompare", "checkpoint", "classmap", "compareadaptation", "distillmodel", "domainshift",
+    "encoderaster", "evaluateinteractive", "evaluatemodel", "exportmodel", "findsimilar", "finetunemodel",
+    "segmenteverything", "segmentfromprompts", "segmentraster", "selectlabeltunesegmentevaluate", "selectsamples",
+    "trainmodel",
 )  # fmt: skip
 
 ROOT = Path(environment_file).resolve().parents[1]
@@ -35,6 +37,7 @@ if PROGRAM is None and os.environ.get("REQUIRE_QGIS") == "1":
 
 PLAIN_QGIS = """
 import sys
+from qgis.analysis import QgsNativeAlgorithms
 from qgis.core import QgsApplication
 app = QgsApplication([], False)
 app.initQgis()
@@ -42,6 +45,8 @@ import segadapt
 plugin = segadapt.classFactory(None)
 plugin.initProcessing()
 plugin.initProcessing()
+# After the plugin, as it may happen: the chains have steps of QGIS.
+QgsApplication.processingRegistry().addProvider(QgsNativeAlgorithms(QgsApplication.processingRegistry()))
 algorithms = QgsApplication.processingRegistry().providerById("segadapt").algorithms()
 print(sorted(algorithm.name() for algorithm in algorithms))
 for algorithm in algorithms:
@@ -156,6 +161,39 @@ def test_all_four_run(qgis_process: Any, scene_file: Path, roofs: Any, tmp_path:
     )["results"]
     assert everything["COUNT"] >= 3
     assert labels.stat().st_size > 0
+
+
+def test_a_chain_runs(qgis_process: Any, roof_model: Path, repainted: Any, tmp_path: Path) -> None:
+    """Adapt, segment and compare as one command, with outputs by their plain names."""
+    import numpy as np
+    import rasterio
+
+    files = {
+        "ADAPTED_MODEL": "adapted.safetensors",
+        "SOURCE_CLASSES": "source.tif",
+        "ADAPTED_CLASSES": "adapted.tif",
+        "CHANGES": "changes.tif",
+        "CHANGE_TABLE": "changes.csv",
+        "SHIFT_REPORT": "shift.html",
+    }
+    results = qgis_process(
+        "run",
+        "segadapt:adaptsegmentcompare",
+        "--",
+        f"INPUT={repainted('haze.tif', lambda pixels: 0.2 * pixels + 170)}",
+        f"MODEL={roof_model}",
+        "METHODS=quantile",
+        "DEVICE=cpu",
+        *(f"{name}={tmp_path / file}" for name, file in files.items()),
+    )["results"]
+    assert {name: Path(results[name]).name for name in files} == files
+    assert all((tmp_path / file).stat().st_size for file in files.values())
+    maps = {}
+    for name in ("SOURCE_CLASSES", "ADAPTED_CLASSES", "CHANGES"):
+        with rasterio.open(results[name]) as dataset:
+            maps[name] = dataset.read(1)
+    np.testing.assert_array_equal(maps["CHANGES"], maps["SOURCE_CLASSES"] != maps["ADAPTED_CLASSES"])
+    assert maps["CHANGES"].any()
 
 
 def test_error_is_one_sentence(qgis_process: Any, make_scene: Any, tmp_path: Path) -> None:
