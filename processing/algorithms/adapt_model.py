@@ -134,9 +134,10 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         settings: EngineSettings,
     ) -> dict[str, Any]:
         """Adapt and save, then write the report."""
-        from ..jobs.adapt_model import AdaptJob, TargetRaster, adapt_model
+        from ..jobs.adapt_model import AdaptJob, adapt_model
         from ..jobs.adaptation_report import adaptation_report
         from ..jobs.chip_segments import KINDS
+        from ..jobs.model_rasters import TargetRaster
         from ..jobs.page import write_report
 
         model, card = self.package(parameters, context)
@@ -176,7 +177,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         *,
         progress: FeedbackProgress,
     ) -> Chips | None:
-        from ..jobs.adapt_model import read_source_chips
+        from ..jobs.model_rasters import MOST_CHIPS, read_labelled_chips
 
         rasters = self.rasters(self.SOURCE)
         if not rasters:
@@ -186,7 +187,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         labelled = self.labelled_rasters(parameters, context, progress=progress, rasters=rasters)
         scheme = self.class_scheme(parameters, context, labelled, card=card, progress=progress)
         seed = self.parameterAsInt(parameters, self.SEED, context)
-        return read_source_chips(labelled, scheme, card, seed=seed, progress=progress)
+        return read_labelled_chips(labelled, scheme, card, n_most=MOST_CHIPS, seed=seed, progress=progress)
 
     @contextmanager
     def _engine(

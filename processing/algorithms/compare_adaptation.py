@@ -134,9 +134,8 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
         from ..jobs.compare_adaptation import compare_adaptation
         from ..jobs.comparison_report import comparison_report, recommendation, write_comparison
-        from ..jobs.evaluate_model import stretch_of
+        from ..jobs.model_rasters import read_labelled_chips
         from ..jobs.page import write_report
-        from ..jobs.training_data import read_training_chips
 
         path, card = self.package(parameters, context)
         output = self.model_output(parameters, context) if parameters.get(self.OUTPUT) else None
@@ -144,13 +143,10 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             raise JobError(f"{output} is the model that is compared; save the best one in another file.")
         job = self._job(parameters, context)
         rasters = self.labelled_rasters(parameters, context, progress=progress)
-        chips = read_training_chips(
+        chips = read_labelled_chips(
             rasters,
             self.class_scheme(parameters, context, rasters, card=card, progress=progress),
-            chip_px=card.chip_px,
-            n_bands=len(card.bands),
-            gsd_m=card.gsd_m,
-            stretch=stretch_of(card),
+            card,
             n_most=self.parameterAsInt(parameters, self.MAX_CHIPS, context),
             seed=job.seed,
             progress=StepProgress(progress, 0.0, 0.05),

@@ -95,8 +95,8 @@ class DistillModelAlgorithm(ModelAlgorithm):
     ) -> dict[str, Any]:
         """Distil and save."""
         from ...models.transfer.distillation import Distillation
-        from ..jobs.adapt_model import TargetRaster
         from ..jobs.distill_model import DistillModel, distill_model
+        from ..jobs.model_rasters import TargetRaster
 
         output = self.model_output(parameters, context)
         first, _ = self.package(parameters, context)

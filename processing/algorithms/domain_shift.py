@@ -91,8 +91,8 @@ class DomainShiftAlgorithm(ModelAlgorithm):
         settings: EngineSettings,
     ) -> dict[str, Any]:
         """Measure, then write the report."""
-        from ..jobs.adapt_model import TargetRaster
         from ..jobs.domain_shift import domain_shift
+        from ..jobs.model_rasters import TargetRaster
         from ..jobs.page import write_report
         from ..jobs.shift_report import shift_report
 

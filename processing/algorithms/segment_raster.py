@@ -140,7 +140,8 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         settings: EngineSettings,
     ) -> dict[str, Any]:
         """Segment, outline, write."""
-        from ..jobs.segment_raster import SegmentOptions, SegmentOutputs, open_for_model, segment_raster
+        from ..jobs.model_rasters import open_for_model
+        from ..jobs.segment_raster import SegmentOptions, SegmentOutputs, segment_raster
 
         raster = self.raster()
         package, card = self.package(parameters, context)

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ...models.chips import Chips, joined_chips, split_by_block
+from ...models.chips import Chips, split_by_block
 from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
-from ...models.semantic.card import SegmenterCard, read_card, with_event
+from ...models.semantic.card import SegmenterCard, with_event
 from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
 from ...models.semantic.prediction import predict_labels
-from ...models.semantic.segmenter import Segmenter
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement
 from ...models.transfer.base import Problem
 from ...models.transfer.chain import SEPARATOR, adapt_in_order, names_of
 from ...models.transfer.statistics import band_quantiles
 from ..errors import JobError
-from ..raster.band_reader import open_bands
-from ..raster.stretch import Stretch
 from .chip_segments import SegmentEngine, SegmentKind, Segments, model_segments, superpixels
-from .class_scheme import ClassScheme
-from .labelled_chips import cut_chips
-from .training_data import LabelledRaster, read_training_chips
+from .model_rasters import TargetRaster, read_target_chips
+from .unchanged_model import save_unchanged
 
 CHAINS = (
     "self_training",
@@ -54,17 +46,7 @@ CHAINS = (
 )
 """Usual methods and chains of methods by name, the default first."""
 
-_MOST_CHIPS = 400
 _FEWEST_CHIPS = 2
-_MOST_SATURATED = 0.9
-
-
-@dataclass(frozen=True)
-class TargetRaster:
-    """A raster of the target: `path`, and its CRS as WKT where the file carries none."""
-
-    path: str
-    crs_wkt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,74 +108,6 @@ class AdaptResult:
         return self.verdict.is_kept
 
 
-def read_target_chips(
-    targets: Sequence[TargetRaster],
-    card: SegmenterCard,
-    *,
-    n_most: int = _MOST_CHIPS,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Chips:
-    """Unlabelled chips of all rasters as the model sees them, about `n_most`, evenly over rasters and drawn by `seed`.
-
-    Raises `JobError` for no raster and where none holds data, `RasterError` for one that does not fit the card's bands
-    or resolution, and `Cancelled`.
-    """
-    progress = progress or NullProgress()
-    if not targets:
-        raise JobError("No raster of the target is given; choose one or more.")
-    parts, failures = [], []
-    for number, target in enumerate(targets):
-        step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
-        with open_bands(
-            target.path, n_bands=len(card.bands), gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=target.crs_wkt
-        ) as reader:
-            if card.gsd_m is not None and reader.gsd_m is None:
-                progress.info(
-                    f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
-                )
-            try:
-                chips = cut_chips(
-                    reader, chip_px=card.chip_px, n_most=max(1, n_most // len(targets)), seed=seed, progress=step
-                )
-                _check_range(chips, card, target)
-                parts.append(chips)
-            except JobError as error:
-                failures.append(error)
-                progress.info(f"{Path(target.path).name} is left out: {error}")
-    if not parts:
-        raise failures[0]
-    return joined_chips(parts)
-
-
-def read_source_chips(
-    rasters: Sequence[LabelledRaster],
-    scheme: ClassScheme,
-    card: SegmenterCard,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Chips:
-    """Labelled chips of the source as the model sees them, to rehearse. Raises as `read_training_chips` does."""
-    return read_training_chips(
-        rasters,
-        scheme,
-        chip_px=card.chip_px,
-        n_bands=len(card.bands),
-        gsd_m=card.gsd_m,
-        stretch=stretch_of(card),
-        n_most=_MOST_CHIPS,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def stretch_of(card: SegmenterCard) -> Stretch | None:
-    """The stretch that a model was made with; None where each raster is stretched by its own values."""
-    n_bands = len(card.bands)
-    return None if card.stretch is None else Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
-
-
 def adapt_model(
     targets: Sequence[TargetRaster],
     job: AdaptJob,
@@ -217,7 +131,7 @@ def adapt_model(
     learned, held_out = _split(chips, job, progress)
     device = choose_device(job.device)
     progress.info(device.reason)
-    model.to(torch.device(device.name))
+    model.to(device.name)
     progress.info(f"{len(learned)} chips to learn from, {len(held_out)} held out to judge by.")
     judging = superpixels(held_out, progress=StepProgress(progress, 0.08, 0.1))
     before = measure_agreement(
@@ -250,7 +164,7 @@ def adapt_model(
         adapted.card = _adapted_card(source_card, job, targets, learned, before, after, seconds)
         save_segmenter(adapted.cpu(), job.output, extra=problem.statistics)
     else:
-        _save_unchanged(model, job, problem.statistics)
+        save_unchanged(model, job.model, job.output, extra=problem.statistics)
     progress.set_fraction(1.0)
     return AdaptResult(
         adapted.card if verdict.is_kept else source_card,
@@ -266,21 +180,6 @@ def adapt_model(
         seconds,
         device.name,
     )
-
-
-def _check_range(chips: Chips, card: SegmenterCard, target: TargetRaster) -> None:
-    """Raise `JobError` where a model with a stretch of its own sees hardly anything but black and white."""
-    if card.stretch is None:
-        return
-    values = np.moveaxis(chips.pixels, 1, -1)[chips.valid]
-    share = float(((values == 0) | (values == 255)).all(axis=1).mean())
-    if share > _MOST_SATURATED:
-        n_bands = len(card.bands)
-        low, high = min(card.stretch[:n_bands]), max(card.stretch[n_bands:])
-        raise JobError(
-            f"{100 * share:.0f} % of {Path(target.path).name} lies outside the values that '{card.name}' was made "
-            f"for ({low:g} to {high:g}); give a raster of the same bit depth, or rescale its values."
-        )
 
 
 def _split(chips: Chips, job: AdaptJob, progress: Progress) -> tuple[Chips, Chips]:
@@ -331,21 +230,3 @@ def _adapted_card(
         "target_class_shares": [round(share, 5) for share in after.shares],
     }
     return with_event(card, "adapted without labels", **details)
-
-
-def _save_unchanged(model: Segmenter, job: AdaptJob, extra: Mapping[str, torch.Tensor]) -> None:
-    if read_card(job.model).base_sha256 is not None:
-        # An adapter would not find its base from another folder.
-        save_segmenter(model.cpu(), job.output, extra=extra)
-        return
-    part = job.output.with_name(f".{job.output.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(job.model, part)
-        part.replace(job.output)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise JobError(
-            f"{job.output} cannot be written ({error.strerror or error}); choose a folder that you may write to, "
-            "with space."
-        ) from error

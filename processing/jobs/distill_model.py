@@ -23,7 +23,7 @@ from ...models.transfer.distillation import (
     student_card,
 )
 from ..errors import JobError
-from .adapt_model import TargetRaster, read_target_chips
+from .model_rasters import TargetRaster, read_target_chips
 from .page import heading, machine_facts, new_figure, note, page, picture, table, version, write_report
 
 STUDENTS = ("light", "coarse", "fine")

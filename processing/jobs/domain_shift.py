@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ...models.chips import Chips
 from ...models.device import choose_device
@@ -18,8 +17,8 @@ from ...models.semantic.package import load_extra, load_segmenter
 from ...models.semantic.prediction import predict_labels
 from ...models.transfer.shift import Advice, DomainShift, advise, measure_shift
 from ...models.transfer.statistics import band_quantiles
-from .adapt_model import TargetRaster, read_target_chips
 from .chip_segments import superpixels
+from .model_rasters import TargetRaster, read_target_chips
 
 _MOST_CHIPS = 120
 _N_SHOWN = 4
@@ -63,7 +62,7 @@ def domain_shift(
     )
     choice = choose_device(device)
     progress.info(choice.reason)
-    model.to(torch.device(choice.name))
+    model.to(choice.name)
     segments = superpixels(chips, progress=StepProgress(progress, 0.2, 0.3))
     shift = measure_shift(
         model,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,13 +16,14 @@ from ...models.errors import Cancelled
 from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, read_card, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
-from ...models.semantic.segmenter import Segmenter
 from ...models.training import Check, Training
 from ...models.transfer.fine_tuning import FineTuned, FineTuning, fine_tune, usual_training
 from ..errors import JobError
 from .class_scheme import ClassScheme
-from .evaluate_model import Evaluation, EvaluationOptions, judge, stretch_of
-from .training_data import LabelledRaster, read_training_chips, split_chips
+from .evaluate_model import Evaluation, EvaluationOptions, judge
+from .model_rasters import read_labelled_chips
+from .training_data import LabelledRaster, split_chips
+from .unchanged_model import save_unchanged
 
 _READ, _TUNED = 0.1, 0.95
 """Shares of the progress at which chips are read, and at which tuning is over."""
@@ -119,16 +117,7 @@ def fine_tune_model(
     model = load_segmenter(job.model)
     choice = choose_device(job.device)
     progress.info(f"Device: {choice.reason}")
-    chips = read_training_chips(
-        rasters,
-        scheme,
-        chip_px=source_card.chip_px,
-        n_bands=len(source_card.bands),
-        gsd_m=source_card.gsd_m,
-        stretch=stretch_of(source_card),
-        seed=job.seed,
-        progress=StepProgress(progress, 0, _READ),
-    )
+    chips = read_labelled_chips(rasters, scheme, source_card, seed=job.seed, progress=StepProgress(progress, 0, _READ))
     learned, held_out = _split(chips, job, progress)
     progress.info(
         f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out."
@@ -159,7 +148,7 @@ def fine_tune_model(
         _save(tuned, card, job)
     else:
         card = source_card
-        _save_unchanged(model, job)
+        save_unchanged(model, job.model, job.output, extra=load_extra(job.model))
     progress.set_fraction(1.0)
     progress.info(f"Saved {job.output}.")
     return FineTuneResult(
@@ -255,24 +244,6 @@ def _save(tuned: FineTuned, card: SegmenterCard, job: FineTuneJob) -> None:
         save_segmenter(tuned.model, job.output, adapter=tuned.adapter)
     else:
         save_segmenter(tuned.model, job.output, extra=load_extra(job.model))
-
-
-def _save_unchanged(model: Segmenter, job: FineTuneJob) -> None:
-    if read_card(job.model).base_sha256 is not None:
-        # An adapter would not find its base from another folder.
-        save_segmenter(model, job.output, extra=load_extra(job.model))
-        return
-    part = job.output.with_name(f".{job.output.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(job.model, part)
-        part.replace(job.output)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise JobError(
-            f"{job.output} cannot be written ({error.strerror or error}); choose a folder that you may write to, "
-            "with space."
-        ) from error
 
 
 def _line(check: Check, n_steps: int) -> str:

@@ -23,11 +23,10 @@ from ...models.semantic.card import SegmenterCard, SegmenterClass, read_card
 from ...models.semantic.package import package_sha256
 from ..errors import JobError, RasterError
 from ..raster.access import gdal_access
-from ..raster.band_reader import BandReader, open_bands
+from ..raster.band_reader import BandReader
 from ..raster.blend import Block, Bounds
 from ..raster.geodesy import apply_affine
 from ..raster.regions import Region, RegionOutliner, thin_strips
-from ..raster.stretch import Stretch
 from ..raster.tile_store import Layer, TileStore
 from .page import version
 from .segment_blocks import EXTRAS, SegmentTask, Spent, open_model, run_blocks
@@ -113,16 +112,6 @@ class Segmented:
     device: str
 
 
-def open_for_model(
-    card: SegmenterCard, path: str, *, bands: Sequence[int] | None = None, crs_wkt: str | None = None
-) -> BandReader:
-    """Open a raster as a model wants it: its bands, its resolution, its stretch. Raises as `open_bands` does."""
-    n_bands, stretch = len(card.bands), None
-    if card.stretch is not None:
-        stretch = Stretch(low=card.stretch[:n_bands], high=card.stretch[n_bands:])
-    return open_bands(path, n_bands=n_bands, bands=bands, gsd_m=card.gsd_m, stretch=stretch, crs_wkt=crs_wkt)
-
-
 def segment_raster(
     reader: BandReader,
     package: Path,
@@ -132,7 +121,7 @@ def segment_raster(
     options: SegmentOptions | None = None,
     progress: Progress | None = None,
 ) -> Segmented:
-    """Segment a raster (`open_for_model`) and write the results; all of them, or none.
+    """Segment a raster (`model_rasters.open_for_model`) and write the results; all of them, or none.
 
     `bounds`: left, top, right, bottom in pixels of the reader's grid, None for the whole raster. Finished blocks lie
     in a hidden folder beside the labels: after a kill or an error the same call goes on with them and gives the

@@ -30,12 +30,12 @@ from ...models.transfer.selection import (
     joined_candidates,
 )
 from ..errors import JobError
-from ..raster.band_reader import BandReader, open_bands
+from ..raster.band_reader import BandReader
 from ..raster.geodesy import apply_affine
-from ..raster.stretch import Stretch
 from ..raster.vectorize import polygonize
 from .chip_segments import superpixels
 from .labelled_chips import PolygonLabels
+from .model_rasters import open_for_model
 
 RegionKind = Literal["squares", "segments"]
 REGION_KINDS: tuple[RegionKind, ...] = ("squares", "segments")
@@ -144,7 +144,7 @@ def select_samples(
     progress.info(f"Device: {choice.reason}")
     model.to(choice.name)
     with ExitStack() as stack:
-        readers = [stack.enter_context(_open(raster, card)) for raster in rasters]
+        readers = [stack.enter_context(open_for_model(card, raster.path, crs_wkt=raster.crs_wkt)) for raster in rasters]
         pixel_m2 = _pixel_m2(readers)
         region_px = _region_px(job, card, pixel_m2)
         size = "" if pixel_m2 is None else f" ({region_px * pixel_m2**0.5:.3g} m)"
@@ -163,12 +163,6 @@ def select_samples(
     )
     n_px = sum(one.n_px for one in regions)
     return Selection(samples, card, len(found), n_px, int(found.n_px.sum()), choice.name)
-
-
-def _open(raster: SampleRaster, card: SegmenterCard) -> BandReader:
-    n_bands = len(card.bands)
-    stretch = None if card.stretch is None else Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
-    return open_bands(raster.path, n_bands=n_bands, gsd_m=card.gsd_m, stretch=stretch, crs_wkt=raster.crs_wkt)
 
 
 def _pixel_m2(readers: Sequence[BandReader]) -> float | None:

@@ -19,10 +19,11 @@ from segadapt.models.training import TrainingOptions, fit
 from segadapt.models.transfer.base import _METHODS, Method, TransferError
 from segadapt.models.transfer.statistics import FEATURE_MEAN, source_statistics
 from segadapt.processing.errors import JobError, RasterError
-from segadapt.processing.jobs.adapt_model import CHAINS, AdaptJob, TargetRaster, adapt_model, read_target_chips
+from segadapt.processing.jobs.adapt_model import CHAINS, AdaptJob, adapt_model
 from segadapt.processing.jobs.adaptation_report import adaptation_report
 from segadapt.processing.jobs.chip_segments import model_segments, superpixels
 from segadapt.processing.jobs.domain_shift import domain_shift
+from segadapt.processing.jobs.model_rasters import TargetRaster, read_target_chips
 from segadapt.processing.jobs.shift_report import shift_report
 
 SIDE, CHIP = 256, 64

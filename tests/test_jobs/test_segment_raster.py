@@ -24,12 +24,8 @@ from segadapt.models.semantic.package import save_segmenter
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter
 from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs import segment_blocks, segment_distributed, segment_raster
-from segadapt.processing.jobs.segment_raster import (
-    SegmentOptions,
-    SegmentOutputs,
-    label_polygons,
-    open_for_model,
-)
+from segadapt.processing.jobs.model_rasters import open_for_model
+from segadapt.processing.jobs.segment_raster import SegmentOptions, SegmentOutputs, label_polygons
 from segadapt.processing.raster.blend import Windows, plan_blocks
 from segadapt.processing.raster.tile_store import TileStore
 from torch import nn
@@ -369,6 +365,7 @@ import os, runpy, signal, sys
 runpy.run_path(sys.argv[1])
 from pathlib import Path
 from segadapt.processing.jobs import segment_blocks
+from segadapt.processing.jobs.model_rasters import open_for_model
 from segadapt.processing.jobs.segment_raster import *
 from segadapt.models.semantic.card import read_card
 from segadapt.processing.raster.tile_store import TileStore
@@ -567,6 +564,7 @@ import numpy as np, rasterio, torch
 from affine import Affine
 from rasterio._err import CPLE_AppDefinedError
 from segadapt.processing.jobs import segment_blocks, segment_raster
+from segadapt.processing.jobs.model_rasters import open_for_model
 from segadapt.models.semantic.card import read_card
 class Fast(torch.nn.Module):
     def __init__(self):
@@ -586,7 +584,7 @@ for side in (1000, 1000, 3200):
     with rasterio.open(path, "w", transform=Affine(0.5, 0, 0, 0, -0.5, 0), compress="deflate", **profile) as dataset:
         for row in range(0, side, 100):
             dataset.write(np.full((100, side), row // 9 % 255 + 1, np.uint8), 1, window=((row, row + 100), (0, side)))
-    with segment_raster.open_for_model(read_card(package), str(path)) as reader:
+    with open_for_model(read_card(package), str(path)) as reader:
         outputs = segment_raster.SegmentOutputs(labels=folder / "labels.tif")
         options = segment_raster.SegmentOptions(device="cpu", overlap=0)
         segment_raster.segment_raster(reader, package, outputs, options=options)

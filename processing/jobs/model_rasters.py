@@ -1,0 +1,122 @@
+"""Rasters as a segmentation model sees them: its bands, its resolution, its stretch, its size of chips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...models.chips import Chips, joined_chips
+from ...models.progress import NullProgress, Progress, StepProgress
+from ...models.semantic.card import SegmenterCard
+from ..errors import JobError
+from ..raster.band_reader import BandReader, open_bands
+from ..raster.stretch import Stretch
+from .class_scheme import ClassScheme
+from .labelled_chips import cut_chips
+from .training_data import LabelledRaster, read_training_chips
+
+MOST_CHIPS = 400
+"""As many are enough to adapt to, and to rehearse."""
+_MOST_SATURATED = 0.9
+
+
+@dataclass(frozen=True)
+class TargetRaster:
+    """A raster of the target: `path`, and its CRS as WKT where the file carries none."""
+
+    path: str
+    crs_wkt: str | None = None
+
+
+def stretch_of(card: SegmenterCard) -> Stretch | None:
+    """The stretch that a card prescribes; None where each raster is stretched by its own values."""
+    n_bands = len(card.bands)
+    return None if card.stretch is None else Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
+
+
+def open_for_model(
+    card: SegmenterCard, path: str, *, bands: Sequence[int] | None = None, crs_wkt: str | None = None
+) -> BandReader:
+    """Open a raster as a model wants it. Raises as `open_bands` does."""
+    return open_bands(
+        path, n_bands=len(card.bands), bands=bands, gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=crs_wkt
+    )
+
+
+def read_target_chips(
+    targets: Sequence[TargetRaster],
+    card: SegmenterCard,
+    *,
+    n_most: int = MOST_CHIPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chips:
+    """Unlabelled chips of all rasters as the model sees them, about `n_most`, evenly over rasters and drawn by `seed`.
+
+    Raises `JobError` for no raster and where none holds data, `RasterError` for one that does not fit the card's bands
+    or resolution, and `Cancelled`.
+    """
+    progress = progress or NullProgress()
+    if not targets:
+        raise JobError("No raster of the target is given; choose one or more.")
+    parts, failures = [], []
+    for number, target in enumerate(targets):
+        step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
+        with open_for_model(card, target.path, crs_wkt=target.crs_wkt) as reader:
+            if card.gsd_m is not None and reader.gsd_m is None:
+                progress.info(
+                    f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
+                )
+            try:
+                chips = cut_chips(
+                    reader, chip_px=card.chip_px, n_most=max(1, n_most // len(targets)), seed=seed, progress=step
+                )
+                _check_range(chips, card, target)
+                parts.append(chips)
+            except JobError as error:
+                failures.append(error)
+                progress.info(f"{Path(target.path).name} is left out: {error}")
+    if not parts:
+        raise failures[0]
+    return joined_chips(parts)
+
+
+def read_labelled_chips(
+    rasters: Sequence[LabelledRaster],
+    scheme: ClassScheme,
+    card: SegmenterCard,
+    *,
+    n_most: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chips:
+    """Labelled chips as the model sees them; everything else as for `read_training_chips`."""
+    return read_training_chips(
+        rasters,
+        scheme,
+        chip_px=card.chip_px,
+        n_bands=len(card.bands),
+        gsd_m=card.gsd_m,
+        stretch=stretch_of(card),
+        n_most=n_most,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _check_range(chips: Chips, card: SegmenterCard, target: TargetRaster) -> None:
+    """Raise `JobError` where a model with a stretch of its own sees hardly anything but black and white."""
+    if card.stretch is None:
+        return
+    values = np.moveaxis(chips.pixels, 1, -1)[chips.valid]
+    share = float(((values == 0) | (values == 255)).all(axis=1).mean())
+    if share > _MOST_SATURATED:
+        n_bands = len(card.bands)
+        low, high = min(card.stretch[:n_bands]), max(card.stretch[n_bands:])
+        raise JobError(
+            f"{100 * share:.0f} % of {Path(target.path).name} lies outside the values that '{card.name}' was made "
+            f"for ({low:g} to {high:g}); give a raster of the same bit depth, or rescale its values."
+        )
