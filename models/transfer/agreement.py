@@ -41,7 +41,7 @@ _VIEWS: tuple[tuple[tuple[int, ...], float, float], ...] = (
     ((2, 3), 1.0, 1.12),
 )
 """Axes that are mirrored, gain, gamma: as much as two flights of a day differ."""
-_MOST_ODDS = 4.0
+_MOST_ODDS = 2.0
 _RARE = 0.003
 """Classes that both the source and the source's answer hold less of do not decide: a few objects would."""
 
@@ -126,7 +126,7 @@ def judge(before: Agreement, after: Agreement, card: SegmenterCard) -> Verdict:
 
     It is not where a class vanished or took over, or where the criterion fell. A class may have any share between what
     the source model finds on the target and what the source domain had (on the card; an equal share of all classes
-    where the card does not know it), and beyond it as far as its odds change by less than a factor of four.
+    where the card does not know it), and beyond it as far as its odds change by less than a factor of two.
     """
     known = np.array(card.statistics.get("class_shares", ()), np.float64)
     n_classes = len(card.classes)

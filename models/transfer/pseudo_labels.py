@@ -9,13 +9,12 @@ import numpy.typing as npt
 import torch
 
 from ..chips import Chips
-from ..progress import Progress, StepProgress
+from ..progress import Progress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import predict_chips
 from ..semantic.segmenter import Segmenter
 
 _N_BINS = 256
-_N_LOOKED_AT = 48
 _MOST_LIFT = 8.0
 """A class's probability is lifted or lowered by so much at the most."""
 Bounds = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -24,11 +23,10 @@ Bounds = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 class Survey(NamedTuple):
     """What a teacher says of all target chips.
 
-    `factors` (C,): what its probabilities are multiplied by (`aligned`). `thresholds` (C,): the confidence from which a
-    pixel of a class counts. `shares` (N, C): shares of the classes in each chip, of valid pixels.
+    `thresholds` (C,): the confidence from which a pixel of a class counts. `shares` (N, C): shares of the classes in
+    each chip, of valid pixels.
     """
 
-    factors: torch.Tensor
     thresholds: torch.Tensor
     shares: npt.NDArray[np.float64]
 
@@ -45,22 +43,21 @@ def survey(
     *,
     keep: float,
     most: float,
-    bounds: Bounds | None,
+    factors: torch.Tensor,
     batch: int,
     progress: Progress,
 ) -> Survey:
-    """Look at all chips once, and at some before. Raises `Cancelled`.
+    """Look at all chips once. Raises `Cancelled`.
 
     Class-balanced thresholds (Zou et al. 2018, CBST, https://arxiv.org/abs/1810.07911): of every class the share
-    `keep` of its most confident pixels counts; pixels surer than `most` always do. `bounds`: least and largest share
-    of each class (`share_bounds`), back into which the answers are lifted or lowered.
+    `keep` of its most confident pixels counts; pixels surer than `most` always do. `factors` (C,): what its
+    probabilities are multiplied by (`aligned`).
     """
     n_classes = len(teacher.card.classes)
-    factors = _factors(teacher, chips, bounds=bounds, batch=batch, progress=StepProgress(progress, 0.0, 0.3))
     lifts = factors.numpy()[None, :, None, None]
     counts = np.zeros((n_classes, _N_BINS))
     shares = np.zeros((len(chips), n_classes))
-    for part, raw in predict_chips(teacher, chips, batch=batch, progress=StepProgress(progress, 0.3, 1.0)):
+    for part, raw in predict_chips(teacher, chips, batch=batch, progress=progress):
         answer = raw * lifts
         answer /= answer.sum(axis=1, keepdims=True)
         valid = chips.valid[part]
@@ -74,7 +71,7 @@ def survey(
     # The highest edge above which at least `keep` of the class lies.
     edges = 1 - ((from_top >= keep).argmax(axis=1) + 1) / _N_BINS
     thresholds = torch.tensor(np.where(counts.sum(axis=1) > 0, np.minimum(edges, most), most), dtype=torch.float32)
-    return Survey(factors, thresholds, shares)
+    return Survey(thresholds, shares)
 
 
 def share_bounds(shares: npt.NDArray[np.float64], known: npt.NDArray[np.float64], *, odds: float) -> Bounds:
@@ -94,17 +91,8 @@ def share_bounds(shares: npt.NDArray[np.float64], known: npt.NDArray[np.float64]
     return moved(low, 1 / odds), moved(high, odds)
 
 
-def _factors(
-    teacher: Segmenter, chips: Chips, *, bounds: Bounds | None, batch: int, progress: Progress
-) -> torch.Tensor:
-    n_classes = len(teacher.card.classes)
-    if bounds is None:
-        return torch.ones(n_classes)
-    some = chips.take(np.unique(np.linspace(0, len(chips) - 1, _N_LOOKED_AT).round()))
-    total = np.zeros(n_classes)
-    for part, answer in predict_chips(teacher, some, batch=batch, progress=progress):
-        total += np.moveaxis(answer, 1, -1)[some.valid[part]].sum(axis=0)
-    found = total / max(1.0, total.sum())
+def factors_into(bounds: Bounds, found: npt.NDArray[np.float64]) -> torch.Tensor:
+    """What brings classes of the shares `found` (C,) back into their bounds (`aligned`); 1 where they are inside."""
     ratio = (np.clip(found, *bounds) + 1e-3) / (found + 1e-3)
     return torch.tensor(np.clip(ratio, 1 / _MOST_LIFT, _MOST_LIFT), dtype=torch.float32)
 

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..augmentation import STRONG, USUAL, augment
@@ -17,7 +18,20 @@ from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
 from .adapting import descend, drawn, learning_parts, network_values, seeded, usable_chips
 from .base import Method, Problem, register_method
-from .pseudo_labels import Bounds, Survey, aligned, class_mix, pseudo_labels, rare_first, share_bounds, survey
+from .pseudo_labels import (
+    Bounds,
+    Survey,
+    aligned,
+    class_mix,
+    factors_into,
+    pseudo_labels,
+    rare_first,
+    share_bounds,
+    survey,
+)
+
+# Of the mean share of a class over batches, from one batch to the next.
+_REMEMBERED = 0.9
 
 
 @register_method("self_training")
@@ -42,7 +56,7 @@ class SelfTraining(Method):
     keep: float = 0.9
     keep_last: float = 0.95
     most: float = 0.97
-    odds: float = 2.0
+    odds: float = 1.0
     n_surveys: int = 4
     temperature: float = 0.5
     rate: float = 3e-4
@@ -88,6 +102,9 @@ class _Run:
         self.optimiser = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
         self._survey: Survey | None = None
         self._bounds: Bounds | None = None
+        self._factors = torch.ones(len(model.card.classes))
+        self._excess = np.ones(len(model.card.classes))
+        self._running: npt.NDArray[np.float64] | None = None
         self._chances = torch.ones(len(self._target))
         # Weights of classes would make pseudo-labels of rare ones grow at every survey; the source's labels stay true.
         self._weights: torch.Tensor | None = None
@@ -102,7 +119,7 @@ class _Run:
             self._target,
             keep=keep,
             most=self._method.most,
-            bounds=self._bounds,
+            factors=self._factors,
             batch=self._problem.batch,
             progress=progress,
         )
@@ -112,6 +129,8 @@ class _Run:
         if self._bounds is None:
             known = np.array(self.teacher.card.statistics.get("class_shares", ()), np.float64)
             self._bounds = share_bounds(found, known, odds=self._method.odds)
+        # Chips with rare classes come more often than others.
+        self._excess = (chances @ self._survey.shares + 1e-3) / (found + 1e-3)
 
     def loss(self) -> torch.Tensor:
         """The student's loss on a new batch."""
@@ -120,10 +139,11 @@ class _Run:
         n = min(self._n_target, len(self._target))
         indices = torch.multinomial(self._chances, n, generator=self._generator).tolist()
         pixels, _ = draw(self._target, indices, None, self._generator, self._device)
+        valid = torch.from_numpy(self._target.valid[indices])
         labels = pseudo_labels(
-            aligned(probabilities(self.teacher, pixels), self._survey.factors),
+            self._bounded(probabilities(self.teacher, pixels), valid),
             self._survey.thresholds,
-            valid=torch.from_numpy(self._target.valid[indices]),
+            valid=valid,
             segments=None if self._segments is None else self._segments[indices],
         )
         if self._source is None:
@@ -142,6 +162,14 @@ class _Run:
         extra = self._method.extra_loss(self._student, pixels, labels, self._generator)
         return loss if extra is None else loss + weight * extra
 
+    def _bounded(self, answer: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """The teacher's probabilities with every class's share held in its bounds, by its running mean over batches."""
+        assert self._bounds is not None
+        share = answer.movedim(1, -1)[valid.to(answer.device)].mean(0).cpu().numpy().astype(np.float64)
+        self._running = share if self._running is None else _REMEMBERED * self._running + (1 - _REMEMBERED) * share
+        self._factors = factors_into(self._bounds, self._running / self._excess)
+        return aligned(answer, self._factors)
+
     def teach(self, step: int) -> None:
         """Move the teacher towards the student; fast at first, when it has seen little."""
         stays = min(self._method.ema, 1 - 1 / (step + 2))
@@ -154,4 +182,6 @@ class _Run:
     ) -> torch.Tensor:
         with autocast(self._device):
             logits = self._student(pixels)
-        return segmentation_loss(logits.float(), labels, class_weights=class_weights)
+        # Dice, too, makes rare classes grow when a model learns from itself.
+        dice = 0.0 if class_weights is None else 0.5
+        return segmentation_loss(logits.float(), labels, class_weights=class_weights, dice=dice)
