@@ -138,7 +138,7 @@ class AdaptControl(QObject):
         """Show how everything stands."""
         raster = raster_of(self.story)
         if not self.story.model:
-            text = ""
+            text = "A model that was made for other images, and the image to map."
         elif self._card is None:
             text = warning(self._card_problem)
         else:

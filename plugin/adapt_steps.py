@@ -54,7 +54,7 @@ def parameters(step: str, story: Story) -> dict[str, Any]:
             output = new_file(story, "places to label", ".gpkg")
         else:
             output = QgsProcessingUtils.generateTempFilename("places.gpkg")
-            given["LABELED"] = labels.id()
+            given["LABELLED"] = labels.id()
         # Segments, as one class fits a segment and a single key gives it.
         return {**given, "MODEL": story.newest, "REGIONS": "segments", "OUTPUT": output}
     if step == TUNE:

@@ -2,7 +2,8 @@
 
 `python3 tools/screenshots.py` starts QGIS under Xvfb with a profile of its own and runs this file in it (`--code`);
 there it clicks like a user and writes docs/screenshots/*.jpg. Needs what `make setup` installs, and xvfb-run; the
-pictures of the class map need an aerial image of `SEGADAPT_DATA` (default ../shared/data), and are left out without.
+pictures of the class map need an aerial image of `SEGADAPT_DATA` (default ../shared/data), that of adaptation the
+model that the sample scene brings; they are left out without.
 
 Objects are corrected, and candidates answered for, as the outlines say that the sample scene and the tests bring:
 nothing is retouched. Each run begins with an empty cache, so that a picture does not depend on the run before.
@@ -64,6 +65,10 @@ AERIAL_CLICKS = {
     "bare ground": ("#f0cf80", ((215, 172), (212, 22), (124, 147), (95, 55))),
 }
 """Colour and places, in pixels of the image, of each class: fewer than 30."""
+
+SAMPLE_MODEL = "plugin/resources/sample/buildings_60cm.safetensors"
+ADAPTATION_STEPS = 40
+"""Of adapting and of learning from labels, as in the demo."""
 
 Wait = Callable[[], Any]
 
@@ -170,6 +175,7 @@ class Photographer:
         yield from self._show_help()
         yield from self._show_web_map()
         yield from self._map_classes()
+        yield from self._adapt()
 
     def _show_encoding(self) -> Iterator[Wait]:
         """What is encoded, when half of the view is."""
@@ -349,6 +355,65 @@ class Photographer:
             sys.stdout.write("No next place is far from the edge: look at 6-guidance.\n")
         yield from self._take("6-guidance")
 
+    def _adapt(self) -> Iterator[Wait]:
+        """A model of buildings from elsewhere, from the measure of distance to the map of the sample scene."""
+        from qgis.core import QgsProject
+
+        model = self._root / SAMPLE_MODEL
+        if not model.exists():
+            sys.stdout.write(f"{model} is not there: no picture of adaptation.\n")
+            return
+        QgsProject.instance().clear()
+        self._plugin.load_sample()
+        controller = self._plugin.controller
+        yield lambda: controller.scene.is_ready
+        controller.scene.zoom_to_layer()
+        page = controller.adaptation
+        make_run = page.make_run
+        page.make_run = lambda name, given: make_run(
+            name, {**given, **({"STEPS": ADAPTATION_STEPS} if name in ("adaptmodel", "finetunemodel") else {})}
+        )
+        self._show_pages("Adapt")
+        page.panel.model_file.setFilePath(str(model))
+        for step in ("shift", "adapt", "select"):
+            yield from self._run_step(step)
+        self._label_places()
+        yield page.panel.rows["tune"].button.isEnabled
+        for step in ("tune", "map"):
+            yield from self._run_step(step)
+        for layer in QgsProject.instance().mapLayers().values():
+            if layer.name().startswith("Map of"):
+                layer.setOpacity(0.45)
+        yield _seconds(1.0)
+        bar = self._dock().page("Adapt").y()
+        self._dock().findChild(_scroll_area()).verticalScrollBar().setValue(bar)
+        yield from self._take("10-adapt")
+
+    def _run_step(self, step: str) -> Iterator[Wait]:
+        row = self._plugin.controller.adaptation.panel.rows[step]
+        row.button.click()
+        yield lambda: row.button.text() != "Stop"
+        sys.stdout.write(f"{row.title.text()}: {row.text.text()}\n")
+
+    def _label_places(self) -> None:
+        """Give the places the class that the reference knows there; the others stay without one."""
+        controller = self._plugin.controller
+        layer = controller.target.layer()
+        known = [(feature["class"], feature.geometry()) for feature in self._reference().values()]
+        known += [("building", outline) for outline in self._others()]
+        chosen: dict[str, list[int]] = {}
+        background = next(name for name in controller.classes.names() if name != "building")
+        for place in layer.getFeatures():
+            middle = place.geometry().pointOnSurface()
+            for name, outline in known:
+                if outline.contains(middle):
+                    chosen.setdefault("building" if name == "building" else background, []).append(place.id())
+        for name, feature_ids in chosen.items():
+            controller.classes.choose(name)
+            layer.selectByIds(feature_ids)
+            self._press(_key("K"))
+        layer.removeSelection()
+
     def _has_strokes(self, n_strokes: int) -> bool:
         picture = self._plugin.controller.class_map.picture
         return picture is not None and int(picture.n_strokes) == n_strokes
@@ -373,7 +438,7 @@ class Photographer:
 
     def _show_pages(self, *titles: str) -> None:
         """Fold all pages of the dock but these."""
-        for title in ("Scene", "Classes", "Shape", "Find similar", "Class map", "Learning"):
+        for title in ("Scene", "Classes", "Shape", "Find similar", "Class map", "Learning", "Adapt"):
             self._dock().page(title).setCollapsed(title not in titles)
 
     def _take(self, name: str) -> Iterator[Wait]:
@@ -484,6 +549,12 @@ def _colour(name: str) -> Any:
     from qgis.PyQt.QtGui import QColor
 
     return QColor(name)
+
+
+def _scroll_area() -> Any:
+    from qgis.PyQt.QtWidgets import QScrollArea
+
+    return QScrollArea
 
 
 def _halfway(first: Any, second: Any) -> Any:

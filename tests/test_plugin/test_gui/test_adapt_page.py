@@ -274,7 +274,7 @@ def test_a_result_goes_to_the_image_that_it_was_made_for(page: Page, model: Path
 def test_places_are_labelled_with_the_interactive_tool_round_by_round(page: Page, model: Path, gui: Any) -> None:
     page.choose(model)
     given = select(page, 0.0, 20.0, 40.0)
-    assert "LABELED" not in given
+    assert "LABELLED" not in given
     layer = gui.controller.target.layer()
     assert layer.name() == "Places to label in scene"
     assert layer in QgsProject.instance().mapLayers().values()
@@ -292,7 +292,7 @@ def test_places_are_labelled_with_the_interactive_tool_round_by_round(page: Page
     assert page.text(TUNE).startswith("Round 1. Kept: mean IoU 0.40 → 0.70")
     # The next round is chosen with the new model, joins the layer, and learning begins anew from all labels.
     given = select(page, 60.0)
-    assert (given["MODEL"], given["LABELED"]) == (taught["OUTPUT"], layer.id())
+    assert (given["MODEL"], given["LABELLED"]) == (taught["OUTPUT"], layer.id())
     assert gui.controller.target.layer() is layer
     assert layer.featureCount() == 4
     assert {feature["model"] for feature in layer.getFeatures()} == {"roofs"}
@@ -336,7 +336,7 @@ def test_a_layer_of_the_user_is_learned_from_but_not_written_to(page: Page, mode
     page.panel.rows[TUNE].button.click()
     assert (page.runs[-1].given["LABELS"], page.runs[-1].given["CLASS_FIELD"]) == (mine.id(), "")
     page.runs[-1].stop()
-    assert "LABELED" not in select(page, 20.0)
+    assert "LABELLED" not in select(page, 20.0)
     assert mine.featureCount() == 1
     assert gui.controller.target.layer() is not mine
 
@@ -412,7 +412,7 @@ def test_no_folder_to_write_to_is_said(page: Page, model: Path, gui: Any, monkey
 
 
 def test_nothing_is_cut_off_and_the_tab_key_reaches_everything(page: Page, model: Path, gui: Any) -> None:
-    gui.window.resize(1000, 1600)
+    gui.window.resize(1000, 700)
     page.choose(model)
     page.run(SHIFT, **FAR)
     page.run(ADAPT, **WORSE)
