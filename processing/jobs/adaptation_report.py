@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from ...models.semantic.card import SegmenterCard
 from ...models.transfer.agreement import changed_most
 from ...models.transfer.base import get_method
-from .adapt_model import AdaptResult, TargetRaster
-from .page import heading, machine_facts, note, page, picture, plain, table
+from .adapt_model import AdaptResult
+from .chip_pictures import coloured, draw, legend, shown
+from .model_rasters import TargetRaster
+from .page import heading, machine_facts, note, page, picture, table
 
 _N_WINDOWS = 6
-_LEGEND_COLUMNS = 6
 
 
 def adaptation_report(result: AdaptResult, targets: Sequence[TargetRaster]) -> str:
@@ -39,31 +37,6 @@ def adaptation_report(result: AdaptResult, targets: Sequence[TargetRaster]) -> s
     parts += _windows(result)
     parts += [heading("Machine"), table(machine_facts(result.device))]
     return page(title, parts)
-
-
-def coloured(labels: npt.NDArray[np.uint8], card: SegmenterCard) -> npt.NDArray[np.uint8]:
-    """Labels (rows, cols) in the colours of their classes, (rows, cols, 3); white where there is none."""
-    table_ = np.full((256, 3), 255, np.uint8)
-    for one in card.classes:
-        table_[one.class_id] = one.colour
-    painted: npt.NDArray[np.uint8] = table_[labels]
-    return painted
-
-
-def shown(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Pixels (bands, rows, cols) as a picture (rows, cols, 3): the first three bands, or the first in grey."""
-    chosen = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
-    return np.moveaxis(chosen, 0, -1)
-
-
-def legend(figure: Figure, card: SegmenterCard) -> None:
-    """Say below the pictures which colour is which class."""
-    handles = [
-        Patch(facecolor=np.array(one.colour) / 255, edgecolor="#1a1a1a", label=plain(one.name)) for one in card.classes
-    ]
-    rows = -(-len(handles) // _LEGEND_COLUMNS)
-    figure.get_layout_engine().set(rect=(0, (0.15 + 0.22 * rows) / figure.get_figheight(), 1, 1))
-    figure.legend(handles=handles, loc="lower center", ncols=min(_LEGEND_COLUMNS, len(handles)), fontsize=8)
 
 
 def _agreement(result: AdaptResult) -> list[str]:
@@ -120,11 +93,8 @@ def _windows(result: AdaptResult) -> list[str]:
         share = (result.labels_before[number] != result.labels_after[number])[valid].mean()
         titles = ("Target", "Source model", f"Adapted model ({100 * share:.0f} % changed)")
         for one, image, title in zip(row, pictures, titles, strict=True):
-            one.imshow(image, interpolation="nearest")
-            one.set_title(title, fontsize=8)
-            one.set_xticks([])
-            one.set_yticks([])
-    legend(figure, card)
+            draw(one, image, title=title)
+    legend(figure, card.classes)
     text = "not kept" if not result.is_adapted else "kept"
     return [
         picture(figure, f"Windows of the target before and after the adaptation, which was {text}", is_photograph=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..errors import JobError
 from .compare_adaptation import METHOD, TUNING, Comparison, Run
-from .page import heading, look, machine_facts, new_figure, note, page, picture, plain, table
+from .page import heading, look, machine_facts, new_figure, note, page, picture, plain, table, write_csv
 
 # What counts as nearly as good: a share of the best mean IoU for budgets, a distance from it for layers.
 _CLOSE, _MARGIN = 0.97, 0.01
@@ -34,17 +30,7 @@ _COLUMNS = (
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
     """Write all runs as CSV, whole or not at all; fields without a value are empty. Raises `JobError`."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            writer.writerows([_cell(getattr(run, name)) for name in _COLUMNS] for run in comparison.runs)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise JobError(f"Cannot write the table {path} ({error.strerror}); choose another folder.") from error
+    write_csv([_COLUMNS, *([_cell(getattr(run, name)) for name in _COLUMNS] for run in comparison.runs)], path)
 
 
 def comparison_report(comparison: Comparison, *, model: str, rasters: Sequence[str], saved: str = "") -> str:

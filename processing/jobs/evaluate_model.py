@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,9 +31,9 @@ from ...models.semantic.package import load_segmenter
 from ...models.semantic.prediction import device_of, predict_chips
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
-from ..raster.stretch import Stretch
 from .class_scheme import ClassScheme
-from .page import write_report
+from .model_rasters import stretch_of
+from .page import write_csv
 from .training_data import LabelledRaster, read_training_chips
 
 N_BINS = 15
@@ -255,14 +253,6 @@ def evaluate_models(
     return evaluations
 
 
-def stretch_of(card: SegmenterCard) -> Stretch | None:
-    """The stretch that a card prescribes; None for each raster's own."""
-    if card.stretch is None:
-        return None
-    n_bands = len(card.bands)
-    return Stretch(card.stretch[:n_bands], card.stretch[n_bands:])
-
-
 def in_words(evaluation: Evaluation) -> str:
     """The main numbers in one line."""
     low, high = evaluation.interval
@@ -294,17 +284,17 @@ def difference(
 
 def write_table(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Write one CSV row per model and class, and one for all classes. Raises `JobError` where it cannot be written."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["model", "class", "pixels", "iou", "f1", "boundary_f1", "accuracy", "calibration_error"])
+    rows: list[list[object]] = [
+        ["model", "class", "pixels", "iou", "f1", "boundary_f1", "accuracy", "calibration_error"]
+    ]
     for one in evaluations:
         pixels = one.confusion.sum(axis=1)
         for n, entry in enumerate(one.card.classes):
             numbers = [_cell(value) for value in (one.ious[n], one.f1[n], one.boundary[n])]
-            rows.writerow([one.name, entry.name, int(pixels[n]), *numbers, "", ""])
+            rows.append([one.name, entry.name, int(pixels[n]), *numbers, "", ""])
         means = (one.mean_iou, one.mean_f1, one.mean_boundary, one.accuracy, one.calibration.error)
-        rows.writerow([one.name, "(all)", int(pixels.sum()), *map(_cell, means)])
-    write_report(text.getvalue(), path)
+        rows.append([one.name, "(all)", int(pixels.sum()), *map(_cell, means)])
+    write_csv(rows, path)
 
 
 def _names(paths: Sequence[Path], cards: Sequence[SegmenterCard]) -> list[str]:

@@ -6,20 +6,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from ...models.augmentation import Augmentation
 from ...models.semantic.card import IGNORE, SegmenterCard
-from .evaluate_model import Evaluation, EvaluationOptions, Window, difference
+from .chip_pictures import coloured, draw, legend, shown
+from .evaluate_model import Evaluation, EvaluationOptions, difference
 from .page import heading, look, machine_facts, new_figure, note, page, picture, plain, table
 from .train_model import UNCHANGED, Trained
 
 _MOST_IN_MATRIX = 12
 """Classes up to which the cells of a confusion matrix hold numbers."""
-_UNLABELLED = (255, 255, 255)
 _INTERVAL = "95 % intervals in brackets: blocks of ground drawn with replacement."
 
 
@@ -252,40 +249,15 @@ def _reliability(evaluations: Sequence[Evaluation]) -> Figure:
 
 
 def _worst(one: Evaluation) -> Figure:
-    height = 2.5 * len(one.worst) + 0.5
-    figure = Figure(figsize=(7.2, height))
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.5 / height, top=1 - 0.25 / height, wspace=0.04, hspace=0.12)
-    for row, window in enumerate(one.worst):
-        panels = (
-            ("image", _image(window)),
-            ("truth", _coloured(window.truth, one.card)),
-            (f"answer, {100 * window.error:.0f} % wrong", _coloured(window.answer, one.card)),
-        )
-        for col, (title, shown) in enumerate(panels):
-            axes: Axes = figure.add_subplot(len(one.worst), 3, 3 * row + col + 1)
-            axes.imshow(shown, interpolation="nearest")
-            axes.set_title(title, fontsize=8)
-            axes.set_axis_off()
+    figure = Figure(figsize=(7.2, 2.5 * len(one.worst) + 0.6), layout="tight")
+    axes = figure.subplots(len(one.worst), 3, squeeze=False)
+    for row, window in zip(axes, one.worst, strict=True):
+        draw(row[0], shown(window.pixels), title="image")
+        draw(row[1], coloured(window.truth, one.card), title="truth")
+        draw(row[2], coloured(window.answer, one.card), title=f"answer, {100 * window.error:.0f} % wrong")
     used = sorted({int(n) for window in one.worst for n in np.union1d(window.truth, window.answer)} - {IGNORE})
-    handles = [
-        Patch(color=tuple(c / 255 for c in one.card.classes[n].colour), label=plain(one.card.classes[n].name))
-        for n in used[:_MOST_IN_MATRIX]
-    ]
-    figure.legend(handles=handles, loc="lower center", ncols=min(4, len(handles)), fontsize=8)
+    legend(figure, [one.card.classes[n] for n in used[:_MOST_IN_MATRIX]])
     return figure
-
-
-def _image(window: Window) -> npt.NDArray[np.uint8]:
-    """Red, green, blue of a window; its first band where it has fewer than three."""
-    pixels = window.pixels if len(window.pixels) >= 3 else window.pixels[[0, 0, 0]]
-    return np.ascontiguousarray(pixels[:3].transpose(1, 2, 0))
-
-
-def _coloured(labels: npt.NDArray[np.uint8], card: SegmenterCard) -> npt.NDArray[np.uint8]:
-    colours = np.full((256, 3), _UNLABELLED, np.uint8)
-    for entry in card.classes:
-        colours[entry.class_id] = entry.colour
-    return colours[labels]
 
 
 def _number(value: float) -> str:

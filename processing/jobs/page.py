@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import configparser
 import contextlib
+import csv
 import html
 import io
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -46,6 +47,17 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 def write_report(text: str, path: Path) -> None:
     """Write a page, whole or not at all. Raises `JobError` where it cannot be written."""
+    _write(text, path, what="report")
+
+
+def write_csv(rows: Iterable[Sequence[object]], path: Path) -> None:
+    """Write a table as CSV, whole or not at all. Raises `JobError` where it cannot be written."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    _write(text.getvalue(), path, what="table")
+
+
+def _write(text: str, path: Path, *, what: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -53,7 +65,7 @@ def write_report(text: str, path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise JobError(f"Cannot write the report {path} ({error.strerror}); choose another folder.") from error
+        raise JobError(f"Cannot write the {what} {path} ({error.strerror}); choose another folder.") from error
 
 
 def version() -> str:

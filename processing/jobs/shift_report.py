@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from ...models.transfer.base import get_method
 from ...models.transfer.chain import names_of
 from ...models.transfer.statistics import QUANTILES
-from .adapt_model import TargetRaster
-from .adaptation_report import coloured, legend, shown
+from .chip_pictures import coloured, draw, legend, shown
 from .domain_shift import ShiftResult
+from .model_rasters import TargetRaster
 from .page import heading, look, machine_facts, new_figure, note, page, picture, plain, table
 
 
@@ -120,8 +120,6 @@ def _windows(result: ShiftResult) -> str:
     for column in range(n):
         labels = np.where(result.shown.valid[column], result.labels[column], 255).astype(np.uint8)
         for row, image in enumerate((shown(result.shown.pixels[column]), coloured(labels, result.card))):
-            axes[row][column].imshow(image, interpolation="nearest")
-            axes[row][column].set_xticks([])
-            axes[row][column].set_yticks([])
-    legend(figure, result.card)
+            draw(axes[row][column], image)
+    legend(figure, result.card.classes)
     return picture(figure, "Windows of the target and what the model says of them", is_photograph=True)
