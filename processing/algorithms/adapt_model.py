@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
@@ -142,9 +140,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
 
         model, card = self.package(parameters, context)
         output = self.model_output(parameters, context)
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
-        if report and not (Path(report).parent.is_dir() and os.access(Path(report).parent, os.W_OK)):
-            raise JobError(f"The folder of {report} cannot be written to; choose another one for the report.")
+        report = self.file_output(parameters, context, self.REPORT)
         chosen = self.parameterAsEnumString(parameters, self.SEGMENTS, context)
         job = AdaptJob(
             model=model,
@@ -159,15 +155,16 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         source = self._source_chips(parameters, context, card, progress=progress)
         with self._engine(job.segments, device=job.device, progress=progress, settings=settings) as engine:
             result = adapt_model(targets, job, source=source, engine=engine, progress=progress)
-        if report:
-            write_report(adaptation_report(result, targets), Path(report))
-        return {
+        results: dict[str, Any] = {
             self.OUTPUT: str(output),
-            self.REPORT: report,
             self.IS_ADAPTED: result.is_adapted,
             self.AGREEMENT_BEFORE: result.before.score,
             self.AGREEMENT_AFTER: result.after.score,
         }
+        if report:
+            write_report(adaptation_report(result, targets), report)
+            results[self.REPORT] = str(report)
+        return results
 
     def _source_chips(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 from qgis.core import (
@@ -82,6 +84,23 @@ class SegAdaptAlgorithm(QgsProcessingAlgorithm):
         if advanced:
             parameter.setFlags(parameter.flags() | QgsProcessingParameterDefinition.FlagAdvanced)
         self.addParameter(parameter)
+
+    def is_given(self, parameters: dict[str, Any], name: str) -> bool:
+        """Whether an optional parameter has a value."""
+        return parameters.get(name) not in (None, "")
+
+    def file_output(self, parameters: dict[str, Any], context: QgsProcessingContext, name: str) -> Path | None:
+        """The file of an optional output such as `REPORT`, None where it is not wanted; to be asked before the work.
+
+        Raises `JobError` for a folder that cannot be written to.
+        """
+        file = self.parameterAsFileOutput(parameters, name, context)
+        if not file:
+            return None
+        path = Path(file)
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise JobError(f"The folder of {path} cannot be written to; choose another one for the {name.lower()}.")
+        return path
 
     def shortHelpString(self) -> str:
         """Return the summary, then every parameter and output; plain text, also read in a terminal."""

@@ -10,8 +10,6 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
-    QgsProcessingParameterFileDestination,
-    QgsProcessingParameterString,
 )
 
 from ..errors import JobError
@@ -38,10 +36,9 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
     STEPS = "STEPS"
     TIME_LIMIT = "TIME_LIMIT"
     MAX_CHIPS = "MAX_CHIPS"
-    TABLE = "TABLE"
     BEST = "BEST"
     MEAN_IOU = "MEAN_IOU"
-    SOURCE_IOU = "SOURCE_IOU"
+    MEAN_IOU_BEFORE = "MEAN_IOU_BEFORE"
     COUNT = "COUNT"
 
     def name(self) -> str:
@@ -89,7 +86,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             self.TABLE: self.tr("All runs as a table (CSV)."),
             self.BEST: self.tr("What did best, in words."),
             self.MEAN_IOU: self.tr("Mean overlap (IoU, 0 to 1) of the best on the blocks held out."),
-            self.SOURCE_IOU: self.tr("The same of the model that you gave."),
+            self.MEAN_IOU_BEFORE: self.tr("The same of the model that you gave."),
             self.COUNT: self.tr("Number of runs, the model that you gave among them."),
         }
 
@@ -98,9 +95,9 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         self.add_package()
         self.add_rasters()
         self.add_labels()
-        self._add_text(self.METHODS, self.tr("Methods without labels"), ", ".join(METHODS))
-        self._add_text(self.LAYERS, self.tr("Layers to train with labels"), ", ".join(LAYERS))
-        self._add_text(self.BUDGETS, self.tr("Labels to use (%)"), "10, 30, 100")
+        self.add_text(self.METHODS, self.tr("Methods without labels"), ", ".join(METHODS))
+        self.add_text(self.LAYERS, self.tr("Layers to train with labels"), ", ".join(LAYERS))
+        self.add_text(self.BUDGETS, self.tr("Labels to use (%)"), "10, 30, 100")
         self.add_number(self.TIME_LIMIT, self.tr("Time limit (minutes)"), 60, least=0.1, is_whole=False, optional=True)
         self.add_number(self.STEPS, self.tr("Steps"), 100, least=1, advanced=True)
         self.add_number(
@@ -109,15 +106,12 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         self.add_number(self.MAX_CHIPS, self.tr("Most windows"), 600, least=4, advanced=True)
         self.add_seed()
         self.add_device()
-        for name, label, kind in (
-            (self.OUTPUT, self.tr("Best model"), self.tr("Segmentation model (*.safetensors)")),
-            (self.TABLE, self.tr("Table"), self.tr("CSV files (*.csv)")),
-        ):
-            self.add(QgsProcessingParameterFileDestination(name, label, kind, optional=True, createByDefault=False))
+        self.add_model_output(self.tr("Best model"), optional=True)
+        self.add_table()
         self.add_report()
         self.addOutput(QgsProcessingOutputString(self.BEST, self.tr("What did best")))
         self.addOutput(QgsProcessingOutputNumber(self.MEAN_IOU, self.tr("Mean IoU of the best")))
-        self.addOutput(QgsProcessingOutputNumber(self.SOURCE_IOU, self.tr("Mean IoU of the source model")))
+        self.addOutput(QgsProcessingOutputNumber(self.MEAN_IOU_BEFORE, self.tr("Mean IoU of the source model")))
         self.addOutput(QgsProcessingOutputNumber(self.COUNT, self.tr("Number of runs")))
 
     def execute(
@@ -137,6 +131,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         from ..jobs.model_rasters import read_labelled_chips
         from ..jobs.page import write_report
 
+        table, report = (self.file_output(parameters, context, name) for name in (self.TABLE, self.REPORT))
         path, card = self.package(parameters, context)
         output = self.model_output(parameters, context) if parameters.get(self.OUTPUT) else None
         if output is not None and output.absolute() == path.absolute():
@@ -166,7 +161,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         results: dict[str, Any] = {
             self.BEST: found.best.title,
             self.MEAN_IOU: found.best.miou,
-            self.SOURCE_IOU: found.source.miou,
+            self.MEAN_IOU_BEFORE: found.source.miou,
             self.COUNT: len(found.runs),
         }
         saved = ""
@@ -174,32 +169,27 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             save_segmenter(found.model, output, extra=statistics)
             results[self.OUTPUT] = str(output)
             saved = f"{output.name} holds the model of this run: {found.best.title}."
-        table = self.parameterAsFileOutput(parameters, self.TABLE, context)
         if table:
-            write_comparison(found, Path(table))
-            results[self.TABLE] = table
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
+            write_comparison(found, table)
+            results[self.TABLE] = str(table)
         if report:
             names = [Path(raster.path).name for raster in rasters]
-            write_report(comparison_report(found, model=path.name, rasters=names, saved=saved), Path(report))
-            results[self.REPORT] = report
+            write_report(comparison_report(found, model=path.name, rasters=names, saved=saved), report)
+            results[self.REPORT] = str(report)
         return results
-
-    def _add_text(self, name: str, label: str, default: str) -> None:
-        self.add(QgsProcessingParameterString(name, label, default, optional=True))
 
     def _job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> CompareAdaptation:
         from ..jobs.compare_adaptation import CompareAdaptation
 
-        minutes = parameters.get(self.TIME_LIMIT, 60)
-        limit = self.parameterAsDouble(parameters, self.TIME_LIMIT, context)
+        minutes = self.parameterAsDouble(parameters, self.TIME_LIMIT, context)
+        has_limit = self.TIME_LIMIT not in parameters or self.is_given(parameters, self.TIME_LIMIT)
         return CompareAdaptation(
             methods=parts_of(self.parameterAsString(parameters, self.METHODS, context)),
             layers=parts_of(self.parameterAsString(parameters, self.LAYERS, context)),
             budgets=shares_of(self.parameterAsString(parameters, self.BUDGETS, context)),
             held_out=self.parameterAsDouble(parameters, self.HELD_OUT, context),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
-            limit_s=math.inf if minutes in (None, "") else 60 * limit,
+            limit_s=60 * minutes if has_limit else math.inf,
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )
 

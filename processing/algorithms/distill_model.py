@@ -114,11 +114,11 @@ class DistillModelAlgorithm(ModelAlgorithm):
             ),
             device=self.device(parameters, context, settings),
         )
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
-        result = distill_model(job, report_path=Path(report) if report else None, progress=progress)
+        report = self.file_output(parameters, context, self.REPORT)
+        result = distill_model(job, report_path=report, progress=progress)
         results: dict[str, Any] = {
             self.OUTPUT: str(output),
             self.SPEEDUP: result.speedup,
             self.AGREEMENT: result.agreement,
         }
-        return results | ({self.REPORT: report} if report else {})
+        return results | ({self.REPORT: str(report)} if report else {})

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsProcessingContext, QgsProcessingOutputNumber, QgsProcessingOutputString
 
-from ..errors import JobError
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
@@ -97,9 +94,7 @@ class DomainShiftAlgorithm(ModelAlgorithm):
         from ..jobs.shift_report import shift_report
 
         model, _ = self.package(parameters, context)
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
-        if report and not (Path(report).parent.is_dir() and os.access(Path(report).parent, os.W_OK)):
-            raise JobError(f"The folder of {report} cannot be written to; choose another one for the report.")
+        report = self.file_output(parameters, context, self.REPORT)
         targets = [TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)]
         result = domain_shift(
             targets,
@@ -108,8 +103,6 @@ class DomainShiftAlgorithm(ModelAlgorithm):
             seed=self.parameterAsInt(parameters, self.SEED, context),
             progress=progress,
         )
-        if report:
-            write_report(shift_report(result, targets), Path(report))
         shift = result.shift
         numbers = {
             self.SHIFT: shift.overall,
@@ -119,9 +112,12 @@ class DomainShiftAlgorithm(ModelAlgorithm):
             self.CLASS_SHIFT: shift.shares,
             self.AGREEMENT: shift.agreement.score,
         }
-        return {
-            self.REPORT: report,
+        results: dict[str, Any] = {
             self.LEVEL: result.advice.level,
             self.RECOMMENDED: result.advice.methods[0],
             **{name: value for name, value in numbers.items() if not math.isnan(value)},
         }
+        if report:
+            write_report(shift_report(result, targets), report)
+            results[self.REPORT] = str(report)
+        return results

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
@@ -190,9 +188,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         from ..jobs.page import write_report
         from ..jobs.report import interactive_report
 
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
-        if report and not (Path(report).parent.is_dir() and os.access(Path(report).parent, os.W_OK)):
-            raise JobError(f"The folder of {report} cannot be written to; choose another one for the report.")
+        report = self.file_output(parameters, context, self.REPORT)
         references, layer = self._read_references(parameters, context, progress)
         job = self._job(parameters, context)
         with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
@@ -206,8 +202,8 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
                 )
         table = self._write_table(parameters, context, evaluation, provenance=provenance)
         if report:
-            write_report(page, Path(report))
-        return {self.TABLE: table, self.REPORT: report, **_numbers(evaluation)}
+            write_report(page, report)
+        return {self.TABLE: table, self.REPORT: str(report or ""), **_numbers(evaluation)}
 
     def _add_number(
         self,

@@ -12,9 +12,7 @@ from qgis.core import (
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
     QgsProcessingParameterBoolean,
-    QgsProcessingParameterFileDestination,
     QgsProcessingParameterMultipleLayers,
-    QgsProcessingParameterString,
 )
 
 from ...models.semantic.card import SegmenterCard
@@ -32,7 +30,6 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
     FLIPS = "FLIPS"
     TOLERANCE = "TOLERANCE"
     MAX_CHIPS = "MAX_CHIPS"
-    TABLE = "TABLE"
     MEAN_IOU = "MEAN_IOU"
     MEAN_IOU_LOW = "MEAN_IOU_LOW"
     MEAN_IOU_HIGH = "MEAN_IOU_HIGH"
@@ -100,18 +97,14 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
         self.add(QgsProcessingParameterMultipleLayers(self.MODELS, self.tr("Models"), QgsProcessing.TypeFile))
         self.add_rasters()
         self.add_labels()
-        self.add(QgsProcessingParameterString(self.BANDS, self.tr("Bands"), optional=True), advanced=True)
+        self.add_text(self.BANDS, self.tr("Bands"), advanced=True)
         self.add_number(self.CHIP, self.tr("Window size (px)"), None, least=32, most=4096, optional=True, advanced=True)
         self.add(QgsProcessingParameterBoolean(self.FLIPS, self.tr("Mirror images"), False), advanced=True)
         self.add_number(self.TOLERANCE, self.tr("Tolerance of outlines (px)"), 3, least=0, most=100, advanced=True)
         self.add_number(self.MAX_CHIPS, self.tr("Most windows"), 4000, least=1, advanced=True)
         self.add_seed()
         self.add_device()
-        self.add(
-            QgsProcessingParameterFileDestination(
-                self.TABLE, self.tr("Table"), self.tr("CSV files (*.csv)"), optional=True, createByDefault=False
-            )
-        )
+        self.add_table()
         self.add_report()
         for name, label in (
             (self.MEAN_IOU, self.tr("Mean IoU")),
@@ -139,6 +132,7 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
         from ..jobs.model_report import evaluation_report
         from ..jobs.page import write_report
 
+        table, report = (self.file_output(parameters, context, name) for name in (self.TABLE, self.REPORT))
         paths = [Path(path) for path in self.parameterAsFileList(parameters, self.MODELS, context)]
         if not paths:
             raise JobError("No model is given; choose one or more.")
@@ -147,7 +141,7 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
         def scheme_of(card: SegmenterCard) -> Any:
             return self.class_scheme(parameters, context, rasters, card=card, progress=progress)
 
-        has_size = parameters.get(self.CHIP) not in (None, "")
+        has_size = self.is_given(parameters, self.CHIP)
         options = EvaluationOptions(
             chip_px=self.parameterAsInt(parameters, self.CHIP, context) if has_size else None,
             bands=parse_bands(self.parameterAsString(parameters, self.BANDS, context)),
@@ -171,11 +165,9 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
         results: dict[str, Any] = {name: value for name, value in numbers.items() if not math.isnan(value)}
         best = max(range(len(found)), key=lambda n: found[n].mean_iou)
         results |= {self.COUNT: one.n_chips, self.BEST: str(paths[best])}
-        table = self.parameterAsFileOutput(parameters, self.TABLE, context)
         if table:
-            write_table(found, Path(table))
-            results[self.TABLE] = table
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
+            write_table(found, table)
+            results[self.TABLE] = str(table)
         if report:
             page = evaluation_report(
                 found,
@@ -184,6 +176,6 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
                 rasters=[raster.name for raster in self.rasters(self.RASTERS)],
                 labels=self.labels_name(parameters, context),
             )
-            write_report(page, Path(report))
-            results[self.REPORT] = report
+            write_report(page, report)
+            results[self.REPORT] = str(report)
         return results

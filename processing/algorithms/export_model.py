@@ -16,7 +16,7 @@ from .settings import EngineSettings
 class ExportModelAlgorithm(ModelAlgorithm):
     """A model for other programs."""
 
-    TILE = "TILE"
+    CHIP = "CHIP"
 
     def name(self) -> str:
         """Return the id."""
@@ -38,7 +38,7 @@ class ExportModelAlgorithm(ModelAlgorithm):
         """Return the help of every parameter and output."""
         return {
             self.MODEL: self.shared_helps()[self.MODEL],
-            self.TILE: self.tr(
+            self.CHIP: self.tr(
                 "Side in pixels of the tiles that the other program cuts; without a number that of the chips that the "
                 "model was trained on."
             ),
@@ -52,7 +52,7 @@ class ExportModelAlgorithm(ModelAlgorithm):
         """Declare parameters and outputs."""
         self.add_package()
         self.add_number(
-            self.TILE, self.tr("Tile size (pixels)"), None, least=32, most=4096, optional=True, advanced=True
+            self.CHIP, self.tr("Tile size (pixels)"), None, least=32, most=4096, optional=True, advanced=True
         )
         self.add(
             QgsProcessingParameterFileDestination(
@@ -76,7 +76,7 @@ class ExportModelAlgorithm(ModelAlgorithm):
         output = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(SUFFIX)
         if not output.parent.is_dir():
             raise JobError(f"The folder of {output} does not exist; choose another one for the model.")
-        tile = self.parameterAsInt(parameters, self.TILE, context) if parameters.get(self.TILE) else None
+        tile = self.parameterAsInt(parameters, self.CHIP, context) if parameters.get(self.CHIP) else None
         export_onnx(load_segmenter(path), output, tile_px=tile)
         progress.info(
             self.tr("{} bands ({}), tiles of {} px.").format(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
@@ -33,7 +32,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
     BLOCKS = "BLOCKS"
     TOKENS = "TOKENS"
     STEPS = "STEPS"
-    VALIDATION = "VALIDATION"
+    HELD_OUT = "HELD_OUT"
     ADAPTER_ONLY = "ADAPTER_ONLY"
     IS_ADAPTED = "IS_ADAPTED"
     MEAN_IOU_BEFORE = "MEAN_IOU_BEFORE"
@@ -75,7 +74,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
             ),
             self.TOKENS: self.tr("Number of tokens behind each stage."),
             self.STEPS: self.tr("Number of batches of eight chips to learn from."),
-            self.VALIDATION: self.tr("Share of the labelled chips that is held out to judge by, in blocks of ground."),
+            self.HELD_OUT: self.tr("Share of the labelled chips that is held out to judge by, in blocks of ground."),
             self.ADAPTER_ONLY: self.tr(
                 "Save only what changed: a small file that is used as a model as long as the source model lies beside "
                 "it or where it is now."
@@ -97,7 +96,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         self.add_number(self.BLOCKS, self.tr("Last blocks"), None, least=1, optional=True, advanced=True)
         self.add_number(self.TOKENS, self.tr("Tokens"), TOKENS, least=2, advanced=True)
         self.add_number(self.STEPS, self.tr("Steps"), 200, least=1)
-        self.add_number(self.VALIDATION, self.tr("Share held out"), 0.3, least=0.01, most=0.9, is_whole=False)
+        self.add_number(self.HELD_OUT, self.tr("Share held out"), 0.3, least=0.01, most=0.9, is_whole=False)
         self.add(QgsProcessingParameterBoolean(self.ADAPTER_ONLY, self.tr("Save an adapter only"), False))
         self.add_seed()
         self.add_device()
@@ -121,13 +120,14 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         from ..jobs.fine_tuning_report import fine_tuning_report
         from ..jobs.page import write_report
 
+        report = self.file_output(parameters, context, self.REPORT)
         model, card = self.package(parameters, context)
         job = FineTuneJob(
             model=model,
             output=self.model_output(parameters, context),
             tuning=self._tuning(parameters, context),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
-            validation=self.parameterAsDouble(parameters, self.VALIDATION, context),
+            held_out=self.parameterAsDouble(parameters, self.HELD_OUT, context),
             is_adapter_only=self.parameterAsBool(parameters, self.ADAPTER_ONLY, context),
             device=self.device(parameters, context, settings),
             seed=self.parameterAsInt(parameters, self.SEED, context),
@@ -142,16 +142,15 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
             self.MEAN_IOU_AFTER: result.mean_iou_after,
             self.N_TRAINABLE: result.n_trainable,
         }
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
         if report:
-            write_report(fine_tuning_report(result), Path(report))
-            results[self.REPORT] = report
+            write_report(fine_tuning_report(result), report)
+            results[self.REPORT] = str(report)
         return results
 
     def _tuning(self, parameters: dict[str, Any], context: QgsProcessingContext) -> FineTuning:
         from ...models.transfer.fine_tuning import FineTuning
 
-        has_blocks = parameters.get(self.BLOCKS) not in (None, "")
+        has_blocks = self.is_given(parameters, self.BLOCKS)
         return FineTuning(
             layers=self.parameterAsEnumString(parameters, self.LAYERS, context),
             rank=self.parameterAsInt(parameters, self.RANK, context),

@@ -20,6 +20,7 @@ from qgis.core import (
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
+    QgsProcessingParameterString,
     QgsRasterLayer,
 )
 
@@ -62,6 +63,7 @@ class ModelAlgorithm(SegAdaptAlgorithm):
     DEVICE = "DEVICE"
     SEED = "SEED"
     OUTPUT = "OUTPUT"
+    TABLE = "TABLE"
     REPORT = "REPORT"
 
     def __init__(self) -> None:
@@ -130,6 +132,18 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         """Add the seed, advanced."""
         self.add_number(self.SEED, self.tr("Seed"), 0, least=0, advanced=True)
 
+    def add_text(self, name: str, label: str, default: str = "", *, advanced: bool = False) -> None:
+        """Add a text that may be left empty."""
+        self.add(QgsProcessingParameterString(name, label, default or None, optional=True), advanced=advanced)
+
+    def add_table(self) -> None:
+        """Add the table."""
+        self.add(
+            QgsProcessingParameterFileDestination(
+                self.TABLE, self.tr("Table"), self.tr("CSV files (*.csv)"), optional=True, createByDefault=False
+            )
+        )
+
     def add_report(self) -> None:
         """Add the page."""
         self.add(
@@ -138,11 +152,15 @@ class ModelAlgorithm(SegAdaptAlgorithm):
             )
         )
 
-    def add_model_output(self, label: str = "") -> None:
-        """Add the file of the model that is made."""
+    def add_model_output(self, label: str = "", *, optional: bool = False) -> None:
+        """Add the file of the model that is made; an optional one is made only where it is asked for."""
         self.add(
             QgsProcessingParameterFileDestination(
-                self.OUTPUT, label or self.tr("Model to save"), self.tr("Segmentation model (*.safetensors)")
+                self.OUTPUT,
+                label or self.tr("Model to save"),
+                self.tr("Segmentation model (*.safetensors)"),
+                optional=optional,
+                createByDefault=not optional,
             )
         )
 
@@ -237,9 +255,9 @@ class ModelAlgorithm(SegAdaptAlgorithm):
 
         from ..raster.geodesy import apply_affine
 
-        given = parameters.get(self.EXTENT)
-        if given in (None, ""):
+        if not self.is_given(parameters, self.EXTENT):
             return None
+        given = parameters[self.EXTENT]
         outline = self.parameterAsExtentGeometry(parameters, self.EXTENT, context, raster.crs)
         corners = np.array([(vertex.x(), vertex.y()) for vertex in outline.vertices()]).reshape(-1, 2)
         if not len(corners) or not outline.area() > 0:

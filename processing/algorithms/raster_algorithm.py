@@ -217,7 +217,7 @@ class RasterAlgorithm(SegAdaptAlgorithm):
         import numpy as np
 
         rows, cols = reader.shape
-        if parameters.get(self.EXTENT) in (None, ""):
+        if not self.is_given(parameters, self.EXTENT):
             return 0.0, 0.0, float(cols), float(rows)
         outline = self.parameterAsExtentGeometry(parameters, self.EXTENT, context, self.raster_crs)
         corners = np.array([(vertex.x(), vertex.y()) for vertex in outline.vertices()]).reshape(-1, 2)

@@ -19,7 +19,6 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterRasterDestination,
-    QgsProcessingParameterString,
     QgsRendererCategory,
     QgsWkbTypes,
 )
@@ -53,7 +52,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
     CONFIDENCE = "CONFIDENCE"
     ENTROPY = "ENTROPY"
     POLYGONS = "POLYGONS"
-    N_WINDOWS = "N_WINDOWS"
+    COUNT = "COUNT"
     SECONDS = "SECONDS"
 
     def name(self) -> str:
@@ -97,7 +96,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
             self.CONFIDENCE: self.tr("Raster of the largest probability in per cent; 255 is nodata."),
             self.ENTROPY: self.tr("Raster of the uncertainty: 0 certain to 100 unknown, in per cent; 255 is nodata."),
             self.POLYGONS: self.tr("Connected areas of one class as polygons with class, class_id and area_m2."),
-            self.N_WINDOWS: self.tr("Number of windows that the model saw in this run."),
+            self.COUNT: self.tr("Number of windows that the model saw in this run."),
             self.SECONDS: self.tr("Seconds that the rasters took."),
         }
 
@@ -111,7 +110,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         self.add(QgsProcessingParameterBoolean(self.FLIPS, self.tr("Flips at test time"), False))
         self.add_number(self.BATCH, self.tr("Batch"), 8, least=1, advanced=True)
         self.add_device()
-        self.add(QgsProcessingParameterString(self.SCHEDULER, self.tr("Dask scheduler"), optional=True), advanced=True)
+        self.add_text(self.SCHEDULER, self.tr("Dask scheduler"), advanced=True)
         self.add(QgsProcessingParameterRasterDestination(self.OUTPUT, self.tr("Classes")))
         for name, label in (
             (self.PROBABILITIES, self.tr("Probabilities")),
@@ -128,7 +127,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
                 createByDefault=False,
             )
         )
-        self.addOutput(QgsProcessingOutputNumber(self.N_WINDOWS, self.tr("Number of windows")))
+        self.addOutput(QgsProcessingOutputNumber(self.COUNT, self.tr("Number of windows")))
         self.addOutput(QgsProcessingOutputNumber(self.SECONDS, self.tr("Duration")))
 
     def execute(
@@ -178,7 +177,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
                     done.n_windows, done.seconds, done.model_s
                 )
             )
-            results = {self.OUTPUT: output, **extras, self.N_WINDOWS: done.n_windows, self.SECONDS: done.seconds}
+            results = {self.OUTPUT: output, **extras, self.COUNT: done.n_windows, self.SECONDS: done.seconds}
             if polygons is not None:
                 self._outline(Path(output), polygons, card.classes, raster=raster, context=context, progress=progress)
                 results[self.POLYGONS] = polygons.destination

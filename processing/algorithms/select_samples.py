@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # `models.transfer.selection.STRATEGIES`, `jobs.select_samples.REGION_KINDS` and `BUDGET_UNITS`; these modules need the
 # environment (a test compares them).
-STRATEGIES = ("hybrid", "impurity", "entropy", "diversity", "random")
+STRATEGIES = ("clusters", "hybrid", "impurity", "entropy", "diversity", "random")
 REGION_KINDS = ("squares", "segments")
 BUDGET_UNITS = ("clicks", "m2", "percent")
 
@@ -52,7 +52,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
     REGION_SIZE = "REGION_SIZE"
     BUDGET = "BUDGET"
     BUDGET_UNIT = "BUDGET_UNIT"
-    LABELED = "LABELED"
+    LABELLED = "LABELLED"
     COUNT = "COUNT"
     AREA_M2 = "AREA_M2"
 
@@ -92,7 +92,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
                 "Clicks are numbers of regions, m2 is area on the ground, percent is the share of the pixels that "
                 "have data and no label yet."
             ),
-            self.LABELED: self.tr(
+            self.LABELLED: self.tr(
                 "Polygons that are labelled already, in any CRS: regions there are left out. If the layer has a field "
                 "class, polygons where it is empty do not count, so the output of an earlier round serves as it is."
             ),
@@ -117,7 +117,9 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         self.add_number(self.BUDGET, self.tr("Budget"), 50, least=0, is_whole=False)
         self.add_choice(self.BUDGET_UNIT, self.tr("Unit of the budget"), BUDGET_UNITS)
         polygon = [QgsProcessing.TypeVectorPolygon]
-        self.add(QgsProcessingParameterFeatureSource(self.LABELED, self.tr("Labelled already"), polygon, optional=True))
+        self.add(
+            QgsProcessingParameterFeatureSource(self.LABELLED, self.tr("Labelled already"), polygon, optional=True)
+        )
         self.add_device()
         self.add_seed()
         self.add(
@@ -141,7 +143,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         if not rasters:
             raise JobError("No raster is given; choose one or more.")
         model, card = self.package(parameters, context)
-        has_size = parameters.get(self.REGION_SIZE) not in (None, "")
+        has_size = self.is_given(parameters, self.REGION_SIZE)
         unit = self.parameterAsEnumString(parameters, self.BUDGET_UNIT, context)
         kind = self.parameterAsEnumString(parameters, self.REGIONS, context)
         job = jobs.SelectSamples(
@@ -185,9 +187,9 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         """The rasters with what is labelled on each."""
         from ..jobs.select_samples import SampleRaster
 
-        source = self.parameterAsSource(parameters, self.LABELED, context)
-        if source is None and parameters.get(self.LABELED):
-            raise JobError(self.invalidSourceError(parameters, self.LABELED))
+        source = self.parameterAsSource(parameters, self.LABELLED, context)
+        if source is None and parameters.get(self.LABELLED):
+            raise JobError(self.invalidSourceError(parameters, self.LABELLED))
         found = []
         for raster in rasters:
             labelled: list[Any] = []

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
     QgsProcessingContext,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
-    QgsProcessingParameterString,
 )
 
 from .feedback import FeedbackProgress
@@ -39,7 +37,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
     STEPS = "STEPS"
     BATCH = "BATCH"
     RATE = "RATE"
-    VALIDATION = "VALIDATION"
+    HELD_OUT = "HELD_OUT"
     SPLIT = "SPLIT"
     PATIENCE = "PATIENCE"
     AUGMENT = "AUGMENT"
@@ -95,7 +93,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             self.STEPS: self.tr("Number of batches instead of epochs."),
             self.BATCH: self.tr("Chips in a batch; fewer need less memory."),
             self.RATE: self.tr("Learning rate at its highest; the encoder takes a third of it from published weights."),
-            self.VALIDATION: self.tr("Share of the chips that is held out to judge the model by; 0 holds none out."),
+            self.HELD_OUT: self.tr("Share of the chips that is held out to judge the model by; 0 holds none out."),
             self.SPLIT: self.tr(
                 "What is held out: blocks of ground of every raster, or whole rasters, which is the harder test and "
                 "the right one where the model is for other places."
@@ -120,25 +118,25 @@ class TrainModelAlgorithm(LabelledAlgorithm):
         self.add_rasters()
         self.add_labels()
         self.add_choice(self.DECODER, self.tr("Decoder"), DECODERS)
-        self._add_text(self.ENCODER, self.tr("Encoder"))
+        self.add_text(self.ENCODER, self.tr("Encoder"), advanced=True)
         self.add_choice(self.WEIGHTS, self.tr("Encoder weights"), WEIGHTS)
         self.add_number(
             self.GSD, self.tr("Resolution (m per pixel)"), None, least=0.0001, is_whole=False, optional=True
         )
-        self._add_text(self.BANDS, self.tr("Bands"))
+        self.add_text(self.BANDS, self.tr("Bands"), advanced=True)
         self.add_number(self.CHIP, self.tr("Chip size (px)"), 256, least=32, most=4096, advanced=True)
         self.add_number(self.EPOCHS, self.tr("Epochs"), 40, least=1)
         self.add_number(self.STEPS, self.tr("Steps"), None, least=1, optional=True, advanced=True)
         self.add_number(self.BATCH, self.tr("Batch"), 8, least=2, advanced=True)
         self.add_number(self.RATE, self.tr("Learning rate"), 0.001, least=1e-8, most=1.0, is_whole=False, advanced=True)
-        self.add_number(self.VALIDATION, self.tr("Share held out"), 0.2, least=0, most=0.9, is_whole=False)
+        self.add_number(self.HELD_OUT, self.tr("Share held out"), 0.2, least=0, most=0.9, is_whole=False)
         self.add_choice(self.SPLIT, self.tr("Hold out"), SPLITS)
         self.add_number(self.PATIENCE, self.tr("Patience"), 6, least=0, advanced=True)
         self.add(QgsProcessingParameterBoolean(self.AUGMENT, self.tr("Augmentation"), True), advanced=True)
         self.add(QgsProcessingParameterBoolean(self.BALANCE, self.tr("Class balance"), True), advanced=True)
         self.add_number(self.MAX_CHIPS, self.tr("Most chips"), 4000, least=2, advanced=True)
-        self._add_text(self.NAME, self.tr("Name"))
-        self._add_text(self.LICENCE, self.tr("Licence"))
+        self.add_text(self.NAME, self.tr("Name"), advanced=True)
+        self.add_text(self.LICENCE, self.tr("Licence"), advanced=True)
         self.add_seed()
         self.add_device()
         self.add_model_output()
@@ -161,6 +159,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
         from ..jobs.train_model import train_model
 
         output = self.model_output(parameters, context)
+        report = self.file_output(parameters, context, self.REPORT)
         options = self._options(parameters, context)
         rasters = self.labelled_rasters(parameters, context, progress=progress)
         scheme = self.class_scheme(parameters, context, rasters, progress=progress)
@@ -177,14 +176,10 @@ class TrainModelAlgorithm(LabelledAlgorithm):
         results: dict[str, Any] = {self.OUTPUT: str(output), self.COUNT: trained.n_chips}
         if trained.evaluation is not None and not math.isnan(trained.evaluation.mean_iou):
             results |= {self.MEAN_IOU: trained.evaluation.mean_iou, self.ACCURACY: trained.evaluation.accuracy}
-        report = self.parameterAsFileOutput(parameters, self.REPORT, context)
         if report:
-            write_report(training_report(trained), Path(report))
-            results[self.REPORT] = report
+            write_report(training_report(trained), report)
+            results[self.REPORT] = str(report)
         return results
-
-    def _add_text(self, name: str, label: str) -> None:
-        self.add(QgsProcessingParameterString(name, label, optional=True), advanced=True)
 
     def _options(self, parameters: dict[str, Any], context: QgsProcessingContext) -> ModelOptions:
         from ...models.augmentation import USUAL
@@ -208,14 +203,14 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             decoder=choice(self.DECODER),
             encoder=text(self.ENCODER),
             weights=next(one for one in job.WEIGHTS if one == choice(self.WEIGHTS)),
-            gsd_m=share(self.GSD) if parameters.get(self.GSD) not in (None, "") else None,
+            gsd_m=share(self.GSD) if self.is_given(parameters, self.GSD) else None,
             chip_px=number(self.CHIP),
             bands=parse_bands(text(self.BANDS)),
             epochs=number(self.EPOCHS),
-            n_steps=number(self.STEPS) if parameters.get(self.STEPS) not in (None, "") else None,
+            n_steps=number(self.STEPS) if self.is_given(parameters, self.STEPS) else None,
             batch=number(self.BATCH),
             rate=share(self.RATE),
-            validation=share(self.VALIDATION),
+            held_out=share(self.HELD_OUT),
             split=next(one for one in training_data.SPLITS if one == choice(self.SPLIT)),
             patience=number(self.PATIENCE) or None,
             augmentation=USUAL if self.parameterAsBool(parameters, self.AUGMENT, context) else job.UNCHANGED,

@@ -19,7 +19,6 @@ from qgis.core import (
     QgsProcessingFeatureSource,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterField,
-    QgsProcessingParameterString,
     QgsRasterLayer,
     QgsWkbTypes,
 )
@@ -88,10 +87,7 @@ class LabelledAlgorithm(ModelAlgorithm):
             QgsProcessingParameterField(self.CLASS_FIELD, self.tr("Class field"), None, self.LABELS, optional=True)
         )
         self.add_rasters(self.LABEL_RASTERS, self.tr("Label rasters"), optional=True)
-        self.add(
-            QgsProcessingParameterString(self.CLASS_NAMES, self.tr("Names of raster values"), optional=True),
-            advanced=True,
-        )
+        self.add_text(self.CLASS_NAMES, self.tr("Names of raster values"), advanced=True)
         self.add_choice(self.BACKGROUND, self.tr("Pixels without a polygon"), BACKGROUNDS, advanced=True)
         self.add(
             QgsProcessingParameterFeatureSource(self.AREA, self.tr("Completely labelled areas"), polygon, optional=True)

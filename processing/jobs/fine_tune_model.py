@@ -34,7 +34,7 @@ class FineTuneJob:
     """What is to be done.
 
     `model`: package of the source model. `output`: where the result goes. `tuning`: which layers learn. `n_steps`
-    batches of `batch` chips. `validation`: share of the labelled chips that decide whether the result is kept.
+    batches of `batch` chips. `held_out`: share of the labelled chips that decide whether the result is kept.
     `is_adapter_only`: save what changed, to be laid over the source model, and not the whole. Raises `JobError` for
     values that make no sense.
     """
@@ -44,16 +44,16 @@ class FineTuneJob:
     tuning: FineTuning = field(default_factory=FineTuning)
     n_steps: int = 200
     batch: int = 8
-    validation: float = 0.3
+    held_out: float = 0.3
     is_adapter_only: bool = False
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check what goes together."""
-        if self.n_steps < 1 or self.batch < 2 or not 0 < self.validation <= 0.9:
+        if self.n_steps < 1 or self.batch < 2 or not 0 < self.held_out <= 0.9:
             raise JobError(
-                f"{self.n_steps} steps of {self.batch} chips with the share {self.validation:g} held out; give at "
+                f"{self.n_steps} steps of {self.batch} chips with the share {self.held_out:g} held out; give at "
                 "least 1 step, 2 chips and a share above 0, at most 0.9."
             )
         if self.output.exists() and self.output.samefile(self.model):
@@ -190,10 +190,10 @@ def _split(chips: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, C
             "others; label another place, too."
         )
     if len(np.unique(chips.blocks)) > 1:
-        return split_chips(chips, held_out=job.validation, seed=job.seed)
+        return split_chips(chips, held_out=job.held_out, seed=job.seed)
     progress.info("The labels lie in one block of ground: chips that decide lie beside chips that are learned from.")
     apart = Chips(chips.pixels, chips.labels, chips.valid, np.arange(len(chips), dtype=np.int64), chips.origins)
-    return split_chips(apart, held_out=job.validation, seed=job.seed)
+    return split_chips(apart, held_out=job.held_out, seed=job.seed)
 
 
 def _card(

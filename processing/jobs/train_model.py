@@ -64,7 +64,7 @@ class ModelOptions:
 
     `encoder` may be "" for the usual one of the decoder. `gsd_m`: metres per pixel, None for the first raster's own.
     `bands`: 1-based, None for red, green and blue where the rasters have three bands, else for all. `epochs`: how often
-    each chip is seen; `n_steps` batches instead where it is given. `validation`: share of the chips that the model is
+    each chip is seen; `n_steps` batches instead where it is given. `held_out`: share of the chips that the model is
     judged by, 0 for none, held out in blocks of ground or whole rasters (`split`). `patience`: checks (20 at most)
     without a better one before training stops. `n_most`: at most about so many chips.
     """
@@ -80,7 +80,7 @@ class ModelOptions:
     n_steps: int | None = None
     batch: int = 8
     rate: float = 1e-3
-    validation: float = 0.2
+    held_out: float = 0.2
     split: SplitBy = "blocks"
     patience: int | None = 6
     augmentation: Augmentation = USUAL
@@ -91,8 +91,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers. Raises `JobError`."""
-        if not 0 <= self.validation <= 0.9:
-            raise JobError(f"A validation share of {self.validation} is none; give 0 to 0.9.")
+        if not 0 <= self.held_out <= 0.9:
+            raise JobError(f"A share of {self.held_out} held out is none; give 0 to 0.9.")
         if self.chip_px < 32 or self.batch < 2 or self.epochs < 1:
             raise JobError(
                 f"Chips of {self.chip_px} px, {self.batch} in a batch, {self.epochs} epochs; give at least 32, 2 and 1."
@@ -156,8 +156,8 @@ def train_model(
         progress=StepProgress(progress, 0, _READ),
     )
     kept, held_out = chips, None
-    if options.validation:
-        kept, held_out = split_chips(chips, held_out=options.validation, by=options.split, seed=options.seed)
+    if options.held_out:
+        kept, held_out = split_chips(chips, held_out=options.held_out, by=options.split, seed=options.seed)
     scale = "" if gsd_m is None else f" at {gsd_m:.3g} m"
     progress.info(
         f"{len(kept)} chips of {options.chip_px} px{scale} to learn from, {len(held_out or ())} to judge by; classes: "

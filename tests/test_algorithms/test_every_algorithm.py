@@ -66,7 +66,7 @@ PUBLIC = {
     "segmentraster": (
         {"INPUT", "MODEL", "BANDS", "EXTENT", "OVERLAP", "FLIPS", "BATCH", "DEVICE", "SCHEDULER", "OUTPUT"}
         | {"PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS"},
-        {"OUTPUT", "PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS", "N_WINDOWS", "SECONDS"},
+        {"OUTPUT", "PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS", "COUNT", "SECONDS"},
     ),
     "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
     "evaluateinteractive": (
@@ -81,7 +81,7 @@ PUBLIC = {
     ),
     "trainmodel": (
         {"RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "DECODER"}
-        | {"ENCODER", "WEIGHTS", "GSD", "BANDS", "CHIP", "EPOCHS", "STEPS", "BATCH", "RATE", "VALIDATION", "SPLIT"}
+        | {"ENCODER", "WEIGHTS", "GSD", "BANDS", "CHIP", "EPOCHS", "STEPS", "BATCH", "RATE", "HELD_OUT", "SPLIT"}
         | {"PATIENCE", "AUGMENT", "BALANCE", "MAX_CHIPS", "NAME", "LICENCE", "SEED", "DEVICE", "OUTPUT", "REPORT"},
         {"OUTPUT", "REPORT", "MEAN_IOU", "ACCURACY", "COUNT"},
     ),
@@ -91,7 +91,7 @@ PUBLIC = {
         {"TABLE", "REPORT", "MEAN_IOU", "MEAN_IOU_LOW", "MEAN_IOU_HIGH", "ACCURACY", "MEAN_F1", "BOUNDARY_F1"}
         | {"CALIBRATION_ERROR", "COUNT", "BEST"},
     ),
-    "exportmodel": ({"MODEL", "TILE", "OUTPUT"}, {"OUTPUT"}),
+    "exportmodel": ({"MODEL", "CHIP", "OUTPUT"}, {"OUTPUT"}),
     "selectsamples": (
         {
             "RASTERS",
@@ -101,7 +101,7 @@ PUBLIC = {
             "REGION_SIZE",
             "BUDGET",
             "BUDGET_UNIT",
-            "LABELED",
+            "LABELLED",
             "DEVICE",
             "SEED",
             "OUTPUT",
@@ -112,7 +112,7 @@ PUBLIC = {
         {"MODEL", "RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "METHODS"}
         | {"LAYERS", "BUDGETS", "TIME_LIMIT", "STEPS", "HELD_OUT", "MAX_CHIPS", "SEED", "DEVICE", "OUTPUT", "TABLE"}
         | {"REPORT"},
-        {"OUTPUT", "TABLE", "REPORT", "BEST", "MEAN_IOU", "SOURCE_IOU", "COUNT"},
+        {"OUTPUT", "TABLE", "REPORT", "BEST", "MEAN_IOU", "MEAN_IOU_BEFORE", "COUNT"},
     ),
     "finetunemodel": (
         {
@@ -127,7 +127,7 @@ PUBLIC = {
             "LAYERS",
             "RANK",
         }
-        | {"BLOCKS", "TOKENS", "STEPS", "VALIDATION", "ADAPTER_ONLY", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        | {"BLOCKS", "TOKENS", "STEPS", "HELD_OUT", "ADAPTER_ONLY", "SEED", "DEVICE", "OUTPUT", "REPORT"},
         {"OUTPUT", "REPORT", "IS_ADAPTED", "MEAN_IOU_BEFORE", "MEAN_IOU_AFTER", "N_TRAINABLE"},
     ),
 }

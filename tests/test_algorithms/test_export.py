@@ -46,7 +46,7 @@ def test_the_file_opens_elsewhere(run: Any, package: Path, tmp_path: Path) -> No
     session = onnxruntime.InferenceSession(results["OUTPUT"], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, 64, 64]
     assert json.loads(session.get_modelmeta().custom_metadata_map["resolution"]) == 50
-    results = run("exportmodel", {"MODEL": str(package), "TILE": 128, "OUTPUT": str(tmp_path / "larger")})
+    results = run("exportmodel", {"MODEL": str(package), "CHIP": 128, "OUTPUT": str(tmp_path / "larger")})
     assert results["OUTPUT"].endswith("larger.onnx")
     session = onnxruntime.InferenceSession(results["OUTPUT"], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, 128, 128]

@@ -131,7 +131,7 @@ def test_the_next_round_takes_the_output_of_the_last_one(
                 layer.updateFeature(feature)
     filled = {one.geometry().asWkt() for one in features_of(first) if one["rank"] <= 4}
     left = {one.geometry().asWkt() for one in features_of(first) if one["rank"] > 4}
-    parameters = samples(model, scene_file, tmp_path / "all.gpkg", LABELED=layer, BUDGET=100, BUDGET_UNIT="percent")
+    parameters = samples(model, scene_file, tmp_path / "all.gpkg", LABELLED=layer, BUDGET=100, BUDGET_UNIT="percent")
     asked = {one.geometry().asWkt() for one in features_of(run("selectsamples", parameters)["OUTPUT"])}
     assert len(filled) == 4
     assert not asked & filled

@@ -26,7 +26,7 @@ QUICK = {
     "RATE": 0.003,
     "PATIENCE": 0,
     "AUGMENT": False,
-    "VALIDATION": 0.25,
+    "HELD_OUT": 0.25,
     "DEVICE": "cpu",
 }
 

@@ -234,8 +234,8 @@ def test_samples_with_the_background_named_leave_the_rest_unknown(source, target
 def test_what_cannot_be_done_is_told(source, target, tmp_path):
     for changes, words in (
         ({"n_steps": 0}, "0 steps"),
-        ({"validation": 0}, "share 0 held out"),
-        ({"validation": 0.95}, "share 0.95"),
+        ({"held_out": 0}, "share 0 held out"),
+        ({"held_out": 0.95}, "share 0.95"),
         ({"output": source}, "save the result in another file"),
         ({"output": tmp_path / "no" / "m.safetensors"}, "does not exist"),
     ):

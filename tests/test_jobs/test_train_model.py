@@ -22,7 +22,7 @@ from segadapt.processing.jobs.train_model import UNCHANGED, ModelOptions, train_
 from segadapt.processing.jobs.training_data import LabelledRaster, place_of, read_training_chips, split_chips
 
 QUICK = ModelOptions(
-    decoder="unet", weights="none", chip_px=32, n_steps=24, batch=8, validation=0.3, augmentation=UNCHANGED, rate=3e-3
+    decoder="unet", weights="none", chip_px=32, n_steps=24, batch=8, held_out=0.3, augmentation=UNCHANGED, rate=3e-3
 )
 
 
@@ -251,7 +251,7 @@ def test_same_seed_same_model_and_any_bands(houses, tmp_path, raster_factory):
     path = raster_factory(pixels.astype(np.uint16), "five.tif", photometric="minisblack", descriptions=["", "nir"])
     raster = labelled(path, boxes)
     options = ModelOptions(
-        **{**vars(QUICK), "n_steps": 3, "bands": (2, 1, 5, 5), "validation": 0.0, "augmentation": USUAL, "gsd_m": 1.0}
+        **{**vars(QUICK), "n_steps": 3, "bands": (2, 1, 5, 5), "held_out": 0.0, "augmentation": USUAL, "gsd_m": 1.0}
     )
     outputs = [tmp_path / f"{n}.safetensors" for n in range(2)]
     for output in outputs:
@@ -315,7 +315,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_read(houses, tmp_path
 
     fails("one block of ground", chip_px=64)
     fails("hardly anything of a chip of 512 px", chip_px=512)
-    fails("of 1.5 is none", validation=1.5)
+    fails("of 1.5 held out is none", held_out=1.5)
     monkeypatch.setattr(job, "read_training_chips", None)
     fails("'resnet18' does not go with the decoder 'dpt'", decoder="dpt", encoder="resnet18")
     assert not output.exists()
