@@ -57,7 +57,9 @@ METHODS = (
     ("masked_image+self_training", True),
 )
 BUDGETS = (0.001, 0.005, 0.01, 0.05)
-STRATEGIES = ("random", "hybrid")
+STRATEGIES = ("random", "clusters")
+# The row that starts from an adapted model: by what, and with which budget.
+FIRST, BUDGET_THEN = "masked_consistency", 0.01
 
 
 @dataclass(frozen=True)
@@ -176,16 +178,17 @@ class Study:
         for budget in BUDGETS:
             for strategy in STRATEGIES:
                 self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
+        self.run(f"{STRATEGIES[1]} {100 * BUDGET_THEN:g} %, adapted first", self._adapted_then_few)
         self.run("target alone", self._target_alone)
         self.run("student", self._student)
 
-    def _tuned(self, chips: Chips) -> tuple[Segmenter, dict[str, Any]]:
+    def _tuned(self, chips: Chips, *, start: Segmenter | None = None) -> tuple[Segmenter, dict[str, Any]]:
         """All layers learn from the labels, with the source's chips rehearsed.
 
         No label is held out: the smallest budgets have none to spare, and no state is chosen.
         """
         done = fine_tune(
-            self.source,
+            start or self.source,
             chips,
             chips,
             FineTuning(layers="full"),
@@ -226,16 +229,20 @@ class Study:
         adapt_in_order(adapted, problem, names_of(chain), NullProgress())
         return adapted
 
-    def _few(self, budget: float, strategy: str) -> tuple[Segmenter, dict[str, Any]]:
+    def _adapted_then_few(self) -> tuple[Segmenter, dict[str, Any]]:
+        return self._few(BUDGET_THEN, STRATEGIES[1], start=self._adapt(FIRST, is_rehearsed=True))
+
+    def _few(self, budget: float, strategy: str, *, start: Segmenter | None = None) -> tuple[Segmenter, dict[str, Any]]:
         pool = self.pair.pool
+        start = start or self.source
         regions = select_regions(
-            self.source,
+            start,
             pool.unlabelled(),
             strategy=strategy,
             budget_px=round(budget * int(pool.valid.sum())),
             seed=self.seed,
         )
-        model, facts = self._tuned(labelled_by(pool, regions))
+        model, facts = self._tuned(labelled_by(pool, regions), start=start)
         return model, {"regions": len(regions), **facts}
 
     def _target_alone(self) -> tuple[Segmenter, dict[str, Any]]:

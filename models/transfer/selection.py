@@ -3,14 +3,17 @@
 Regions are equal squares, or segments: what a person labels in one gesture. `entropy`: where the model is least sure.
 `impurity`: RIPU's product of the region's mix of predicted classes and its uncertainty (Xie et al. 2022,
 https://arxiv.org/abs/2111.12940). `diversity`: greedy k-centres of the regions' mean features, a core-set (Sener and
-Savarese 2018, https://arxiv.org/abs/1708.00489). `hybrid`: k-centres among the regions of largest impurity, so that
-neither outliers nor a hundred like cases are asked for. `random`: what the others have to beat.
+Savarese 2018, https://arxiv.org/abs/1708.00489). `hybrid`: k-centres among the regions of largest impurity. `clusters`:
+CLUE's centres of as many clusters as there are regions to take, every region weighted by its entropy, so that what is
+doubtful is asked for by what is typical of it (Prabhu et al. 2021, https://arxiv.org/abs/2010.08666).
+`random`: what the others have to beat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +28,7 @@ from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from .base import TransferError
 
-STRATEGIES = ("hybrid", "impurity", "entropy", "diversity", "random")
+STRATEGIES = ("clusters", "hybrid", "impurity", "entropy", "diversity", "random")
 """How regions are chosen, the default first."""
 REGION_PX = 16
 
@@ -326,6 +329,9 @@ def _order(found: Candidates, strategy: str, *, budget_px: int, budget_regions: 
         return (int(number) for number in by_chance)
     if strategy == "diversity":
         return _centres(found, by_chance)
+    if strategy == "clusters":
+        n_wanted = min(budget_regions, max(1, round(budget_px / float(np.median(found.n_px)))))
+        return _typical(found, n_wanted, by_chance, seed=seed)
     scores = _scores(found, strategy)
     # Regions of one class have no impurity: among them the least sure comes first, then chance.
     ranked = by_chance[np.lexsort((-found.entropy[by_chance], -scores[by_chance]))]
@@ -360,6 +366,27 @@ def _centres(found: Candidates, choices: npt.NDArray[np.int64]) -> Iterator[int]
         # Below every distance, which may be a little less than 0: never again.
         nearest[place] = -np.inf
         yield int(choices[place])
+
+
+def _typical(found: Candidates, n_wanted: int, by_chance: npt.NDArray[np.int64], *, seed: int) -> Iterator[int]:
+    """The region nearest to the centre of each cluster, the heaviest cluster first; then the others by chance."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    weights = found.entropy + 1e-6
+    n_clusters = min(n_wanted + len(found.known_features), len(found))
+    means = MiniBatchKMeans(n_clusters, random_state=seed, n_init=3, batch_size=4096)
+    labels = means.fit_predict(found.features, sample_weight=weights)
+    distances = ((found.features - means.cluster_centers_[labels]) ** 2).sum(axis=1)
+    taken = set(means.predict(found.known_features).tolist()) if len(found.known_features) else set()
+    heaviest = np.argsort(-np.bincount(labels, weights, minlength=n_clusters), kind="stable")
+    first = []
+    for cluster in heaviest:
+        members = np.flatnonzero(labels == cluster)
+        # What is labelled already speaks for its cluster.
+        if len(members) and int(cluster) not in taken:
+            first.append(int(members[distances[members].argmin()]))
+    chosen = set(first)
+    return chain(first, (int(number) for number in by_chance if int(number) not in chosen))
 
 
 def _square_numbers(rows: int, cols: int, side: int) -> npt.NDArray[np.int32]:

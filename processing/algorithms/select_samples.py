@@ -78,7 +78,8 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         return {
             **{name: shared[name] for name in (self.RASTERS, self.MODEL, self.DEVICE, self.SEED)},
             self.STRATEGY: self.tr(
-                "Hybrid takes regions that are doubtful and unlike each other; impurity those where the model sees "
+                "Clusters takes what is typical of each kind of doubt; hybrid regions that are doubtful and unlike each "
+                "other; impurity those where the model sees "
                 "several classes and is unsure (RIPU); entropy those where it is unsure; diversity those that are "
                 "unlike each other (core-set); random any, to compare with."
             ),

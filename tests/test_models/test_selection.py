@@ -106,22 +106,42 @@ def test_centres_cover_every_cluster_and_what_is_known_counts():
     assert numbers(choose_regions(known, strategy="diversity", budget_regions=1)) == [45]
 
 
+def test_clusters_take_what_is_typical_and_not_what_is_known():
+    random = np.random.default_rng(1)
+    centres = np.array([[0, 0], [50, 0], [0, 50], [60, 60]], float)
+    cluster = np.repeat(np.arange(4), [40, 12, 6, 2])
+    features = centres[cluster] + random.normal(size=(60, 2))
+    found = candidates(np.ones(60), features=features)
+    chosen = numbers(choose_regions(found, strategy="clusters", budget_regions=4))
+    assert sorted(cluster[chosen]) == [0, 1, 2, 3]
+    assert chosen == numbers(choose_regions(found, strategy="clusters", budget_px=4 * 64))
+    # The typical one of each, and the heaviest cluster first.
+    assert np.abs(features[chosen[0]] - features[cluster == 0].mean(axis=0)).max() < 0.5
+    assert cluster[chosen[0]] == 0
+    # What the model is sure of weighs nothing.
+    doubtful = candidates(np.where(cluster == 3, 1.0, 0.001), features=features)
+    assert cluster[numbers(choose_regions(doubtful, strategy="clusters", budget_regions=1))] == [3]
+    known = Candidates(*[*vars(found).values()][:-1], centres[:3].astype(np.float32))
+    assert cluster[numbers(choose_regions(known, strategy="clusters", budget_regions=1))] == [3]
+    assert len(choose_regions(found, strategy="clusters", budget_regions=60)) == 60
+
+
 def test_hybrid_takes_unlike_regions_among_the_doubtful():
     # The eight most doubtful look alike but for one; the outlier that the model is sure of is not asked for.
     entropy = [0.9] * 7 + [0.8] + [0.1] * 12
     features = [0] * 7 + [5] + [1] * 11 + [100]
-    chosen = numbers(choose_regions(candidates(entropy, features=features), budget_regions=2))
+    chosen = numbers(choose_regions(candidates(entropy, features=features), strategy="hybrid", budget_regions=2))
     assert chosen[0] < 7
     assert chosen[1] == 7
-    by_pixels = numbers(choose_regions(candidates(entropy, features=features), budget_px=128))
+    by_pixels = numbers(choose_regions(candidates(entropy, features=features), strategy="hybrid", budget_px=128))
     assert by_pixels == chosen
     assert 19 in numbers(choose_regions(candidates(entropy, features=features), strategy="diversity", budget_regions=2))
 
 
 def test_hybrid_asks_for_what_is_clear_only_where_there_is_not_enough_else():
     found = candidates([0.5, 0.4, 0.3, 0.2, 0.1], impurity=[0.5, 0, 0.5, 0, 0], features=[0, 50, 1, 60, 70])
-    assert sorted(numbers(choose_regions(found, budget_regions=2))) == [0, 2]
-    assert sorted(numbers(choose_regions(found, budget_px=3 * 64))) == [0, 1, 2]
+    assert sorted(numbers(choose_regions(found, strategy="hybrid", budget_regions=2))) == [0, 2]
+    assert sorted(numbers(choose_regions(found, strategy="hybrid", budget_px=3 * 64))) == [0, 1, 2]
     assert numbers(choose_regions(found, strategy="impurity", budget_regions=5)) == [0, 2, 1, 3, 4]
 
 
