@@ -78,10 +78,9 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         return {
             **{name: shared[name] for name in (self.RASTERS, self.MODEL, self.DEVICE, self.SEED)},
             self.STRATEGY: self.tr(
-                "Clusters takes what is typical of each kind of doubt; hybrid regions that are doubtful and unlike each "
-                "other; impurity those where the model sees "
-                "several classes and is unsure (RIPU); entropy those where it is unsure; diversity those that are "
-                "unlike each other (core-set); random any, to compare with."
+                "Clusters takes what is typical of each kind of doubt (CLUE); hybrid what is doubtful and unlike each "
+                "other; impurity where the model sees several classes and is unsure (RIPU); entropy where it is "
+                "unsure; diversity what is unlike each other (core-set); random any, to compare with."
             ),
             self.REGIONS: self.tr("Equal squares, or segments that follow the image and are mostly of one class."),
             self.REGION_SIZE: self.tr(
