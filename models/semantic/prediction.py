@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -46,13 +47,9 @@ def probabilities(model: Segmenter, pixels: torch.Tensor, *, flips: bool = False
     pixels = pixels.to(device, torch.float32)
     axes = FLIPS if flips else FLIPS[:1]
     with torch.inference_mode(), autocast(device):
-        total: torch.Tensor | None = None
-        for flip in axes:
-            answer = torch.softmax(model(torch.flip(pixels, flip)).float(), dim=1)
-            answer = torch.flip(answer, flip)
-            total = answer if total is None else total + answer
-    assert total is not None
-    return total / len(axes)
+        answers = (torch.softmax(model(torch.flip(pixels, flip)).float(), dim=1) for flip in axes)
+        turned = (torch.flip(answer, flip) for answer, flip in zip(answers, axes, strict=True))
+        return functools.reduce(torch.add, turned) / len(axes)
 
 
 def predict_chips(

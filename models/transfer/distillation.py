@@ -209,8 +209,7 @@ def compared(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips, *,
         part = chips.take(range(start, min(start + batch, len(chips))))
         pixels = torch.from_numpy(part.pixels).to(device_of(student)).float()
         with torch.inference_mode(), autocast(device_of(student)):
-            truth = sum(teacher(pixels).softmax(1) for teacher in teachers)
-            assert isinstance(truth, torch.Tensor)
+            truth = torch.stack([teacher(pixels).softmax(1) for teacher in teachers]).sum(0)
             logits = student(_reduced(pixels, factor))
         said = _enlarged(logits, pixels).argmax(1).cpu().numpy().astype(np.uint8)
         known = np.where(part.valid, truth.argmax(1).cpu().numpy(), IGNORE).astype(np.uint8)

@@ -169,9 +169,7 @@ def _prepared(model: Segmenter, options: FineTuning) -> tuple[Segmenter, list[nn
         learner.to(device_of(model))
         return learner, [*factors, *head], layers
     if options.layers == "tokens":
-        _add_tokens(learner, options)
-        assert learner.tokens is not None
-        return learner, [*learner.tokens.parameters(), *head], []
+        return learner, [*_add_tokens(learner, options).parameters(), *head], []
     if options.layers == "last_blocks":
         blocks = learner.encoder_blocks()[-options.n_blocks :]
         inner = [parameter for block in blocks for parameter in block.parameters()]
@@ -188,13 +186,15 @@ def _unique(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
     return list({id(parameter): parameter for parameter in parameters}.values())
 
 
-def _add_tokens(model: Segmenter, options: FineTuning) -> None:
-    """Tokens for a model that has none yet, and their place on its card."""
-    if model.tokens is None:
-        attach_tokens(model, n_tokens=options.n_tokens, rank=options.rank)
-        model.to(device_of(model))
-        said = {"n": options.n_tokens, "rank": options.rank}
-        model.card = replace(model.card, options={**model.card.options, TOKENS: said})
+def _add_tokens(model: Segmenter, options: FineTuning) -> nn.Module:
+    """The tokens of a model; one that has none yet gets some, and their place on its card."""
+    if model.tokens is not None:
+        return model.tokens
+    tokens = attach_tokens(model, n_tokens=options.n_tokens, rank=options.rank)
+    model.to(device_of(model))
+    said = {"n": options.n_tokens, "rank": options.rank}
+    model.card = replace(model.card, options={**model.card.options, TOKENS: said})
+    return tokens
 
 
 def _adapter(model: Segmenter, learner: Segmenter, layers: list[str]) -> dict[str, torch.Tensor]:

@@ -52,8 +52,7 @@ class MaskedImage(Method):
             target, usable = seen.target.unlabelled(), usable_chips(seen.target)
             mean = torch.tensor(model.card.mean, device=device)[None, :, None, None]
             std = torch.tensor(model.card.std, device=device)[None, :, None, None]
-            decoder: nn.Conv2d | None = None
-            optimiser: torch.optim.Optimizer | None = None
+            learnt: tuple[nn.Conv2d, torch.optim.Optimizer] | None = None
             n_steps = max(1, round(self.steps * problem.n_steps))
             for step in range(n_steps):
                 raise_if_cancelled(progress)
@@ -64,16 +63,12 @@ class MaskedImage(Method):
                     stages = model.encode(torch.where(is_hidden[:, None], mean, pixels))
                 deepest = (stages[0] if isinstance(stages, tuple) else stages)[-1].float()
                 zoom = -(-pixels.shape[-1] // deepest.shape[-1])
-                if decoder is None:
+                if learnt is None:
                     # As SimMIM's head: each deepest cell draws its own pixels.
                     decoder = nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1).to(device)
-                    optimiser = torch.optim.AdamW(
-                        [
-                            {"params": decoder.parameters(), "lr": self.rate},
-                            {"params": learning, "lr": self.rate * self.encoder_rate},
-                        ]
-                    )
-                assert optimiser is not None
+                    rates = ((decoder.parameters(), self.rate), (learning, self.rate * self.encoder_rate))
+                    learnt = decoder, torch.optim.AdamW([{"params": part, "lr": rate} for part, rate in rates])
+                decoder, optimiser = learnt
                 drawing = functional.pixel_shuffle(decoder(deepest), zoom)[..., : pixels.shape[-2], : pixels.shape[-1]]
                 error = (drawing - (pixels - mean) / std).abs().mean(1)
                 descend((error * is_hidden).sum() / is_hidden.sum().clamp(min=1), optimiser)

@@ -100,10 +100,11 @@ class _Run:
         self._n_target = max(1, problem.batch // 2 if has_source else problem.batch)
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimiser = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
-        self._survey: Survey | None = None
-        self._bounds: Bounds | None = None
-        self._factors = torch.ones(len(model.card.classes))
-        self._excess = np.ones(len(model.card.classes))
+        n_classes = len(model.card.classes)
+        self._survey = Survey(torch.ones(n_classes), np.zeros((len(self._target), n_classes)))
+        self._bounds: Bounds = (np.zeros(n_classes), np.ones(n_classes))
+        self._factors = torch.ones(n_classes)
+        self._excess = np.ones(n_classes)
         self._running: npt.NDArray[np.float64] | None = None
         self._chances = torch.ones(len(self._target))
         # Weights of classes would make pseudo-labels of rare ones grow at every survey; the source's labels stay true.
@@ -126,7 +127,7 @@ class _Run:
         chances = rare_first(self._survey.shares, temperature=self._method.temperature)
         self._chances = torch.from_numpy(chances)
         found = self._survey.shares.mean(axis=0)
-        if self._bounds is None:
+        if not done:
             known = np.array(self.teacher.card.statistics.get("class_shares", ()), np.float64)
             self._bounds = share_bounds(found, known, odds=self._method.odds)
         # Chips with rare classes come more often than others.
@@ -134,7 +135,6 @@ class _Run:
 
     def loss(self) -> torch.Tensor:
         """The student's loss on a new batch."""
-        assert self._survey is not None
         set_training(self._student, freeze_statistics=True)
         n = min(self._n_target, len(self._target))
         indices = torch.multinomial(self._chances, n, generator=self._generator).tolist()
@@ -164,7 +164,6 @@ class _Run:
 
     def _bounded(self, answer: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """The teacher's probabilities with every class's share held in its bounds, by its running mean over batches."""
-        assert self._bounds is not None
         share = answer.movedim(1, -1)[valid.to(answer.device)].mean(0).cpu().numpy().astype(np.float64)
         self._running = share if self._running is None else _REMEMBERED * self._running + (1 - _REMEMBERED) * share
         self._factors = factors_into(self._bounds, self._running / self._excess)

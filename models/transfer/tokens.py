@@ -22,8 +22,8 @@ TOKENS = "tokens"
 N_TOKENS, RANK = 16, 8
 
 
-def attach_tokens(model: Segmenter, *, n_tokens: int = N_TOKENS, rank: int = RANK) -> None:
-    """Give a model tokens behind its encoder, in place; its answers stay what they were.
+def attach_tokens(model: Segmenter, *, n_tokens: int = N_TOKENS, rank: int = RANK) -> StageTokens:
+    """Give a model tokens behind its encoder, in place, and return them; its answers stay what they were.
 
     The card is not changed: whoever saves the model writes `{"n": n_tokens, "rank": rank}` into its options under
     `TOKENS`. Raises `TransferError` for fewer than two tokens or a rank under one.
@@ -34,7 +34,9 @@ def attach_tokens(model: Segmenter, *, n_tokens: int = N_TOKENS, rank: int = RAN
     channels = [int(n) for n in encoder.out_channels]
     # The first stage of a pyramid is the image itself.
     n_untouched = 0 if model.card.decoder in ("dpt", "light") else 1
-    model.tokens = StageTokens(channels[n_untouched:], n_untouched=n_untouched, n_tokens=n_tokens, rank=rank)
+    tokens = StageTokens(channels[n_untouched:], n_untouched=n_untouched, n_tokens=n_tokens, rank=rank)
+    model.tokens = tokens
+    return tokens
 
 
 class StageTokens(nn.Module):

@@ -223,7 +223,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
             except QgsCsException as error:
                 raise JobError(
                     f"Regions of '{rasters[sample.raster].name}' cannot be brought to the CRS of "
-                    f"'{rasters[0].name}' ({error}); select samples from each of them alone."
+                    f"'{rasters[0].name}' ({error}); run it for each of them alone."
                 ) from error
             geometry.convertToMultiType()
             values = {

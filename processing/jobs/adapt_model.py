@@ -200,9 +200,8 @@ def _segments(chips: Chips, job: AdaptJob, engine: SegmentEngine | None, progres
     if job.segments == "none":
         return None
     progress.info("Segments of the target ...")
-    if job.segments == "superpixels":
+    if engine is None or job.segments == "superpixels":
         return superpixels(chips, progress=progress)
-    assert engine is not None
     return model_segments(chips, engine, progress=progress)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree as Xml
+from xml.etree import ElementTree as Xml  # nosec B405 - writes only, never parses
 
 import rasterio
 import shapely
@@ -80,7 +80,7 @@ class SegmentOutputs:
 
     def __post_init__(self) -> None:
         """Check the names. Raises `RasterError` and `JobError`."""
-        paths = [path for path in (self.labels, *(self.extra(name) for name in EXTRAS)) if path is not None]
+        paths = [path for path in (self.labels, *(self.path_of(name) for name in EXTRAS)) if path is not None]
         for path in paths:
             if path.suffix.lower() not in (".tif", ".tiff"):
                 raise RasterError(f"{path} would hold a GeoTIFF; give a name that ends in .tif.")
@@ -89,7 +89,7 @@ class SegmentOutputs:
         if len({path.absolute() for path in paths}) < len(paths):
             raise JobError(f"Two results have the same name, {paths[0]}; give each its own.")
 
-    def extra(self, name: str) -> Path | None:
+    def path_of(self, name: str) -> Path | None:
         """The path of one of `EXTRAS`."""
         path: Path | None = getattr(self, name)
         return path
@@ -97,7 +97,7 @@ class SegmentOutputs:
     @property
     def extras(self) -> tuple[str, ...]:
         """Which of `EXTRAS` are wanted."""
-        return tuple(name for name in EXTRAS if self.extra(name) is not None)
+        return tuple(name for name in EXTRAS if self.path_of(name) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +236,7 @@ def _access(path: Path) -> AbstractContextManager[None]:
 
 
 def _paths(outputs: SegmentOutputs) -> list[Path]:
-    return [path for path in (outputs.labels, *map(outputs.extra, EXTRAS)) if path is not None]
+    return [path for path in (outputs.labels, *map(outputs.path_of, EXTRAS)) if path is not None]
 
 
 def _run(
@@ -313,8 +313,9 @@ def _layers(task: SegmentTask, card: SegmenterCard, outputs: SegmentOutputs, rea
     colours = {one.class_id: one.colour for one in card.classes}
     layers = [Layer(path=outputs.labels, bands=(1,), names=("Class",), colours=colours, tags=tags | names)]
     for extra in task.extras:
-        path = outputs.extra(extra)
-        assert path is not None
+        path = outputs.path_of(extra)
+        if path is None:
+            continue
         titles = card.class_names if extra == "probabilities" else (_CLASS_TITLES[extra],)
         layers.append(Layer(path=path, bands=task.bands_of(extra), names=titles, tags=tags))
     return layers

@@ -134,18 +134,17 @@ def split_chips(chips: Chips, *, held_out: float, by: SplitBy = "blocks", seed: 
             "ground, choose smaller chips, or hold nothing out."
         )
     grouped = _with_blocks(chips, numbers)
-    best: tuple[int, Chips, Chips] | None = None
+    most, best = 0, (chips, chips)
     n_classes = len(_present(chips))
     for attempt in range(_SPLIT_TRIES):
         kept, held = split_by_block(grouped, held_out=held_out, seed=seed + attempt)
         score = len(_present(kept)) + len(_present(held))
-        if best is None or score > best[0]:
+        if score > most:
             is_held = np.isin(numbers, np.unique(held.blocks))
-            best = score, chips.take(np.flatnonzero(~is_held)), chips.take(np.flatnonzero(is_held))
+            most, best = score, (chips.take(np.flatnonzero(~is_held)), chips.take(np.flatnonzero(is_held)))
         if score == 2 * n_classes:
             break
-    assert best is not None
-    return best[1], best[2]
+    return best
 
 
 class _NoLabelsError(JobError):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree as Xml
+from xml.etree import ElementTree as Xml  # nosec B405 - writes only, never parses
 
 import numpy as np
 import numpy.typing as npt
