@@ -24,7 +24,9 @@ class MaskedConsistency(SelfTraining):
     """
 
     title = "Masked consistency (MIC)"
-    summary = "Self-training that also learns from context, by hiding parts of the target; half as slow again."
+    summary = (
+        "Self-training that also learns from context, by hiding parts of the target; the strongest, and the slowest."
+    )
     reference = "Hoyer et al. 2023, MIC, https://arxiv.org/abs/2212.01322"
 
     patch_px: int = 64

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # `jobs.adapt_model.CHAINS` and `jobs.chip_segments.KINDS`; those modules need the environment (a test compares them).
 METHODS = (
+    "masked_consistency",
+    "quantile+masked_consistency",
     "self_training",
     "quantile+self_training",
     "norm_statistics+self_training",
@@ -34,8 +36,6 @@ METHODS = (
     "entropy",
     "entropy_diversity",
     "quantile+entropy_diversity",
-    "masked_consistency",
-    "quantile+masked_consistency",
     "masked_image+self_training",
     "fourier",
     "fourier+self_training",
@@ -80,11 +80,12 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             self.RASTERS: self.tr("The images to adapt to: one or more raster files with the bands of the model."),
             self.MODEL: shared[self.MODEL],
             self.METHODS: self.tr(
-                "Method, or methods one after another. self_training: learns from its own sure answers; the strongest. "
+                "Method, or methods one after another. masked_consistency: learns from its own sure answers, also "
+                "behind masks; the strongest on real images, and the slowest. self_training: without masks. "
                 "quantile: maps the values of each band to those of the source; seconds. reinhard: mean and contrast "
                 "only. norm_statistics: estimates the network's averages anew; seconds. entropy: tunes the "
                 "normalisation to sure answers. entropy_diversity: everything but the head, keeping all classes. "
-                "masked_consistency: self-training with hidden parts; slower. masked_image: the encoder first gets "
+                "masked_image: the encoder first gets "
                 "used to the images. fourier: source images in the target's colours; needs labelled source rasters."
             ),
             self.STEPS: self.tr("Batches of 8 windows that each method that learns may take; more takes longer."),

@@ -28,6 +28,8 @@ from .model_rasters import TargetRaster, read_target_chips
 from .unchanged_model import save_unchanged
 
 CHAINS = (
+    "masked_consistency",
+    "quantile+masked_consistency",
     "self_training",
     "quantile+self_training",
     "norm_statistics+self_training",
@@ -38,8 +40,6 @@ CHAINS = (
     "entropy",
     "entropy_diversity",
     "quantile+entropy_diversity",
-    "masked_consistency",
-    "quantile+masked_consistency",
     "masked_image+self_training",
     "fourier",
     "fourier+self_training",
@@ -61,7 +61,7 @@ class AdaptJob:
 
     model: Path
     output: Path
-    methods: tuple[str, ...] = ("self_training",)
+    methods: tuple[str, ...] = (CHAINS[0],)
     n_steps: int = 200
     batch: int = 8
     segments: SegmentKind = "none"
