@@ -19,7 +19,7 @@ from shapely.geometry import box
 SCENE = make_sample.SAMPLE_FOLDER / make_sample.SCENE_NAME
 PROMPTS = make_sample.SAMPLE_FOLDER / make_sample.PROMPTS_NAME
 LAYERS = ("prompt_points", "prompt_boxes", "reference")
-MAX_BYTES = 3_000_000
+MAX_BYTES = 11_000_000
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +171,20 @@ def test_undershoot_is_filled_in_all_bands_and_nothing_else_changes() -> None:
 def test_the_demo_refuses_missing_and_poor_results(tmp_path: Path, demo: ModuleType) -> None:
     enough = demo.Step("Everything", 1.0, demo.FEWEST_MASKS, ())
     good = dict(demo.FLOOR)
+    maps = [demo.Mapped("before", 0.3, 0.84), demo.Mapped("after", 0.4, 0.85)]
     with pytest.raises(demo.DemoError, match=r"from_points\.gpkg was not written"):
-        demo.check(good, [enough], tmp_path)
-    for name in demo.RESULTS:
+        demo.check(good, [enough], maps, tmp_path)
+    for name in (*demo.RESULTS, *demo.ADAPTED):
         (tmp_path / name).write_bytes(b"x")
-    demo.check(good, [enough], tmp_path)
+    demo.check(good, [enough], maps, tmp_path)
     with pytest.raises(demo.DemoError, match=r"from boxes is 0\.79"):
-        demo.check({**good, "boxes": 0.79}, [enough], tmp_path)
+        demo.check({**good, "boxes": 0.79}, [enough], maps, tmp_path)
     with pytest.raises(demo.DemoError, match="from points is nan"):
-        demo.check({**good, "points": float("nan")}, [enough], tmp_path)
+        demo.check({**good, "points": float("nan")}, [enough], maps, tmp_path)
     with pytest.raises(demo.DemoError, match="found 3 objects"):
-        demo.check(good, [demo.Step("Everything", 1.0, 3, ())], tmp_path)
+        demo.check(good, [demo.Step("Everything", 1.0, 3, ())], maps, tmp_path)
+    with pytest.raises(demo.DemoError, match=r"worse: 0\.62 before, 0\.57 after"):
+        demo.check(good, [enough], [maps[1], maps[0]], tmp_path)
 
 
 @pytest.mark.qgis

@@ -20,7 +20,7 @@ from typing import Any
 
 from qgis.core import QgsApplication, QgsProcessingContext, QgsProcessingFeedback
 from segadapt.tools.demo_adaptation import RESULTS as ADAPTED
-from segadapt.tools.demo_adaptation import adapt_and_map
+from segadapt.tools.demo_adaptation import Mapped, adapt_and_map
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "plugin" / "resources" / "sample"
@@ -200,7 +200,7 @@ def print_table(table: list[Agreement], steps: list[Step]) -> dict[str, float]:
     return means
 
 
-def check(means: dict[str, float], steps: list[Step], folder: Path) -> None:
+def check(means: dict[str, float], steps: list[Step], maps: list[Mapped], folder: Path) -> None:
     """Raise `DemoError` where a result is missing or worse than the floor."""
     for name in (*RESULTS, *ADAPTED):
         if not (folder / name).is_file() or not (folder / name).stat().st_size:
@@ -210,6 +210,9 @@ def check(means: dict[str, float], steps: list[Step], folder: Path) -> None:
             raise DemoError(f"The mean IoU from {kind} is {mean:.2f}, below {FLOOR[kind]:.2f}.")
     if steps[-1].n_objects < FEWEST_MASKS:
         raise DemoError(f"Everything found {steps[-1].n_objects} objects, fewer than {FEWEST_MASKS}.")
+    before, after = maps
+    if not after.balanced >= before.balanced - LARGEST_HARM:
+        raise DemoError(f"Adapting made the map worse: {before.balanced:.2f} before, {after.balanced:.2f} after.")
 
 
 def main() -> None:
@@ -235,9 +238,7 @@ def main() -> None:
     for one in maps:
         print(f"{one.title:<20}{one.found:>17.2f}{one.left_alone:>19.2f}")
     print(f"The adapted model was {'kept' if is_adapted else 'refused; the source model was saved as it was'}.")
-    check(means, steps, folder)
-    if maps[1].balanced < maps[0].balanced - LARGEST_HARM:
-        raise DemoError(f"Adapting made the map worse: {maps[0].balanced:.2f} before, {maps[1].balanced:.2f} after.")
+    check(means, steps, maps, folder)
     print(f"\nDone: {folder / 'overview.png'}, {folder / 'adaptation.html'}")
 
 
