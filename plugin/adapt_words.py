@@ -27,7 +27,7 @@ _METHODS = {
     "self_training": "learning from the model's own sure answers",
     "entropy": "growing surer of it",
     "entropy_diversity": "growing surer of it",
-    "masked_consistency": "guessing hidden parts of it",
+    "masked_consistency": "learning from its own sure answers, also behind masks",
     "masked_image": "getting used to its patterns",
     "fourier": "showing the old images in its colours",
 }

@@ -29,6 +29,7 @@ _MOST_AXES = 32
 _KEPT_VARIANCE = 0.95
 _SHRINKAGE = 0.1
 _NEAR, _FAR = 0.25, 0.6
+_STRONGEST = "masked_consistency"
 _OTHER_LIGHT = 0.35
 """Deviations of the source by which bands may differ before mapping their values is worth it."""
 _OTHER_SHARES = 0.15
@@ -126,15 +127,15 @@ def measure_shift(
 def advise(model: Segmenter, shift: DomainShift) -> Advice:
     """Say how far the target is and which methods to try first.
 
-    The order follows what the methods do: mapping values undoes light and sensors and costs nothing; new averages undo
-    what is left in the features; self-training learns what looks different. Each later one starts from the earlier.
+    The order follows what the methods do, and what they did on real ground (docs/adaptation.md): mapping values undoes
+    light and sensors and costs nothing; masked consistency learns what looks different; new averages alone did little.
     """
     has_norm = has_batch_norm(model)
     if np.isnan(shift.overall):
         return Advice(
             "unknown",
             ("The model does not say what its source looked like; train it anew with SegAdapt to know more.",),
-            ("norm_statistics+self_training", "self_training") if has_norm else ("self_training", "entropy_diversity"),
+            (_STRONGEST, "self_training"),
         )
     level = "near" if shift.overall < _NEAR else "moderate" if shift.overall < _FAR else "far"
     said = {
@@ -155,13 +156,10 @@ def advise(model: Segmenter, shift: DomainShift) -> Advice:
             f"The model finds other shares of classes than its source had ({100 * shift.shares:.0f} % would have to "
             "change): either the place is different, or the model is lost. Look at the map."
         )
-    first = "quantile" if is_other_light else "norm_statistics" if has_norm else ""
-    if level == "near":
-        methods = [first or "entropy_diversity", "self_training"]
-    else:
-        chained = [f"{first}+self_training"] if first else []
-        methods = [*chained, "self_training", f"{first}+entropy_diversity" if is_other_light else "entropy_diversity"]
-        methods += [first] if first else []
+    quick = "quantile" if is_other_light else "norm_statistics" if has_norm else "entropy_diversity"
+    strong = [f"quantile+{_STRONGEST}"] if is_other_light else []
+    strong += [_STRONGEST, "self_training"]
+    methods = [quick, _STRONGEST] if level == "near" else [*strong, quick]
     return Advice(level, tuple(sentences), tuple(methods))
 
 

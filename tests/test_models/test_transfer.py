@@ -480,7 +480,7 @@ def test_a_shift_is_far_and_its_absence_near(world):
     said_near, said_far = advise(world.model, near), advise(world.model, far)
     assert said_near.level == "near"
     assert said_far.level == "far"
-    assert said_far.methods[0] == "quantile+self_training"
+    assert said_far.methods[0] == "quantile+masked_consistency"
     assert any("Map them first" in sentence for sentence in said_far.sentences)
     for methods in (said_near.methods, said_far.methods):
         for method in methods:
