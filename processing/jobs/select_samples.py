@@ -264,8 +264,8 @@ def _chosen(found: Candidates, job: SelectSamples, pixel_m2: float | None, progr
         budget_px, unit_px, unit = round(job.budget / pixel_m2), 1 / pixel_m2, "m2"
     if budget_px > total:
         raise JobError(
-            f"A budget of {job.budget:.10g} {unit} is larger than the image: only {total / unit_px:.0f} {unit} are left "
-            "to label; give a smaller budget."
+            f"A budget of {job.budget:.10g} {unit} is larger than the image: only {total / unit_px:.0f} {unit} are "
+            "left to label; give a smaller budget."
         )
     if budget_px < smallest:
         raise JobError(
