@@ -24,6 +24,7 @@ from ..errors import CheckpointError, ModelError
 from ..progress import NullProgress, Progress
 from ..registry import create_promptable, get_card, list_models
 from .card import SegmenterCard
+from .tokens import TOKENS, StageTokens
 
 DECODERS = ("fpn", "unet", "upernet", "segformer", "dpt", "light")
 """Decoders, the default first."""
@@ -61,7 +62,7 @@ class Segmenter(nn.Module):
 
     `input_map` (bands, 256) sends every stored value to the value that the network sees (radiometric adaptation);
     at first each to itself. `tokens` refine what the encoder gives, where the card's options have some
-    (`transfer.tokens`).
+    (`tokens`).
     """
 
     def __init__(self, card: SegmenterCard, network: Any) -> None:
@@ -111,6 +112,19 @@ class Segmenter(nn.Module):
             )
         self.input_map = levels.to(self.input_map)
         self._is_mapped = not bool((self.input_map == torch.arange(LEVELS).to(self.input_map)).all())
+
+    def add_tokens(self, *, n_tokens: int, rank: int) -> nn.Module:
+        """Put tokens behind the encoder, in place, and return them; the answers stay what they were.
+
+        The card is not changed: whoever saves the model writes `{"n": n_tokens, "rank": rank}` into its options under
+        `tokens.TOKENS`. Raises `ModelError` for fewer than two tokens or a rank under one.
+        """
+        encoder: Any = self.encoder
+        # The first stage of a pyramid is the image itself.
+        n_untouched = 0 if self.card.decoder in ("dpt", "light") else 1
+        channels = [int(n) for n in encoder.out_channels][n_untouched:]
+        self.tokens = StageTokens(channels, n_untouched=n_untouched, n_tokens=n_tokens, rank=rank)
+        return self.tokens
 
     def train(self, mode: bool = True) -> Segmenter:
         """Switch to training; a frozen encoder stays as it is."""
@@ -262,10 +276,8 @@ def build_segmenter(card: SegmenterCard) -> Segmenter:
     else:
         raise ModelError(f"Unknown decoder '{card.decoder}'; choose from {', '.join(DECODERS)}.")
     model = Segmenter(card, network)
-    if "tokens" in card.options:
-        from ..transfer.tokens import attach_tokens
-
-        attach_tokens(model, n_tokens=int(card.options["tokens"]["n"]), rank=int(card.options["tokens"]["rank"]))
+    if TOKENS in card.options:
+        model.add_tokens(n_tokens=int(card.options[TOKENS]["n"]), rank=int(card.options[TOKENS]["rank"]))
     return model.eval().to(memory_format=torch.channels_last)
 
 

@@ -24,10 +24,10 @@ from ..progress import NullProgress, Progress, raise_if_cancelled
 from ..semantic.card import IGNORE, SegmenterCard, with_event
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import DEFAULT_ENCODER, FPN_WIDTHS, Outputs, Segmenter, build_segmenter
+from ..semantic.tokens import TOKENS
 from ..training import draw, set_training
 from .adapting import descend, drawn, seeded, usable_chips
 from .base import TransferError
-from .tokens import TOKENS
 
 COARSER = 2
 WIDTHS = (128, 64)

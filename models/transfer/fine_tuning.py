@@ -21,11 +21,11 @@ from ..semantic.card import IGNORE
 from ..semantic.package import changed_tensors, merged
 from ..semantic.prediction import device_of
 from ..semantic.segmenter import Segmenter
+from ..semantic.tokens import N_TOKENS, RANK, TOKENS
 from ..training import Check, Training, TrainingOptions, fit, score_of
 from .adapting import NORMS, seeded
 from .base import TransferError
 from .low_rank import inject_low_rank, low_rank_layers, low_rank_tensors
-from .tokens import N_TOKENS, RANK, TOKENS, attach_tokens
 
 LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks", "full")
 """What may learn, the default first."""
@@ -190,7 +190,7 @@ def _add_tokens(model: Segmenter, options: FineTuning) -> nn.Module:
     """The tokens of a model; one that has none yet gets some, and their place on its card."""
     if model.tokens is not None:
         return model.tokens
-    tokens = attach_tokens(model, n_tokens=options.n_tokens, rank=options.rank)
+    tokens = model.add_tokens(n_tokens=options.n_tokens, rank=options.rank)
     model.to(device_of(model))
     said = {"n": options.n_tokens, "rank": options.rank}
     model.card = replace(model.card, options={**model.card.options, TOKENS: said})

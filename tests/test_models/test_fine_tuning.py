@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from segadapt.models.chips import ChipError, Chips, joined_chips
+from segadapt.models.errors import ModelError
 from segadapt.models.metrics import mean_iou
 from segadapt.models.semantic.card import SegmenterCard, SegmenterClass, with_event
 from segadapt.models.semantic.package import load_segmenter, save_segmenter
@@ -198,5 +199,5 @@ def test_what_cannot_be_tuned_is_told(source):
             FineTuning(**options)
     with pytest.raises(TransferError, match="'middle'"):
         usual_training("middle")
-    with pytest.raises(TransferError, match="1 tokens"):
+    with pytest.raises(ModelError, match="1 tokens"):
         tuned(source, "tokens", n_tokens=1)

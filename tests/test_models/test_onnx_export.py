@@ -11,7 +11,6 @@ import torch
 from segadapt.models.semantic.card import PackageError, SegmenterCard, SegmenterClass, card_from_json
 from segadapt.models.semantic.onnx_export import CARD_KEY, export_onnx
 from segadapt.models.semantic.segmenter import build_segmenter
-from segadapt.models.transfer.tokens import attach_tokens
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SIDE = 64
@@ -87,7 +86,7 @@ def test_another_runtime_gives_the_same_probabilities(tmp_path, decoder, encoder
 
 def test_an_adapted_model_keeps_its_input_map_and_tokens(tmp_path):
     model = make_model(bands=("red", "green", "blue", "nir"))
-    attach_tokens(model, n_tokens=4, rank=2)
+    model.add_tokens(n_tokens=4, rank=2)
     for tokens in model.tokens.stages:
         torch.nn.init.normal_(tokens.up.weight)
     model.eval()

@@ -14,36 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..semantic.segmenter import Segmenter
-from .base import TransferError
+from ..errors import ModelError
 
 TOKENS = "tokens"
 """Where a card's options say that a model has tokens, and what their tensors' names start with."""
 N_TOKENS, RANK = 16, 8
 
 
-def attach_tokens(model: Segmenter, *, n_tokens: int = N_TOKENS, rank: int = RANK) -> StageTokens:
-    """Give a model tokens behind its encoder, in place, and return them; its answers stay what they were.
-
-    The card is not changed: whoever saves the model writes `{"n": n_tokens, "rank": rank}` into its options under
-    `TOKENS`. Raises `TransferError` for fewer than two tokens or a rank under one.
-    """
-    if n_tokens < 2 or rank < 1:
-        raise TransferError(f"{n_tokens} tokens of rank {rank}; give at least 2 tokens and a rank of 1.")
-    encoder: Any = model.encoder
-    channels = [int(n) for n in encoder.out_channels]
-    # The first stage of a pyramid is the image itself.
-    n_untouched = 0 if model.card.decoder in ("dpt", "light") else 1
-    tokens = StageTokens(channels[n_untouched:], n_untouched=n_untouched, n_tokens=n_tokens, rank=rank)
-    model.tokens = tokens
-    return tokens
-
-
 class StageTokens(nn.Module):
-    """Tokens for each stage of an encoder of the widths `channels`, behind `n_untouched` stages that have none."""
+    """Tokens for each stage of an encoder of the widths `channels`, behind `n_untouched` stages that have none.
 
-    def __init__(self, channels: Sequence[int], *, n_untouched: int, n_tokens: int, rank: int) -> None:
+    At first the features pass as they are. Raises `ModelError` for fewer than two tokens or a rank under one.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], *, n_untouched: int, n_tokens: int = N_TOKENS, rank: int = RANK
+    ) -> None:
         super().__init__()
+        if n_tokens < 2 or rank < 1:
+            raise ModelError(f"{n_tokens} tokens of rank {rank}; give at least 2 tokens and a rank of 1.")
         self._n_untouched = n_untouched
         self.stages = nn.ModuleList(_Tokens(width, n_tokens=n_tokens, rank=rank) for width in channels)
 
