@@ -85,7 +85,7 @@ def _windows(result: AdaptResult) -> list[str]:
     axes = np.atleast_2d(figure.subplots(len(chosen), 3))
     for row, number in zip(axes, chosen, strict=True):
         valid = result.held_out.valid[number]
-        pictures = [shown(result.held_out.pixels[number])]
+        pictures = [shown(result.held_out.pixels[number], valid)]
         pictures += [
             coloured(np.where(valid, labels[number], 255).astype(np.uint8), card)
             for labels in (result.labels_before, result.labels_after)

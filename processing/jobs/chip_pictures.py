@@ -25,10 +25,16 @@ def coloured(labels: npt.NDArray[np.uint8], card: SegmenterCard) -> npt.NDArray[
     return painted
 
 
-def shown(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Pixels (bands, rows, cols) as a picture (rows, cols, 3): the first three bands, or the first in grey."""
+def shown(pixels: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.uint8]:
+    """Pixels (bands, rows, cols) as a picture (rows, cols, 3): the first three bands, or the first in grey.
+
+    White where they are not `valid` (rows, cols), if that is said.
+    """
     chosen = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
-    return np.moveaxis(chosen, 0, -1)
+    picture = np.moveaxis(chosen, 0, -1).copy()
+    if valid is not None:
+        picture[~valid] = 255
+    return picture
 
 
 def draw(axes: Axes, image: npt.NDArray[np.uint8], *, title: str = "") -> None:
