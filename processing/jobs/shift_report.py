@@ -119,8 +119,8 @@ def _windows(result: ShiftResult) -> str:
     axes = figure.subplots(2, n, squeeze=False)
     for column in range(n):
         labels = np.where(result.shown.valid[column], result.labels[column], 255).astype(np.uint8)
-        picture = shown(result.shown.pixels[column], result.shown.valid[column])
-        for row, image in enumerate((picture, coloured(labels, result.card))):
+        image_of_chip = shown(result.shown.pixels[column], result.shown.valid[column])
+        for row, image in enumerate((image_of_chip, coloured(labels, result.card))):
             draw(axes[row][column], image)
     legend(figure, result.card.classes)
     return picture(figure, "Windows of the target and what the model says of them", is_photograph=True)
