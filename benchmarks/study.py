@@ -56,6 +56,8 @@ METHODS = (
     ("masked_consistency", True),
     ("masked_image+self_training", True),
 )
+# A share of a smaller gap says nothing.
+_LEAST_GAP = 0.03
 BUDGETS = (0.001, 0.005, 0.01, 0.05)
 STRATEGIES = ("random", "clusters")
 # The row that starts from an adapted model: by what, and with which budget.
@@ -318,7 +320,8 @@ def _line(what: str, by_seed: list[dict[str, Any]]) -> str:
     high = np.array([rows["full labels"]["mean_iou"] for rows in by_seed])
     times = [row["seconds"] / rows["source only"]["seconds"] for row, rows in zip(rows, by_seed, strict=True)]
     kept = f"{sum(row['kept'] for row in rows)} of {len(rows)}" if "kept" in rows[0] else ""
-    closed = f"{100 * (values.mean() - low.mean()) / (high.mean() - low.mean()):.0f} %"
+    gap = high.mean() - low.mean()
+    closed = f"{100 * (values.mean() - low.mean()) / gap:.0f} %" if gap > _LEAST_GAP else ""
     more = f" ({np.mean([row['speedup'] for row in rows]):.1f} times as fast)" if "speedup" in rows[0] else ""
     interval = f"{np.mean([row['low'] for row in rows]):.3f} to {np.mean([row['high'] for row in rows]):.3f}"
     return (

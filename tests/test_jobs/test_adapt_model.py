@@ -363,7 +363,7 @@ def test_haze_is_far_and_the_usual_light_near(package, target, raster_factory, r
     page = shift_report(far, [target[0]])
     assert "far (0." in page
     assert "hazy ä.tif" in page
-    assert page.index("quantile+self_training") < page.index("quantile+entropy_diversity")
+    assert page.index("quantile+masked_consistency") < page.index("self_training")
     assert page.count("<img") == 2
 
 
