@@ -83,3 +83,59 @@ def raster_factory(tmp_path: Path) -> Callable[..., str]:
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def train_roofs() -> Callable[..., Any]:
+    """Train a tiny model that tells roofs from background at half a metre, in seconds; returns it with its chips.
+
+    `train_roofs(roof=200, ground=70, chip_px=32, n_chips=16, n_steps=30, batch=8, **card)`: values of both (0 to 255),
+    and what the card has besides the usual.
+    """
+
+    def train(
+        *,
+        roof: int = 200,
+        ground: int = 70,
+        chip_px: int = 32,
+        n_chips: int = 16,
+        n_steps: int = 30,
+        batch: int = 8,
+        **card: Any,
+    ) -> Any:
+        import numpy as np
+        import torch
+        from segadapt.models.chips import unlabelled_chips
+        from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
+        from segadapt.models.semantic.segmenter import build_segmenter
+        from segadapt.models.training import TrainingOptions, fit
+
+        usual: dict[str, Any] = {
+            "name": "roofs",
+            "decoder": "unet",
+            "encoder": "lcnet_035",
+            "bands": ("red", "green", "blue"),
+            "classes": (SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
+            "gsd_m": 0.5,
+            "chip_px": chip_px,
+            "mean": (127.0,) * 3,
+            "std": (128.0,) * 3,
+            "stretch": (0.0,) * 3 + (255.0,) * 3,
+            "licence": "test",
+            "made_on": "2026-01-01",
+            "segadapt_version": "0",
+        }
+        random = np.random.default_rng(0)
+        labels = np.zeros((n_chips, chip_px, chip_px), np.uint8)
+        side = 15 * chip_px // 32
+        for label in labels:
+            row, col = random.integers(0, chip_px // 2, 2)
+            label[row : row + side, col : col + side] = 1
+        pixels = np.where(labels[:, None] == 1, roof, ground) + random.integers(-10, 10, (n_chips, 3, chip_px, chip_px))
+        chips = unlabelled_chips(pixels.astype(np.uint8)).with_labels(labels)
+        torch.manual_seed(0)
+        model = build_segmenter(SegmenterCard(**usual | card))
+        fit(model, chips, None, TrainingOptions(n_steps=n_steps, batch=batch, rate=4e-3, encoder_rate=1.0))
+        return model, chips
+
+    return train

@@ -147,46 +147,16 @@ def make_scene() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def roof_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def roof_model(train_roofs: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model package that knows bright roofs from dark ground at half a metre, and remembers how they look."""
     from dataclasses import replace
 
-    import torch
-    from segadapt.models.chips import unlabelled_chips
-    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
     from segadapt.models.semantic.package import save_segmenter
-    from segadapt.models.semantic.segmenter import build_segmenter
-    from segadapt.models.training import TrainingOptions, fit
     from segadapt.models.transfer.statistics import source_statistics
 
-    chip_px = 32
-    card = SegmenterCard(
-        name="bright roofs",
-        decoder="unet",
-        encoder="lcnet_035",
-        bands=("red", "green", "blue"),
-        classes=(SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
-        gsd_m=GSD_M,
-        chip_px=chip_px,
-        mean=(127.0,) * 3,
-        std=(128.0,) * 3,
-        stretch=(0.0,) * 3 + (255.0,) * 3,
-        licence="test",
-        made_on="2026-01-01",
-        segadapt_version="0",
-    )
-    random = np.random.default_rng(0)
-    labels = np.zeros((16, chip_px, chip_px), np.uint8)
-    for label in labels:
-        row, col = random.integers(0, 16, 2)
-        label[row : row + 15, col : col + 15] = 1
-    pixels = np.where(labels[:, None] == 1, 195, 70) + random.integers(-10, 10, (16, 3, *labels.shape[1:]))
-    chips = unlabelled_chips(pixels.astype(np.uint8)).with_labels(labels)
-    torch.manual_seed(0)
-    model = build_segmenter(card)
-    fit(model, chips, None, TrainingOptions(n_steps=30, batch=8, rate=4e-3, encoder_rate=1.0))
+    model, chips = train_roofs(name="bright roofs", roof=195)
     statistics, extra = source_statistics(model, chips)
-    model.card = replace(card, statistics=statistics)
+    model.card = replace(model.card, statistics=statistics)
     path = tmp_path_factory.mktemp("mödels") / "bright roofs.safetensors"
     save_segmenter(model, path, extra=extra)
     return path

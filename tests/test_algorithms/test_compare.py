@@ -10,58 +10,20 @@ import pytest
 
 pytest.importorskip("qgis.core")
 
-import numpy as np
 from segadapt.processing.algorithms import compare_adaptation as algorithm
 from segadapt.processing.errors import JobError
 
 pytestmark = pytest.mark.qgis
 
-CHIP_PX = 64
-
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(train_roofs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that takes dark things for roofs: on the scene it is wrong about everything."""
-    import torch
-    from segadapt.models.chips import Chips
-    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
     from segadapt.models.semantic.package import save_segmenter
-    from segadapt.models.semantic.segmenter import build_segmenter
-    from segadapt.models.training import TrainingOptions, fit
 
-    card = SegmenterCard(
-        name="dark roofs",
-        decoder="unet",
-        encoder="lcnet_035",
-        bands=("red", "green", "blue"),
-        classes=(SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
-        gsd_m=0.5,
-        chip_px=CHIP_PX,
-        mean=(127.0,) * 3,
-        std=(128.0,) * 3,
-        stretch=(0.0,) * 3 + (255.0,) * 3,
-        licence="test",
-        made_on="2026-01-01",
-        segadapt_version="0",
-        options={"background": 0},
-    )
-    random = np.random.default_rng(0)
-    labels = np.zeros((12, CHIP_PX, CHIP_PX), np.uint8)
-    for label in labels:
-        row, col = random.integers(0, 32, 2)
-        label[row : row + 30, col : col + 30] = 1
-    pixels = np.where(labels[:, None] == 1, 70, 190) + random.integers(-10, 10, (12, 3, *labels.shape[1:]))
-    chips = Chips(
-        pixels.astype(np.uint8),
-        labels,
-        np.ones_like(labels, np.bool_),
-        np.arange(12, dtype=np.int64),
-        np.zeros((12, 2), np.int64),
-    )
-    torch.manual_seed(0)
-    model = build_segmenter(card)
-    fit(model, chips, None, TrainingOptions(n_steps=25, batch=4, rate=4e-3, encoder_rate=1.0))
-    path = tmp_path_factory.mktemp("models") / "dark.safetensors"
+    dark = {"roof": 70, "ground": 190, "options": {"background": 0}}
+    model, _ = train_roofs(name="dark roofs", chip_px=64, n_chips=12, n_steps=25, batch=4, **dark)
+    path: Path = tmp_path_factory.mktemp("models") / "dark.safetensors"
     save_segmenter(model, path)
     return path
 

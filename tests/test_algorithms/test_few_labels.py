@@ -15,54 +15,6 @@ from segadapt.processing.algorithms import select_samples as select_module
 
 pytestmark = pytest.mark.qgis
 
-CHIP_PX = 32
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows bright roofs from dark ground after a few steps."""
-    import torch
-    from segadapt.models.chips import Chips
-    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
-    from segadapt.models.semantic.package import save_segmenter
-    from segadapt.models.semantic.segmenter import build_segmenter
-    from segadapt.models.training import TrainingOptions, fit
-
-    card = SegmenterCard(
-        name="roofs of the north",
-        decoder="unet",
-        encoder="lcnet_035",
-        bands=("red", "green", "blue"),
-        classes=(SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
-        gsd_m=0.5,
-        chip_px=CHIP_PX,
-        mean=(127.0,) * 3,
-        std=(128.0,) * 3,
-        stretch=(0.0,) * 3 + (255.0,) * 3,
-        licence="test",
-        made_on="2026-01-01",
-        segadapt_version="0",
-    )
-    random = np.random.default_rng(0)
-    labels = np.zeros((16, CHIP_PX, CHIP_PX), np.uint8)
-    for label in labels:
-        row, col = random.integers(0, 16, 2)
-        label[row : row + 15, col : col + 15] = 1
-    pixels = np.where(labels[:, None] == 1, 200, 70) + random.integers(-10, 10, (16, 3, *labels.shape[1:]))
-    chips = Chips(
-        pixels.astype(np.uint8),
-        labels,
-        np.ones_like(labels, np.bool_),
-        np.arange(16, dtype=np.int64),
-        np.zeros((16, 2), np.int64),
-    )
-    torch.manual_seed(0)
-    segmenter = build_segmenter(card)
-    fit(segmenter, chips, None, TrainingOptions(n_steps=30, batch=8, rate=4e-3, encoder_rate=1.0))
-    path = tmp_path_factory.mktemp("models") / "north.safetensors"
-    save_segmenter(segmenter, path)
-    return path
-
 
 def features_of(destination: str) -> list[Any]:
     """Features of a written layer, by rank."""
@@ -86,12 +38,12 @@ def samples(model: Path, scene_file: Path, output: Path, **more: Any) -> dict[st
 
 
 def test_regions_come_as_a_layer_ready_to_fill_in(
-    run: Any, model: Path, scene_file: Path, roofs: Any, tmp_path: Path
+    run: Any, roof_model: Path, scene_file: Path, roofs: Any, tmp_path: Path
 ) -> None:
     """Fields, ranks, areas, an empty class, and regions where the model wavers: at the walls."""
     from qgis.core import NULL, QgsGeometry
 
-    results = run("selectsamples", samples(model, scene_file, tmp_path / "s.gpkg", STRATEGY="impurity"))
+    results = run("selectsamples", samples(roof_model, scene_file, tmp_path / "s.gpkg", STRATEGY="impurity"))
     found = features_of(results["OUTPUT"])
     assert results["COUNT"] == len(found) == 6
     assert [name for name in found[0].fields().names() if name != "fid"] == [
@@ -106,7 +58,7 @@ def test_regions_come_as_a_layer_ready_to_fill_in(
     assert [one["rank"] for one in found] == [1, 2, 3, 4, 5, 6]
     assert all(one["class"] == NULL for one in found)
     assert all(one["predicted"] in ("background", "roof") for one in found)
-    assert {one["model"] for one in found} == {"roofs of the north"}
+    assert {one["model"] for one in found} == {"bright roofs"}
     assert {one["raster"] for one in found} == {scene_file.name}
     # The ellipsoid's square metres are larger than the map's by the scale of the projection: 0.9996 in the middle.
     assert all(one["area_m2"] == pytest.approx(64, rel=2e-3) for one in found)
@@ -117,12 +69,12 @@ def test_regions_come_as_a_layer_ready_to_fill_in(
 
 
 def test_the_next_round_takes_the_output_of_the_last_one(
-    run: Any, model: Path, scene_file: Path, tmp_path: Path
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path
 ) -> None:
     """Regions whose class was filled in are not asked for again; those that were left are."""
     from qgis.core import QgsVectorLayer, edit
 
-    first = run("selectsamples", samples(model, scene_file, tmp_path / "first.gpkg"))["OUTPUT"]
+    first = run("selectsamples", samples(roof_model, scene_file, tmp_path / "first.gpkg"))["OUTPUT"]
     layer = QgsVectorLayer(first, "first", "ogr")
     with edit(layer):
         for feature in layer.getFeatures():
@@ -131,16 +83,18 @@ def test_the_next_round_takes_the_output_of_the_last_one(
                 layer.updateFeature(feature)
     filled = {one.geometry().asWkt() for one in features_of(first) if one["rank"] <= 4}
     left = {one.geometry().asWkt() for one in features_of(first) if one["rank"] > 4}
-    parameters = samples(model, scene_file, tmp_path / "all.gpkg", LABELLED=layer, BUDGET=100, BUDGET_UNIT="percent")
+    parameters = samples(
+        roof_model, scene_file, tmp_path / "all.gpkg", LABELLED=layer, BUDGET=100, BUDGET_UNIT="percent"
+    )
     asked = {one.geometry().asWkt() for one in features_of(run("selectsamples", parameters)["OUTPUT"])}
     assert len(filled) == 4
     assert not asked & filled
     assert left <= asked
 
 
-def test_segments_and_a_budget_in_square_metres(run: Any, model: Path, scene_file: Path, tmp_path: Path) -> None:
+def test_segments_and_a_budget_in_square_metres(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
     """Segments are of about the size asked for, and together stay under the budget."""
-    parameters = samples(model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
+    parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
     parameters["REGION_SIZE"] = 4
     results = run("selectsamples", parameters)
     assert 200 < results["AREA_M2"] <= 300 * 1.002
@@ -148,7 +102,7 @@ def test_segments_and_a_budget_in_square_metres(run: Any, model: Path, scene_fil
 
 
 def test_rasters_of_two_zones_give_one_layer(
-    run: Any, model: Path, scene_file: Path, raster_factory: Any, tmp_path: Path
+    run: Any, roof_model: Path, scene_file: Path, raster_factory: Any, tmp_path: Path
 ) -> None:
     """Regions of another UTM zone are brought to the CRS of the first raster."""
     from affine import Affine
@@ -156,7 +110,7 @@ def test_rasters_of_two_zones_give_one_layer(
     pixels = np.full((3, 64, 64), 70, np.uint8)
     pixels[:, 20:40, 20:40] = 200
     other = raster_factory(pixels, "zone32.tif", crs="EPSG:32632", transform=Affine(0.5, 0, 3e5, 0, -0.5, 5.75e6))
-    parameters = samples(model, scene_file, tmp_path / "s.gpkg", BUDGET=100, BUDGET_UNIT="percent")
+    parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", BUDGET=100, BUDGET_UNIT="percent")
     results = run("selectsamples", parameters | {"RASTERS": [str(scene_file), other]})
     found = features_of(results["OUTPUT"])
     of_other = [one for one in found if one["raster"] == "zone32.tif"]
@@ -166,10 +120,10 @@ def test_rasters_of_two_zones_give_one_layer(
 
 
 def test_a_budget_that_cannot_be_spent_is_told_and_nothing_is_left(
-    failure: Any, model: Path, scene_file: Path, tmp_path: Path
+    failure: Any, roof_model: Path, scene_file: Path, tmp_path: Path
 ) -> None:
     """A budget larger than the image."""
-    parameters = samples(model, scene_file, tmp_path / "s.gpkg", BUDGET=30000, BUDGET_UNIT="m2")
+    parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", BUDGET=30000, BUDGET_UNIT="m2")
     assert "30000 m2 is larger than the image" in failure("selectsamples", parameters)
     assert list(tmp_path.glob("s.gpkg*")) == []
 
@@ -207,18 +161,18 @@ def label_layer(path: Path, roofs: Any, regions: Path | None = None) -> Any:
 
 
 def test_labels_within_selected_regions_teach_the_model(
-    run: Any, model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
+    run: Any, roof_model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
 ) -> None:
     """The whole loop: select, label, fine-tune; the regions say where labels are complete."""
     from segadapt.models.semantic.card import read_card
 
     regions = tmp_path / "regions.gpkg"
-    run("selectsamples", samples(model, dark_scene, regions, BUDGET=60, STRATEGY="random"))
+    run("selectsamples", samples(roof_model, dark_scene, regions, BUDGET=60, STRATEGY="random"))
     output, report = tmp_path / "south.safetensors", tmp_path / "south.html"
     results = run(
         "finetunemodel",
         {
-            "MODEL": str(model),
+            "MODEL": str(roof_model),
             "RASTERS": [str(dark_scene)],
             "LABELS": label_layer(tmp_path / "labels.gpkg", roofs, regions),
             "CLASS_FIELD": "class",
@@ -240,7 +194,7 @@ def test_labels_within_selected_regions_teach_the_model(
     assert f"{results['MEAN_IOU_AFTER']:.3f} after" in report.read_text(encoding="utf-8")
 
 
-def test_an_adapter_says_what_learned(run: Any, model: Path, dark_scene: Path, roofs: Any, tmp_path: Path) -> None:
+def test_an_adapter_says_what_learned(run: Any, roof_model: Path, dark_scene: Path, roofs: Any, tmp_path: Path) -> None:
     """Low-rank products of the last blocks, small, with their base by name."""
     from segadapt.models.semantic.card import read_card
     from segadapt.models.semantic.package import load_segmenter, package_sha256
@@ -249,7 +203,7 @@ def test_an_adapter_says_what_learned(run: Any, model: Path, dark_scene: Path, r
     results = run(
         "finetunemodel",
         {
-            "MODEL": str(model),
+            "MODEL": str(roof_model),
             "RASTERS": [str(dark_scene)],
             "LABELS": label_layer(tmp_path / "labels.gpkg", roofs),
             "CLASS_FIELD": "class",
@@ -264,25 +218,25 @@ def test_an_adapter_says_what_learned(run: Any, model: Path, dark_scene: Path, r
     )
     assert results["IS_ADAPTED"] is True
     card = read_card(output)
-    assert card.base_sha256 == package_sha256(model)
+    assert card.base_sha256 == package_sha256(roof_model)
     assert {name: card.history[-1][name] for name in ("layers", "rank", "lora_layers", "n_blocks")} == {
         "layers": "lora",
         "rank": 4,
         "lora_layers": "last",
         "n_blocks": 3,
     }
-    assert output.stat().st_size < 0.2 * model.stat().st_size
-    assert load_segmenter(output).card.name == "roofs of the north"
+    assert output.stat().st_size < 0.2 * roof_model.stat().st_size
+    assert load_segmenter(output).card.name == "bright roofs"
 
 
 def test_labels_that_do_not_fit_are_told(
-    failure: Any, model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
+    failure: Any, roof_model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
 ) -> None:
     """A class that the model does not have; nothing is written."""
     labels = label_layer(tmp_path / "labels.gpkg", roofs)
     output = tmp_path / "south.safetensors"
     parameters = {
-        "MODEL": str(model),
+        "MODEL": str(roof_model),
         "RASTERS": [str(dark_scene)],
         "LABELS": labels,
         "CLASS_FIELD": "class",
