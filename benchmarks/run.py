@@ -28,6 +28,7 @@ from segadapt.benchmarks.measures import (
     everything_rows,
     gpu_rows,
     random_boxes,
+    raster_rows,
     reference_predictor,
     sample_chip,
 )
@@ -119,6 +120,13 @@ def report(runs: int) -> str:
             "Peak memory, one chip and 64 boxes",
             ("SegAdapt MiB", "reference MiB", "ratio"),
             [(f"{ours:.0f}", f"{reference:.0f}", f"{ours / reference:.2f}")],
+        )
+    )
+    parts.append(
+        table(
+            "Whole rasters through a segmentation model",
+            ("resolution of the raster", "windows", "speed relative to the model alone"),
+            raster_rows(runs),
         )
     )
     imports = [child("import") for _ in range(3)]

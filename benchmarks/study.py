@@ -59,7 +59,7 @@ METHODS = (
 # A share of a smaller gap says nothing.
 _LEAST_GAP = 0.03
 BUDGETS = (0.001, 0.005, 0.01, 0.05)
-STRATEGIES = ("random", "clusters")
+STRATEGIES = ("random", "clusters", "hybrid")
 # The row that starts from an adapted model: by what, and with which budget.
 FIRST, BUDGET_THEN = "masked_consistency", 0.01
 
@@ -311,6 +311,24 @@ def tables(names: list[str], out: Path) -> Iterator[str]:
         for what in dict.fromkeys(key for rows in by_seed for key in rows):
             yield _line(what, [rows for rows in by_seed if what in rows])
         yield ""
+        yield _verdicts(by_seed)
+        yield ""
+
+
+def _verdicts(by_seed: list[dict[str, Any]]) -> str:
+    """How often the rule of no harm was right, in a sentence."""
+    judged = [
+        (row["kept"], row["mean_iou"] > rows["source only"]["mean_iou"])
+        for rows in by_seed
+        for row in rows.values()
+        if "kept" in row
+    ]
+    kept = [is_better for is_kept, is_better in judged if is_kept]
+    refused = [is_better for is_kept, is_better in judged if not is_kept]
+    return (
+        f"The rule of no harm kept {len(kept)} results, of which {sum(kept)} were better than the source model, and "
+        f"refused {len(refused)}, of which {sum(refused)} were."
+    )
 
 
 def _line(what: str, by_seed: list[dict[str, Any]]) -> str:

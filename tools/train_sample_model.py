@@ -25,6 +25,7 @@ from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter,
 from segadapt.models.training import TrainingOptions, fit
 from segadapt.models.transfer.distillation import Distillation, distil, new_student, student_card
 from segadapt.models.transfer.statistics import source_statistics
+from segadapt.processing.jobs.page import version
 
 OUTPUT = Path(__file__).resolve().parents[1] / "plugin/resources/sample/buildings_60cm.safetensors"
 PLACES = ("kampala_15cm", "nairobi_15cm", "zanzibar_15cm", "banepa2_15cm", "banepa_west_30cm")
@@ -56,7 +57,7 @@ def main() -> None:
             std=tuple(pixels.std((0, 2, 3)).tolist()),
             licence=LICENCE,
             made_on=time.strftime("%Y-%m-%d"),
-            segadapt_version="0.3.0",
+            segadapt_version=version(),
         )
     )
     load_published_encoder(teacher)

@@ -33,8 +33,8 @@ COARSER = 2
 WIDTHS = (128, 64)
 """The usual student: the teacher's encoder with a narrow FPN at half the resolution; it starts from what it shares.
 
-About 6 times the speed of FPN on EfficientNet-Lite0 for the same ground, both in windows of 256 px on one thread of a
-CPU. Most of it comes from the resolution.
+Four to six times the speed of FPN on EfficientNet-Lite0 for the same ground, in windows of 128 to 256 px on one thread
+of a CPU. Most of it comes from the resolution.
 """
 SMALL_ENCODER, SMALL_DECODER = "lcnet_035", "unet"
 """Of the light encoders of timm the fastest (PP-LCNet, https://arxiv.org/abs/2109.15099): 1.6 times the speed at the

@@ -55,7 +55,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
                 "Further models of the same bands, classes and resolution; the student learns the mean of what all say."
             ),
             self.STUDENT: self.tr(
-                "Light is the teacher's encoder with a narrow decoder at half the resolution, about six times faster "
+                "Light is the teacher's encoder with a narrow decoder at half the resolution, four to six times faster "
                 "than the usual model. Coarse is the teacher's whole network at half the resolution, about four times "
                 "faster. Fine is a small network at the teacher's resolution, hardly twice as fast; it begins from "
                 "nothing and needs hundreds of windows and thousands of steps."
