@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from qgis.core import (
     QgsProcessingParameterFile,
     QgsProcessingParameterFileDestination,
     QgsProcessingParameterRasterDestination,
-    QgsWkbTypes,
 )
 
 from ...models.progress import raise_if_cancelled
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 # `models.class_head.HEADS`; that module needs the environment (a test compares them).
 HEADS = ("ridge", "logistic", "tokens")
-_FIELDS = {"class": outputs.TEXT, "class_id": outputs.INTEGER, "area_m2": outputs.DOUBLE}
 
 
 class ClassMapAlgorithm(RasterAlgorithm):
@@ -159,7 +155,9 @@ class ClassMapAlgorithm(RasterAlgorithm):
         saved = self.parameterAsFileOutput(parameters, self.SAVED_MODEL, context)
         with (
             self.open_scene(parameters, context, progress=progress, settings=settings) as scene,
-            self._polygon_output(parameters, context, provenance=scene.provenance()) as polygons,
+            outputs.class_output(
+                self, parameters, context, name=self.POLYGONS, crs=self.raster_crs, provenance=scene.provenance()
+            ) as polygons,
         ):
             bounds = self.bounds_px(parameters, context, scene.reader)
             mapper = self._mapper(parameters, context, scene=scene, progress=progress, settings=settings)
@@ -187,23 +185,6 @@ class ClassMapAlgorithm(RasterAlgorithm):
                     polygons.add(geometry, values)
                 results[self.POLYGONS] = polygons.destination
         return results
-
-    def _polygon_output(
-        self, parameters: dict[str, Any], context: QgsProcessingContext, *, provenance: Mapping[str, str]
-    ) -> AbstractContextManager[outputs.FeatureOutput | None]:
-        """Open the sink for polygons where they are wanted."""
-        if not parameters.get(self.POLYGONS):
-            return nullcontext()
-        return outputs.feature_output(
-            self,
-            parameters,
-            context,
-            name=self.POLYGONS,
-            crs=self.raster_crs,
-            fields=outputs.make_fields(_FIELDS),
-            provenance=provenance,
-            kind=QgsWkbTypes.Polygon,
-        )
 
     def _mapper(
         self,

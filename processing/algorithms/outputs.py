@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,6 +237,30 @@ def _record(destination: str, context: QgsProcessingContext, provenance: Mapping
     table = dataset.GetLayerByName(parts.get("layerName") or path.stem) if dataset is not None else None
     if table is None or table.SetMetadata(dict(provenance)) != gdal.CE_None:
         raise JobError(f"Cannot write the metadata of {destination}; check space and rights.")
+
+
+def class_output(
+    algorithm: QgsProcessingAlgorithm,
+    parameters: dict[str, Any],
+    context: QgsProcessingContext,
+    *,
+    name: str,
+    crs: QgsCoordinateReferenceSystem,
+    provenance: Mapping[str, str],
+) -> AbstractContextManager[FeatureOutput | None]:
+    """Open the sink `name` for polygons of classes (class, class_id, area_m2) as `feature_output` does, if wanted."""
+    if not parameters.get(name):
+        return nullcontext()
+    return feature_output(
+        algorithm,
+        parameters,
+        context,
+        name=name,
+        crs=crs,
+        fields=make_fields({"class": TEXT, "class_id": INTEGER, "area_m2": DOUBLE}),
+        provenance=provenance,
+        kind=QgsWkbTypes.Polygon,
+    )
 
 
 def _remove(destination: str, context: QgsProcessingContext) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from qgis.core import (
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterRasterDestination,
     QgsRendererCategory,
-    QgsWkbTypes,
 )
 from qgis.PyQt import sip
 
@@ -34,7 +31,6 @@ from .settings import EngineSettings
 
 # `jobs.segment_raster.MOST_OVERLAP`; that module needs the environment (a test compares them).
 MOST_OVERLAP = 0.75
-_FIELDS = {"class": outputs.TEXT, "class_id": outputs.INTEGER, "area_m2": outputs.DOUBLE}
 _RASTER_SHARE = 0.9
 _FILL_ALPHA = 110
 # QGIS deletes a post-processor with its context but does not keep its Python half alive until then.
@@ -162,7 +158,9 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         provenance = {"SEGADAPT_RASTER": raster.path, "SEGADAPT_MODEL": card.name}
         with (
             open_for_model(card, raster.path, bands=bands, crs_wkt=raster.crs_wkt) as reader,
-            self._polygon_output(parameters, context, raster=raster, provenance=provenance) as polygons,
+            outputs.class_output(
+                self, parameters, context, name=self.POLYGONS, crs=raster.crs, provenance=provenance
+            ) as polygons,
         ):
             done = segment_raster(
                 reader,
@@ -184,28 +182,6 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         if polygons is not None:
             _use_colours(context, polygons.destination, card.classes)
         return results
-
-    def _polygon_output(
-        self,
-        parameters: dict[str, Any],
-        context: QgsProcessingContext,
-        *,
-        raster: RasterInput,
-        provenance: Mapping[str, str],
-    ) -> AbstractContextManager[outputs.FeatureOutput | None]:
-        """Open the sink for polygons where they are wanted."""
-        if not parameters.get(self.POLYGONS):
-            return nullcontext()
-        return outputs.feature_output(
-            self,
-            parameters,
-            context,
-            name=self.POLYGONS,
-            crs=raster.crs,
-            fields=outputs.make_fields(_FIELDS),
-            provenance=provenance,
-            kind=QgsWkbTypes.Polygon,
-        )
 
     def _outline(
         self,
