@@ -66,13 +66,17 @@ FIRST, BUDGET_THEN = "masked_consistency", 0.01
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed: steps of training on the source, of adaptation, of fine-tuning and of distillation."""
+    """How much is computed: steps of training on the source, of adaptation, of fine-tuning and of distillation.
+
+    `strategies`: how the samples of each budget are chosen.
+    """
 
     source: int = 300
     adapt: int = 80
     tune: int = 80
     distil: int = 300
     encoder: str = DEFAULT_ENCODER
+    strategies: tuple[str, ...] = STRATEGIES
 
     def times(self, factor: int) -> Size:
         """The same with `factor` times the steps."""
@@ -178,7 +182,7 @@ class Study:
             name = f"{chain}, source rehearsed" if is_rehearsed else chain
             self.run(name, lambda c=chain, r=is_rehearsed: self._unlabelled(c, is_rehearsed=r))  # type: ignore[misc]
         for budget in BUDGETS:
-            for strategy in STRATEGIES:
+            for strategy in self.size.strategies:
                 self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
         self.run(f"{STRATEGIES[1]} {100 * BUDGET_THEN:g} %, adapted first", self._adapted_then_few)
         self.run("target alone", self._target_alone)
@@ -356,12 +360,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("study-output"), help="folder of rows and source models")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes beside each other")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="name of a timm encoder")
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     parser.add_argument("--more", type=int, default=0, help="factor of all steps (default: 1, on a GPU 4)")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = Size(encoder=chosen.encoder).times(chosen.more or (4 if device == "cuda" else 1))
+    size = Size(encoder=chosen.encoder, strategies=tuple(chosen.strategies)).times(chosen.more or (4 if device == "cuda" else 1))
     if not chosen.table:
         # Pairs with one source wait for nobody: the first of them trains it, so seeds go to different processes.
         with ProcessPoolExecutor(1 if device == "cuda" else chosen.jobs, get_context("spawn")) as pool:

@@ -77,7 +77,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         """Return the help of every parameter and output."""
         shared, labels = self.shared_helps(), self.label_helps()
         return {
-            self.RASTERS: self.tr("The images to adapt to: one or more raster files with the bands of the model."),
+            self.RASTERS: self.tr("The images to adapt to: raster files with the bands of the model, or folders."),
             self.MODEL: shared[self.MODEL],
             self.METHODS: self.tr(
                 "Method, or methods one after another. masked_consistency: learns from its own sure answers, also "

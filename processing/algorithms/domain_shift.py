@@ -45,7 +45,7 @@ class DomainShiftAlgorithm(ModelAlgorithm):
         """Return the help of every parameter and output."""
         shared = self.shared_helps()
         return {
-            self.RASTERS: self.tr("The images to compare: one or more raster files with the bands of the model."),
+            self.RASTERS: self.tr("The images to compare: raster files with the bands of the model, or folders."),
             self.MODEL: shared[self.MODEL],
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],

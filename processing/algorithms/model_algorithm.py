@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingParameterBand,
+    QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
     QgsProcessingParameterExtent,
     QgsProcessingParameterFile,
@@ -33,6 +34,9 @@ from .settings import EngineSettings
 
 if TYPE_CHECKING:
     from ..raster.band_reader import BandReader
+
+# GDAL opens these, too, but they belong to other files.
+_BESIDE_RASTERS = (".ovr", ".msk")
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         """Return the help of the parameters that this class adds; take those that the algorithm has."""
         return {
             self.INPUT: self.tr("Raster file: any format, data type and number of bands that GDAL reads."),
-            self.RASTERS: self.tr("One or more raster files with the same bands."),
+            self.RASTERS: self.tr("One or more raster files with the same bands, or folders of them."),
             self.MODEL: self.tr("Segmentation model that SegAdapt saved (.safetensors)."),
             self.BANDS: self.tr(
                 "One raster band for each band of the model, in the model's order; none means red, green and blue "
@@ -191,20 +195,30 @@ class ModelAlgorithm(SegAdaptAlgorithm):
             advanced=advanced,
         )
 
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
+        """Check the values, with folders taken for the rasters that they hold."""
+        try:
+            checked = super().checkParameterValues(self._with_files(parameters), context)
+        except JobError as error:
+            return False, str(error)
+        return bool(checked[0]), str(checked[1])
+
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
         """Read what is needed of the layers, on the main thread."""
+        try:
+            parameters = self._with_files(parameters)
+        except JobError as error:
+            self._problem = str(error)
+            return True
         for definition in self.parameterDefinitions():
             name = definition.name()
             try:
                 if isinstance(definition, QgsProcessingParameterRasterLayer):
                     layer = self.parameterAsRasterLayer(parameters, name, context)
                     layers = [] if layer is None and not parameters.get(name) else [layer]
-                elif (
-                    isinstance(definition, QgsProcessingParameterMultipleLayers)
-                    and definition.layerType() == QgsProcessing.TypeRaster
-                ):
+                elif _is_of_rasters(definition):
                     layers = self.parameterAsLayerList(parameters, name, context)
                 else:
                     continue
@@ -271,7 +285,43 @@ class ModelAlgorithm(SegAdaptAlgorithm):
             )
         return float(left), float(top), float(right), float(bottom)
 
+    def _with_files(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters with every folder among several rasters replaced by its rasters.
+
+        Raises `JobError` for a folder that holds none.
+        """
+        found = dict(parameters)
+        for definition in self.parameterDefinitions():
+            given = found.get(definition.name())
+            if not _is_of_rasters(definition) or not given:
+                continue
+            entries = list(given) if isinstance(given, (list, tuple)) else str(given).split(";")
+            if any(_is_folder(one) for one in entries):
+                found[definition.name()] = [file for one in entries for file in _files_of(one)]
+        return found
+
     def _read_layer(self, layer: Any, parameters: dict[str, Any], name: str) -> RasterInput:
         if not isinstance(layer, QgsRasterLayer) or not layer.isValid():
             raise JobError(self.invalidRasterError(parameters, name))
         return RasterInput(file_path(layer), layer.name(), layer.crs())
+
+
+def _is_of_rasters(definition: QgsProcessingParameterDefinition) -> bool:
+    is_multiple = isinstance(definition, QgsProcessingParameterMultipleLayers)
+    return is_multiple and definition.layerType() == QgsProcessing.TypeRaster
+
+
+def _is_folder(entry: Any) -> bool:
+    """Whether it names a folder that is not itself a raster, as an Esri grid is."""
+    return isinstance(entry, str) and Path(entry).is_dir() and not QgsRasterLayer.isValidRasterFileName(entry)
+
+
+def _files_of(entry: Any) -> list[Any]:
+    """The entry itself, or the rasters of a folder in the order of their names, without overviews and masks."""
+    if not _is_folder(entry):
+        return [entry]
+    files = [str(path) for path in sorted(Path(entry).iterdir()) if path.suffix.lower() not in _BESIDE_RASTERS]
+    rasters = [file for file in files if Path(file).is_file() and QgsRasterLayer.isValidRasterFileName(file)]
+    if not rasters:
+        raise JobError(f"The folder {entry} holds no raster; choose one that does.")
+    return rasters

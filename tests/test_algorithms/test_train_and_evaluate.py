@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,31 @@ def test_labels_that_do_not_fit_give_a_sentence(
     assert "is no segmentation model" in failure(
         "evaluatemodel", {"MODELS": [str(scene_file)], "RASTERS": [str(scene_file)], "LABELS": roof_layer}
     )
+
+
+def test_a_folder_stands_for_its_rasters(scene_file: Path, tmp_path: Path, qgis_app: Any) -> None:
+    """By name, without what lies beside them; a folder of none is refused by name."""
+    from qgis.core import QgsApplication, QgsProcessingContext, QgsProcessingFeedback
+
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in ("b.tif", "a.tif", "a.tif.ovr"):
+        shutil.copy(scene_file, folder / name)
+    (folder / "notes.txt").write_text("clouds in b")
+    (tmp_path / "empty").mkdir()
+    asked = QgsApplication.processingRegistry().createAlgorithmById("segadapt:trainmodel")
+    context = QgsProcessingContext()
+    values = {"RASTERS": [str(folder), str(scene_file)], "OUTPUT": str(tmp_path / "model.safetensors")}
+    assert asked.checkParameterValues(values, context) == (True, "")
+    assert asked.prepare(values, context, QgsProcessingFeedback())
+    assert [raster.path for raster in asked.rasters("RASTERS")] == [
+        str(folder / "a.tif"),
+        str(folder / "b.tif"),
+        str(scene_file),
+    ]
+    is_good, sentence = asked.checkParameterValues({**values, "RASTERS": str(tmp_path / "empty")}, context)
+    assert not is_good
+    assert "empty holds no raster" in sentence
 
 
 def test_polygons_are_clipped_mended_and_named(scene_file: Path, prompts: Any, roofs: Any, qgis_app: Any) -> None:
