@@ -366,7 +366,8 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = Size(encoder=chosen.encoder, strategies=tuple(chosen.strategies)).times(chosen.more or (4 if device == "cuda" else 1))
+    size = Size(encoder=chosen.encoder, strategies=tuple(chosen.strategies))
+    size = size.times(chosen.more or (4 if device == "cuda" else 1))
     if not chosen.table:
         # Pairs with one source wait for nobody: the first of them trains it, so seeds go to different processes.
         with ProcessPoolExecutor(1 if device == "cuda" else chosen.jobs, get_context("spawn")) as pool:
