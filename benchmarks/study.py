@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -218,8 +218,8 @@ class Study:
         verdict = judge(before, after, self.source.card)
         return adapted, {
             "kept": verdict.is_kept,
-            "before": before.score,
-            "after": after.score,
+            "before": asdict(before),
+            "after": asdict(after),
             "seconds": seconds,
         }
 
