@@ -97,15 +97,18 @@ def _prompt_of(feature: QgsFeature, fields: PromptFields, transform: QgsCoordina
     from ..jobs.objects import PromptGeometry
 
     return PromptGeometry(
-        geometry=shapely.from_wkb(bytes(_straight_geometry(feature, transform).asWkb())),
+        geometry=shapely.from_wkb(bytes(straight_geometry(feature, transform, what="prompts").asWkb())),
         object_id=_text(feature, fields.object_id) or str(feature.id()),
         class_name=_text(feature, fields.class_name),
         is_foreground=parse_foreground(feature[fields.foreground]) if fields.foreground else True,
     )
 
 
-def _straight_geometry(feature: QgsFeature, transform: QgsCoordinateTransform) -> QgsGeometry:
-    """Geometry of a feature in the raster's CRS, without curves, z and m."""
+def straight_geometry(feature: QgsFeature, transform: QgsCoordinateTransform, *, what: str) -> QgsGeometry:
+    """Geometry of a feature in the raster's CRS, without curves, z and m.
+
+    `what` it is, for the message. Raises `JobError` where it cannot be transformed.
+    """
     geometry = QgsGeometry(feature.geometry().constGet().segmentize())
     geometry.get().dropZValue()
     geometry.get().dropMValue()
@@ -113,7 +116,7 @@ def _straight_geometry(feature: QgsFeature, transform: QgsCoordinateTransform) -
         geometry.transform(transform)
     except QgsCsException as error:
         raise JobError(
-            f"Feature {feature.id()} cannot be transformed to the raster's CRS ({error}); check the CRS of the prompts."
+            f"Feature {feature.id()} cannot be transformed to the raster's CRS ({error}); check the CRS of the {what}."
         ) from error
     return geometry
 

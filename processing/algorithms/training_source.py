@@ -13,7 +13,6 @@ from qgis.core import (
     QgsCsException,
     QgsFeature,
     QgsFeatureRequest,
-    QgsGeometry,
     QgsProcessing,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
@@ -27,6 +26,7 @@ from ...models.progress import Progress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard
 from ..errors import JobError
 from .model_algorithm import ModelAlgorithm, RasterInput
+from .prompt_source import straight_geometry
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -257,15 +257,7 @@ def _parts(feature: QgsFeature, transform: QgsCoordinateTransform) -> list[BaseG
     # shapely comes from the environment, which is not there yet when QGIS imports this file.
     import shapely
 
-    geometry = QgsGeometry(feature.geometry().constGet().segmentize())
-    geometry.get().dropZValue()
-    geometry.get().dropMValue()
-    try:
-        geometry.transform(transform)
-    except QgsCsException as error:
-        raise JobError(
-            f"Feature {feature.id()} cannot be transformed to the raster's CRS ({error}); check the CRS of the labels."
-        ) from error
+    geometry = straight_geometry(feature, transform, what="labels")
     if not geometry.isGeosValid():
         geometry = geometry.makeValid()
     return [
