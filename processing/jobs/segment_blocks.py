@@ -44,7 +44,8 @@ EXTRAS = ("confidence", "entropy", "probabilities")
 _BLOCK_BYTES = 256 * 2**20
 # A kill costs at most one block, and a cluster wants many; larger ones save the windows that two blocks need.
 _BLOCK_WINDOWS = 24
-_PART_VALUES = 2**22
+# Few enough that what is worked out of them stays near the processor.
+_PART_VALUES = 2**20
 _READERS = max(1, min(4, (os.cpu_count() or 1) - 1))
 _WAITING = 2
 """Batches between two threads."""
@@ -119,7 +120,14 @@ class Spent(NamedTuple):
 @contextmanager
 def open_task(task: SegmentTask) -> Iterator[BandReader]:
     """The task's raster on the model's grid."""
-    with _open(task, task.gsd_m) as reader:
+    reader = open_bands(
+        task.raster,
+        bands=task.bands,
+        gsd_m=task.gsd_m,
+        stretch=Stretch(low=task.low, high=task.high),
+        crs_wkt=task.crs_wkt,
+    )
+    with reader:
         yield reader
 
 
@@ -195,16 +203,6 @@ class _End(NamedTuple):
     n_blank: int
 
 
-def _open(task: SegmentTask, gsd_m: float | None) -> BandReader:
-    return open_bands(
-        task.raster,
-        bands=task.bands,
-        gsd_m=gsd_m,
-        stretch=Stretch(low=task.low, high=task.high),
-        crs_wkt=task.crs_wkt,
-    )
-
-
 def _read(
     task: SegmentTask,
     blocks: Iterable[Block],
@@ -233,22 +231,13 @@ def _read(
             if batch:
                 put(_batch(block, batch))
             is_known = reader.scale == 1 or n_blank == len(places)
-            put(_End(block, None if is_known else _own_valid(task, block), n_blank))
+            put(_End(block, None if is_known else reader.read_valid(block.pixels), n_blank))
     put(None)
 
 
 def _batch(block: Block, batch: Sequence[tuple[tuple[int, int], npt.NDArray[np.uint8], Valid]]) -> _Read:
     places, pixels, valid = zip(*batch, strict=True)
     return _Read(block, list(places), np.stack(pixels), np.stack(valid))
-
-
-def _own_valid(task: SegmentTask, block: Block) -> Valid:
-    """Where the raster's own pixels hold data, bool (rows, cols) of the block."""
-    left, top, right, bottom = block.pixels
-    step = max(1, _PART_VALUES // (right - left))
-    with _open(task, None) as own:
-        parts = [own.read(left, row, right - left, min(step, bottom - row))[1] for row in range(top, bottom, step)]
-    return np.concatenate(parts)
 
 
 def _answers(model: Segmenter, pixels: npt.NDArray[np.uint8], *, flips: bool) -> FloatArray:
@@ -292,16 +281,18 @@ def _tile(task: SegmentTask, blend: Blend, end: _End) -> bytes:
         return b""
     pixels = np.full((task.n_bands, *end.block.shape), NODATA, np.uint8)
     rows = max(1, _PART_VALUES // (task.n_classes * end.block.shape[1]))
-    for part, values in blend.probabilities(rows):
-        known = valid[part] & values.any(axis=0)
-        for band, answer in zip(pixels, _bands(task, values), strict=True):
-            np.copyto(band[part], answer, where=known)
+    labels, extras = pixels[0], pixels[1:]
+    for part, answer in blend.labels(rows):
+        np.copyto(labels[part], answer, where=valid[part])
+    if len(extras):
+        for part, values in blend.probabilities(rows):
+            for band, answer in zip(extras, _extras(task, values), strict=True):
+                np.copyto(band[part], answer, where=valid[part])
     return encode_tile(pixels)
 
 
-def _bands(task: SegmentTask, values: FloatArray) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bands of a block, uint8 (rows, cols) each, of probabilities (C, rows, cols)."""
-    yield values.argmax(axis=0).astype(np.uint8)
+def _extras(task: SegmentTask, values: FloatArray) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bands of a block beside its labels, uint8 (rows, cols) each, of probabilities (C, rows, cols)."""
     if "confidence" in task.extras:
         yield _per_cent(values.max(axis=0))
     if "entropy" in task.extras:

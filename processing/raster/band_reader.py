@@ -6,7 +6,6 @@ same corner. Places are (column, row) of the grid.
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import warnings
@@ -29,7 +28,8 @@ from .bands import choose_bands, read_palette
 from .geodesy import pixel_side_m
 from .identity import raster_identity
 from .reader import OPEN_REMEDY, READ_REMEDY, check_usable, colours_of, map_transform, parse_crs
-from .sampling import valid_bands
+from .resample import area_weights, resampled
+from .sampling import always_valid, valid_bands
 from .stretch import Stretch, estimate_stretch
 
 _SAME_SCALE = 0.1
@@ -40,6 +40,8 @@ _MARGIN_PX = 2
 """Raster pixels around a window that bilinear enlargement looks at."""
 _LARGEST_SCALE = 16.0
 """How many times a raster is enlarged or reduced at the most; beyond it nothing could be recognised."""
+_PART_PX = 2**22
+"""Pixels that are read at once to see which are valid."""
 
 Pixels = npt.NDArray[np.uint8]
 Valid = npt.NDArray[np.bool_]
@@ -65,6 +67,8 @@ class BandReader:
         self._dataset = dataset
         self._lock = threading.Lock()
         self._palette = read_palette(dataset, bands) if len(bands) == 3 else None
+        # Then validity is known without a look at the pixels.
+        self._is_all_valid = self._palette is None and always_valid(dataset, bands)
         self.path = path
         self.identity = raster_identity(dataset, path)
         self.bands = tuple(bands)
@@ -107,12 +111,28 @@ class BandReader:
                 f"The window at column {col_off}, row {row_off} holds no pixel of {self.path}; choose one inside it."
             )
         pixels, valid = self._read_inside(left, top, right - left, bottom - top)
-        pixels[:, ~valid] = 0
+        if not valid.all():
+            pixels[:, ~valid] = 0
         before, after = (top - row_off, left - col_off), (row_off + rows - bottom, col_off + cols - right)
         if not any((*before, *after)):
             return pixels, valid
         around = ((before[0], after[0]), (before[1], after[1]))
         return np.pad(pixels, ((0, 0), *around), mode="edge"), np.pad(valid, around)
+
+    def read_valid(self, bounds: tuple[int, int, int, int]) -> Valid:
+        """Valid of the raster's own pixels in (left, top, right, bottom), bool (rows, cols).
+
+        Raises `RasterError` where the file cannot be read.
+        """
+        left, top, right, bottom = bounds
+        valid = np.ones((bottom - top, right - left), np.bool_)
+        if self._is_all_valid:
+            return valid
+        step = max(1, _PART_PX // (right - left))
+        for row in range(top, bottom, step):
+            stop = min(bottom, row + step)
+            valid[row - top : stop - top] = self._read_raw(Window(left, row, right - left, stop - row))[1]
+        return valid
 
     def _read_inside(self, left: int, top: int, cols: int, rows: int) -> tuple[Pixels, Valid]:
         if self.scale == 1:
@@ -124,13 +144,17 @@ class BandReader:
 
         Not GDAL's average: with a scale that is not whole it weights the edges of every window in another way.
         """
-        x = np.minimum(np.arange(left, left + cols + 1) / self.scale, self.shape[1])
-        y = np.minimum(np.arange(top, top + rows + 1) / self.scale, self.shape[0])
-        x0, y0, x1, y1 = math.floor(x[0]), math.floor(y[0]), math.ceil(x[-1]), math.ceil(y[-1])
+        factor = 1 / self.scale
+        x0, y0 = math.floor(left * factor), math.floor(top * factor)
+        x1 = min(self.shape[1], math.ceil((left + cols) * factor))
+        y1 = min(self.shape[0], math.ceil((top + rows) * factor))
         pixels, valid = self._read_raw(Window(x0, y0, x1 - x0, y1 - y0))
-        weights = _sums(_sums(valid.astype(np.float64), y - y0, axis=0), x - x0, axis=1)
-        values = _sums(_sums(pixels.astype(np.float64) * valid, y - y0, axis=1), x - x0, axis=2)
-        means = np.divide(values, weights, out=np.zeros_like(values), where=weights > 0)
+        across = area_weights(left, left + cols, scale=factor, low=x0, high=x1)
+        down = area_weights(top, top + rows, scale=factor, low=y0, high=y1)
+        weights = resampled(valid.astype(np.float32), down, across)
+        masked = (np.multiply(band, valid, dtype=np.float32) for band in pixels)
+        sums = np.stack([resampled(band, down, across) for band in masked])
+        means = np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
         return np.rint(means).astype(np.uint8), weights > 0
 
     def _read_enlarged(self, left: int, top: int, cols: int, rows: int) -> tuple[Pixels, Valid]:
@@ -238,25 +262,6 @@ def _scale(own_m: float | None, wanted_m: float | None, *, path: str) -> float:
 def _nearest(places: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.intp]:
     whole: npt.NDArray[np.intp] = np.clip(np.floor(places + 0.5), 0, length - 1).astype(np.intp)
     return whole
-
-
-def _sums(values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64], *, axis: int) -> npt.NDArray[np.float64]:
-    """Sums of pixels between neighbouring `edges` (pixels, not whole) along one axis."""
-    starts = edges.astype(np.intp)
-    factor = int(starts[1] - starts[0])
-    if factor and (edges == factor * np.arange(len(edges))).all() and starts[-1] == values.shape[axis]:
-        # Whole factors are usual, and many times faster so.
-        every = [np.moveaxis(values, axis, 0)[first::factor] for first in range(factor)]
-        summed: npt.NDArray[np.float64] = np.moveaxis(functools.reduce(np.add, every), 0, axis)
-        return summed
-    totals = np.cumsum(values, axis=axis)
-    totals = np.concatenate([np.zeros_like(totals.take([0], axis=axis)), totals], axis=axis)
-    whole = np.minimum(np.floor(edges).astype(np.intp), totals.shape[axis] - 1)
-    share = (edges - whole).reshape([-1 if n == axis else 1 for n in range(values.ndim)])
-    low = totals.take(whole, axis=axis)
-    high = totals.take(np.minimum(whole + 1, totals.shape[axis] - 1), axis=axis)
-    sums: npt.NDArray[np.float64] = np.diff(low + share * (high - low), axis=axis)
-    return sums
 
 
 def _between(values: npt.NDArray[np.float32], places: npt.NDArray[np.float64], *, axis: int) -> npt.NDArray[np.float32]:

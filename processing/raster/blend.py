@@ -5,14 +5,17 @@ Windows are anchored at the raster's origin, so that the answer at a place never
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
+
+from .resample import area_weights, linear_weights, resampled
 
 FloatArray = npt.NDArray[np.float32]
 Bounds = tuple[int, int, int, int]
@@ -120,7 +123,10 @@ def _grid_span(start: int, stop: int, *, scale: float, size: int) -> tuple[int, 
 
 
 class Blend:
-    """Weighted sums of what windows say of one block; `probabilities` brings them to the raster's pixels."""
+    """Weighted sums of what windows say of one block; `labels` and `probabilities` are on the raster's pixels.
+
+    Between grid pixels both are linear; of grid pixels smaller than the raster's the mean over the area is taken.
+    """
 
     def __init__(self, block: Block, windows: Windows, *, n_classes: int, scale: float) -> None:
         left, top, right, bottom = block.grid
@@ -146,12 +152,34 @@ class Blend:
             total[here] += value[there] * weights
         self._valid[here] |= valid[there]
 
-    def probabilities(self, rows: int) -> Iterator[tuple[slice, FloatArray]]:
-        """Yield (rows of the block, probabilities (C, rows, cols) on the raster's pixels), at most `rows` at a time.
+    def labels(self, rows: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
+        """Yield (rows of the block, class ids (rows, cols)), at most `rows` at a time.
 
-        They sum to 1, or are all 0 where no window had data. Between grid pixels they are linear; of grid pixels
-        smaller than the raster's the mean over the area is taken.
+        The class of the largest probability, the first of equal ones, 0 where no window had data.
         """
+        for part, used, bring in self._parts(rows):
+            first, *others = self._sums[:, used]
+            # The lead over the first class: a plane less to bring back than probabilities have, and no sum of them.
+            best = np.zeros((part.stop - part.start, self._block.shape[1]), np.float32)
+            labels = np.zeros(best.shape, np.uint8)
+            for class_id, sums in enumerate(others, 1):
+                lead = bring(sums - first)
+                np.copyto(labels, class_id, where=lead > best, casting="unsafe")
+                np.maximum(best, lead, out=best)
+            yield part, labels
+
+    def probabilities(self, rows: int) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield (rows of the block, probabilities (C, rows, cols)), at most `rows` at a time.
+
+        They sum to 1, or are all 0 where no window had data.
+        """
+        for part, used, bring in self._parts(rows):
+            values = np.stack([bring(plane) for plane in self._sums[:, used]])
+            totals = values.sum(axis=0)
+            yield part, np.divide(values, totals, out=np.zeros(values.shape, np.float32), where=totals > 0)
+
+    def _parts(self, rows: int) -> Iterator[tuple[slice, slice, Callable[[FloatArray], FloatArray]]]:
+        """Yield rows of the block, the rows of its grid that they need, and what brings a plane from these to those."""
         left, top, right, bottom = self._block.pixels
         grid_left, grid_top, grid_right, grid_bottom = self._block.grid
         across = None if self._scale == 1 else _way_back(left, right, grid_left, grid_right, scale=self._scale)
@@ -159,30 +187,17 @@ class Blend:
             stop = min(bottom, start + rows)
             part = slice(start - top, stop - top)
             if across is None:
-                values = self._sums[:, part]
-            else:
-                down = _way_back(start, stop, grid_top, grid_bottom, scale=self._scale)
-                used = slice(int(down.indices.min()), int(down.indices.max()) + 1)
-                values = np.stack([(across @ (down[:, used] @ plane[used]).T).T for plane in self._sums])
-            totals = values.sum(axis=0)
-            yield part, np.divide(values, totals, out=np.zeros(values.shape, np.float32), where=totals > 0)
+                yield part, part, lambda plane: plane
+                continue
+            down = _way_back(start, stop, grid_top, grid_bottom, scale=self._scale)
+            used = slice(int(down.indices.min()), int(down.indices.max()) + 1)
+            yield part, used, functools.partial(resampled, down=down[:, used], across=across)
 
 
 def _way_back(start: int, stop: int, low: int, high: int, *, scale: float) -> csr_matrix:
     """Weights (raster pixels start..stop, grid pixels low..high) of one axis; rows sum to 1."""
-    pixels = np.arange(start, stop, dtype=np.float64)
     if scale < 1:
-        centres = (pixels + 0.5) * scale - 0.5
-        near = np.floor(centres)[:, None] + np.arange(2)
-        weights = 1 - np.abs(near - centres[:, None])
-    else:
-        near = np.floor(pixels * scale)[:, None] + np.arange(math.ceil(scale) + 1)
-        ends = np.minimum(near + 1, ((pixels + 1) * scale)[:, None])
-        weights = np.maximum(ends - np.maximum(near, (pixels * scale)[:, None]), 0)
-        # The last raster pixel may reach beyond the grid by a rounding error.
-        weights /= weights.sum(axis=1, keepdims=True)
-    columns = np.clip(near, low, high - 1).astype(np.int64) - low
-    rows = np.repeat(np.arange(len(pixels)), near.shape[1])
-    matrix = csr_matrix((weights.ravel().astype(np.float32), (rows, columns.ravel())), shape=(len(pixels), high - low))
-    matrix.eliminate_zeros()
-    return matrix
+        return linear_weights(start, stop, scale=scale, low=low, high=high)
+    weights = area_weights(start, stop, scale=scale, low=low, high=high)
+    # Not all sum to `scale`: a raster may end within a grid pixel.
+    return weights.multiply(1 / weights.sum(axis=1)).tocsr()

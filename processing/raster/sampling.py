@@ -54,14 +54,23 @@ def valid_bands(
     data: npt.NDArray[Any],
 ) -> npt.NDArray[np.bool_]:
     """(bands, rows, cols): True where a pixel is not nodata, masked, transparent, NaN or inf in `data`."""
-    flags = dataset.mask_flag_enums
-    if all(MaskFlags.all_valid in flags[band - 1] for band in bands):
+    if _is_unmasked(dataset, bands):
         valid = np.ones((len(bands), *out_shape), np.bool_)
     else:
         valid = dataset.read_masks(list(bands), window=window, out_shape=(len(bands), *out_shape)) > 0
     if data.dtype.kind == "f":
         valid &= np.isfinite(data)
     return valid
+
+
+def always_valid(dataset: DatasetReader, bands: Sequence[int]) -> bool:
+    """Whether `valid_bands` is True for every pixel, whatever is read."""
+    return _is_unmasked(dataset, bands) and all(np.dtype(dataset.dtypes[band - 1]).kind != "f" for band in bands)
+
+
+def _is_unmasked(dataset: DatasetReader, bands: Sequence[int]) -> bool:
+    flags = dataset.mask_flag_enums
+    return all(MaskFlags.all_valid in flags[band - 1] for band in bands)
 
 
 def _plan(dataset: DatasetReader) -> list[tuple[Window, tuple[int, int]]]:
