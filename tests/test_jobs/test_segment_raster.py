@@ -26,7 +26,7 @@ from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs import segment_blocks, segment_distributed, segment_raster
 from segadapt.processing.jobs.model_rasters import open_for_model
 from segadapt.processing.jobs.segment_raster import SegmentOptions, SegmentOutputs, label_polygons
-from segadapt.processing.raster.blend import Windows, plan_blocks
+from segadapt.processing.raster.blend import Blend, Windows, plan_blocks
 from segadapt.processing.raster.tile_store import TileStore
 from torch import nn
 from torch.nn import functional
@@ -228,6 +228,26 @@ def test_the_way_back_is_exact_where_the_answer_is_linear():
     assert _way_back(3, 9, 4, 24, scale=2.0) @ grid[4:24] == pytest.approx(2 * np.arange(3, 9) + 0.5)
     assert _way_back(6, 30, 2, 20, scale=0.5) @ grid[2:20] == pytest.approx((np.arange(6, 30) + 0.5) / 2 - 0.5)
     assert _way_back(0, 5, 0, 17, scale=3.3) @ np.ones(17) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.37, 2.0, 3.3])
+def test_labels_are_the_most_probable_classes(scale, n_classes):
+    """Labels are worked out without probabilities, part by part, and must be what these say."""
+    shape = (210, 230)
+    windows = Windows(CHIP, 16, tuple(int(np.ceil(side * scale)) for side in shape))
+    rng = np.random.default_rng(0)
+    for block in plan_blocks(windows, scale=scale, bounds=(0, 0, shape[1], shape[0]), side_px=200):
+        blend = Blend(block, windows, n_classes=n_classes, scale=scale)
+        for col_off, row_off in windows.over(block.grid):
+            values = rng.random((n_classes, CHIP, CHIP), np.float32)
+            blend.add(values, np.ones((CHIP, CHIP), bool), col_off=col_off, row_off=row_off)
+        labels = np.concatenate([part for _, part in blend.labels(17)])
+        likely = np.concatenate([part for _, part in blend.probabilities(23)], axis=1)
+        assert labels.shape == block.shape
+        assert likely.sum(axis=0) == pytest.approx(1, abs=1e-5)
+        chosen = np.take_along_axis(likely, labels[None].astype(int), axis=0)[0]
+        assert chosen == pytest.approx(likely.max(axis=0), abs=1e-5)
 
 
 def test_files_hold_classes_colours_style_and_overviews(model, package, raster_factory, tmp_path):

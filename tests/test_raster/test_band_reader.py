@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from segadapt.processing.errors import RasterError
+from segadapt.processing.raster import band_reader
 from segadapt.processing.raster.band_reader import open_bands
 
 
@@ -49,6 +50,34 @@ def test_nodata_is_not_valid(raster_factory, noise):
     with open_bands(raster_factory(noise, nodata=0, photometric="minisblack")) as reader:
         _, valid = reader.read(0, 0, 120, 90)
     assert np.array_equal(valid, ~(noise == 0).all(axis=0))
+
+
+@pytest.mark.parametrize("gsd_m", [0.66, 1.0, 1.5])
+def test_coarser_pixels_are_means_of_what_is_valid(raster_factory, noise, gsd_m):
+    noise[:, 30:51, 40:63] = 0
+    with open_bands(raster_factory(noise, nodata=0, photometric="minisblack"), gsd_m=gsd_m) as reader:
+        pixels, valid = reader.read(0, 0, *reader.grid_shape[::-1])
+        factor = 1 / reader.scale
+
+    def shares(place, length):
+        ends = np.minimum(np.arange(length) + 1, (place + 1) * factor)
+        return np.clip(ends - np.maximum(np.arange(length), place * factor), 0, 1)
+
+    for row, col in [(0, 0), (29, 20), (10, 13), (20, 27), (22, 39)]:
+        weights = np.outer(shares(row, 90), shares(col, 120)) * (noise[0] > 0)
+        assert valid[row, col] == (weights.sum() > 1e-6)
+        if valid[row, col]:
+            assert pixels[:, row, col] == pytest.approx((noise * weights).sum(axis=(1, 2)) / weights.sum(), abs=0.51)
+
+
+@pytest.mark.parametrize("nodata", [0, None])
+@pytest.mark.parametrize("gsd_m", [None, 1.0, 0.2])
+def test_validity_of_the_rasters_own_pixels(raster_factory, noise, nodata, gsd_m, monkeypatch):
+    monkeypatch.setattr(band_reader, "_PART_PX", 700)
+    noise[:, 30:50, 40:60] = 0
+    with open_bands(raster_factory(noise, nodata=nodata, photometric="minisblack"), gsd_m=gsd_m) as reader:
+        valid = reader.read_valid((10, 20, 110, 87))
+    assert np.array_equal(valid, (noise[0] > 0)[20:87, 10:110] | (nodata is None))
 
 
 def test_what_does_not_fit_is_said(raster_factory, noise):
