@@ -25,12 +25,12 @@ from segadapt.processing.jobs.evaluate_interactive import (
     Configuration,
     EvaluateInteractive,
     InteractiveEvaluation,
-    Reference,
     evaluate_interactive,
     plain_options,
 )
 from segadapt.processing.jobs.interactive import InteractiveOptions
 from segadapt.processing.jobs.scene import Scene
+from segadapt.processing.jobs.simulated_analyst import Reference
 from segadapt.processing.raster.reader import open_raster
 from segadapt.tools.train_adapter import MODEL, SOURCES, Source, at_gsd, outlines_of
 

@@ -29,7 +29,8 @@ from .settings import EngineSettings
 
 if TYPE_CHECKING:
     from ..jobs.click_curves import ObjectCurve
-    from ..jobs.evaluate_interactive import Configuration, EvaluateInteractive, InteractiveEvaluation, Reference
+    from ..jobs.evaluate_interactive import Configuration, EvaluateInteractive, InteractiveEvaluation
+    from ..jobs.simulated_analyst import Reference
 
 _TARGETS = (0.80, 0.85, 0.90)
 _AT_CLICKS = (1, 3, 5, 10)
@@ -263,7 +264,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
     def _read_references(
         self, parameters: dict[str, Any], context: QgsProcessingContext, progress: FeedbackProgress
     ) -> tuple[list[Reference], str]:
-        from ..jobs.evaluate_interactive import Reference
+        from ..jobs.simulated_analyst import Reference
 
         source = self.parameterAsSource(parameters, self.REFERENCE, context)
         if source is None:

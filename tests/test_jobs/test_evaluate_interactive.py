@@ -19,11 +19,11 @@ from segadapt.processing.jobs.evaluate_interactive import (
     SMALL,
     Configuration,
     EvaluateInteractive,
-    Reference,
     evaluate_interactive,
     plain_options,
 )
 from segadapt.processing.jobs.interactive import InteractiveOptions, LearningReport
+from segadapt.processing.jobs.simulated_analyst import Reference
 from shapely.geometry import MultiPolygon, box
 
 HOUSES = [box(40 + 60 * i, 40 + 60 * j, 72 + 60 * i, 64 + 60 * j) for i in range(4) for j in range(3)]

@@ -13,12 +13,12 @@ from segadapt.processing.errors import JobError
 from segadapt.processing.jobs.evaluate_interactive import (
     Configuration,
     EvaluateInteractive,
-    Reference,
     evaluate_interactive,
     plain_options,
 )
 from segadapt.processing.jobs.page import write_report
 from segadapt.processing.jobs.report import interactive_report, measure_label
+from segadapt.processing.jobs.simulated_analyst import Reference
 from shapely.geometry import box
 
 METADATA = (Path(__file__).resolve().parents[2] / "metadata.txt").read_text(encoding="utf-8")
