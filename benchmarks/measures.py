@@ -175,7 +175,8 @@ def click_rows(n_clicks: int) -> list[Row]:
     from segadapt.models.embeddings import EmbeddingCache
     from segadapt.models.engine import open_engine
     from segadapt.models.prompts import Prompts
-    from segadapt.processing.jobs.interactive import PromptRequest, segment_prompts
+    from segadapt.processing.jobs.interactive import segment_prompts
+    from segadapt.processing.jobs.prompt_request import PromptRequest
     from segadapt.processing.jobs.scene import Scene
     from segadapt.processing.raster.reader import open_raster
     from segadapt.processing.raster.windows import SquareWindow

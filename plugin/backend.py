@@ -32,7 +32,8 @@ from .exchange import (
 if TYPE_CHECKING:
     from ..models.engine import InferenceEngine
     from ..processing.algorithms.raster_source import Block, RasterSource
-    from ..processing.jobs.interactive import InteractiveSegmenter, MaskOption, PromptRequest, PromptResult
+    from ..processing.jobs.interactive import InteractiveSegmenter
+    from ..processing.jobs.prompt_request import MaskOption, PromptRequest, PromptResult
     from ..processing.jobs.scene import Scene
     from ..processing.raster.reader import RasterReader
     from ..processing.raster.windows import SquareWindow
@@ -361,7 +362,7 @@ def _request(scene: Scene, prompt: PromptInput) -> PromptRequest:
     import shapely
 
     from ..processing.jobs.click_windows import window_px_for_view
-    from ..processing.jobs.interactive import PromptRequest
+    from ..processing.jobs.prompt_request import PromptRequest
 
     return PromptRequest(
         request_id=prompt.request_id,

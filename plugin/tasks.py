@@ -49,7 +49,7 @@ class LearnOutline(Task):
         import shapely
 
         from ..models.prompts import FOREGROUND
-        from ..processing.jobs.interactive import PromptRequest
+        from ..processing.jobs.prompt_request import PromptRequest
 
         geometry = shapely.from_wkb(self.wkb)
         place = geometry.representative_point()

@@ -7,15 +7,12 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 import torch
 from affine import Affine
 from rasterio.features import rasterize
-from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
@@ -23,14 +20,13 @@ from ...models.adaptation.clicks import respect_clicks, without_specks
 from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
 from ...models.adaptation.refiner import RefinerInput
 from ...models.adaptation.shipped import SHIPPED_NAME, shipped_refiner
-from ...models.prompts import FOREGROUND, LOW_RES_PX
+from ...models.prompts import LOW_RES_PX
 from ..errors import JobError
-from ..raster.reader import RasterReader
-from ..raster.windows import Bounds, SquareWindow, fitting_size_px
+from ..raster.windows import SquareWindow, fitting_size_px
 from .answers import Answer, answer_options, chip_prompts, first_window, make_answer, next_window
-from .click_windows import click_window_px, map_bounds_px
-from .objects import ObjectPrompts, scribble_points
-from .placed_mask import intersection
+from .click_windows import click_window_px
+from .objects import ObjectPrompts
+from .prompt_request import MaskOption, PreviousAnswer, PromptRequest, PromptResult, Seen, prompts_inside
 from .scene import Scene
 from .segment import outline_mask
 
@@ -40,77 +36,6 @@ _SETTLED = 0.99
 _LONGEST_TRAIL = 8
 # A window this many times as large as the object needs shows it too coarsely.
 _SMALL_IN = 4
-
-
-@dataclass(frozen=True, eq=False)
-class PreviousAnswer:
-    """The answer that the user is refining: its window and low-resolution logits, float32 (256, 256).
-
-    `trail`: what the refiner saw on the way, which `InteractiveSegmenter.learn` needs; empty elsewhere.
-    """
-
-    window: SquareWindow
-    logits: npt.NDArray[np.float32]
-    trail: tuple[Seen, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PromptRequest:
-    """What the user has drawn for one object so far.
-
-    `points_map`: (x, y) in the raster's CRS; `labels`: 1 foreground, 0 background, one per point. `box_map`:
-    xmin, ymin, xmax, ymax in the raster's CRS, or None. `scribbles_map`: lines along the object or beside it, with
-    `scribble_labels`. `outline`: a polygon in the raster's CRS to start from. `window_px`: side of the window for a new
-    object, None for `click_window_px`. `previous`: the answer to the prompts before the last one, None for a new
-    object or after an undo. `multimask`: take the best of three masks for a single click. `tolerance` in map
-    units and `min_area_m2` as in `SegmentOptions`.
-    """
-
-    request_id: int
-    points_map: tuple[tuple[float, float], ...] = ()
-    labels: tuple[int, ...] = ()
-    box_map: Bounds | None = None
-    scribbles_map: tuple[tuple[tuple[float, float], ...], ...] = ()
-    scribble_labels: tuple[int, ...] = ()
-    outline: BaseGeometry | None = None
-    window_px: int | None = None
-    previous: PreviousAnswer | None = None
-    multimask: bool = True
-    tolerance: float = 0.0
-    min_area_m2: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MaskOption:
-    """One of the masks that the model offers for an ambiguous prompt; fields as in `PromptResult`."""
-
-    geometry: MultiPolygon
-    score: float
-    stability: float
-    area_m2: float
-    window: SquareWindow
-    logits: npt.NDArray[np.float32]
-    trail: tuple[Seen, ...] = ()
-
-    def as_previous(self) -> PreviousAnswer:
-        """What the next request about the same object takes along."""
-        return PreviousAnswer(self.window, self.logits, self.trail)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PromptResult(MaskOption):
-    """The answer to the request of the same id.
-
-    `geometry` is in the raster's CRS and empty where the model found nothing. `score`: predicted IoU;
-    `stability`: IoU of the mask between thresholds one above and one below; `area_m2`: on the ellipsoid, NaN
-    without a CRS. `window` and `logits` make the `PreviousAnswer` of the next request. `options`: all masks that the
-    model offers, the answer first, for an ambiguous prompt; else empty. `adapter`: name of what was laid over the
-    model, "" for nothing.
-    """
-
-    request_id: int
-    options: tuple[MaskOption, ...] = ()
-    adapter: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,15 +75,6 @@ class LearningReport:
     sentence: str
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What the refiner saw of an answer, in which window, and whether it was one of three for a single click."""
-
-    window: SquareWindow
-    seen: RefinerInput
-    is_choice: bool
-
-
 class InteractiveSegmenter:
     """Answers prompts on one scene and learns from what the analyst accepts. One thread at a time."""
 
@@ -188,7 +104,7 @@ class InteractiveSegmenter:
         it is not or where the prompts lie outside the raster. Raises `JobError` for prompts outside the raster or
         without a foreground.
         """
-        prompts = _prompts_inside(self.scene, request, is_preview=only_if_encoded)
+        prompts = prompts_inside(self.scene, request, is_preview=only_if_encoded)
         if prompts is None:
             return None
         window, previous = self._window(request, prompts)
@@ -387,36 +303,3 @@ def segment_prompts(
 def _agreement(first: torch.Tensor, second: torch.Tensor) -> float:
     union = ((first > 0) | (second > 0)).sum()
     return float(((first > 0) & (second > 0)).sum() / union) if union else 1.0
-
-
-def _prompts_inside(scene: Scene, request: PromptRequest, *, is_preview: bool) -> ObjectPrompts | None:
-    """The prompts in raster pixels; None for a preview that cannot be given."""
-    rows, cols = scene.reader.shape
-    points_xy, labels = _points(scene.reader, request)
-    inside = ((points_xy >= 0) & (points_xy < (cols, rows))).all(axis=1)
-    outline: Any = None
-    if request.outline is not None and not request.outline.is_empty:
-        outline = shapely.transform(request.outline, scene.reader.to_pixels)
-    box = None
-    if request.box_map is not None or outline is not None:
-        drawn = map_bounds_px(scene.reader, request.box_map) if request.box_map is not None else outline.bounds
-        clipped = intersection(drawn, (0, 0, cols, rows))
-        box = clipped if clipped[2] > clipped[0] and clipped[3] > clipped[1] else None
-    if box is not None or FOREGROUND in labels[inside]:
-        return ObjectPrompts("", "", points_xy[inside], labels[inside], box, outline if box is not None else None)
-    if is_preview:
-        return None
-    if FOREGROUND in labels or request.box_map is not None or outline is not None:
-        raise JobError("The prompt lies outside the raster; click on its image.")
-    raise JobError("Background prompts alone do not say what the object is; add a foreground point or a box.")
-
-
-def _points(reader: RasterReader, request: PromptRequest) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Clicks and points along scribbles in raster pixels (N, 2), and their labels (N,)."""
-    parts = [reader.to_pixels(np.reshape(request.points_map, (-1, 2)))]
-    labels = list(request.labels)
-    for line_map, label in zip(request.scribbles_map, request.scribble_labels, strict=True):
-        places = scribble_points(shapely.LineString(reader.to_pixels(line_map)))
-        parts.append(places)
-        labels += [label] * len(places)
-    return np.concatenate(parts), np.array(labels, np.int64)

@@ -9,8 +9,9 @@ import shapely
 from ...models.progress import NullProgress, Progress, raise_if_cancelled
 from ..errors import JobError
 from ..raster.reader import RasterReader
-from .interactive import InteractiveSegmenter, PromptRequest
+from .interactive import InteractiveSegmenter
 from .objects import ObjectPrompts
+from .prompt_request import PromptRequest
 from .segment import SegmentedObject, SegmentOptions
 
 # Neighbours after one another share embeddings in the cache's memory.

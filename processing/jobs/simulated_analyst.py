@@ -20,7 +20,8 @@ from ..raster.reader import RasterReader
 from ..raster.windows import SquareWindow
 from .click_curves import ObjectCurve
 from .clicker import BoolMask, NoErrorLeftError, iou, next_click
-from .interactive import InteractiveSegmenter, PromptRequest, PromptResult
+from .interactive import InteractiveSegmenter
+from .prompt_request import PromptRequest, PromptResult
 from .scene import Scene
 
 ACCEPT_ANSWER, ACCEPT_REFERENCE = "answer", "reference"

@@ -7,12 +7,8 @@ import pytest
 from affine import Affine
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs.click_windows import view_windows, window_px_for_view
-from segadapt.processing.jobs.interactive import (
-    InteractiveOptions,
-    PreviousAnswer,
-    PromptRequest,
-    segment_prompts,
-)
+from segadapt.processing.jobs.interactive import InteractiveOptions, segment_prompts
+from segadapt.processing.jobs.prompt_request import PreviousAnswer, PromptRequest
 from segadapt.processing.raster.windows import lattice_window
 from shapely.geometry import Point, box
 

@@ -9,7 +9,8 @@ import shapely
 from segadapt.models.adaptation.online import run_to_end
 from segadapt.models.errors import CheckpointError
 from segadapt.processing.errors import JobError
-from segadapt.processing.jobs.interactive import InteractiveOptions, InteractiveSegmenter, PromptRequest
+from segadapt.processing.jobs.interactive import InteractiveOptions, InteractiveSegmenter
+from segadapt.processing.jobs.prompt_request import PromptRequest
 from shapely.geometry import box
 
 ROOFS = [box(100 + 150 * n, 100, 160 + 150 * n, 140) for n in range(6)]

@@ -53,7 +53,7 @@ class FakeSegmenter:
         self.learned: list[Any] = []
 
     def answer(self, request: Any, *, only_if_encoded: bool = False) -> Any:
-        from segadapt.processing.jobs.interactive import MaskOption, PromptResult
+        from segadapt.processing.jobs.prompt_request import MaskOption, PromptResult
         from segadapt.processing.raster.windows import SquareWindow
         from shapely.geometry import MultiPolygon, Point
 
