@@ -99,19 +99,25 @@ def write_scene(path: Path, *, crs: str | None = "EPSG:32631") -> Path:
 
 
 @pytest.fixture(scope="session")
-def segadapt_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty home of SegAdapt that holds only the real weights; what the user has is not touched."""
+def home_with_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty home of SegAdapt that holds only the real weights."""
     from segadapt.models.checkpoints import fetch_checkpoint
     from segadapt.models.registry import get_card
 
-    weights = fetch_checkpoint(get_card("mobile_sam"))
     home = tmp_path_factory.mktemp("home")
     (home / "checkpoints").mkdir()
-    (home / "checkpoints" / weights.name).symlink_to(weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGADAPT_HOME", str(home))
-        patch.setenv("SEGADAPT_OFFLINE", "1")
-        yield home
+    for name in ("mobile_sam", "efficientnet_lite0"):
+        weights = fetch_checkpoint(get_card(name))
+        (home / "checkpoints" / weights.name).symlink_to(weights)
+    return home
+
+
+@pytest.fixture  # no longer than a test: the tests of other folders look for the user's weights
+def segadapt_home(home_with_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That home in use, without a network; what the user has is not touched."""
+    monkeypatch.setenv("SEGADAPT_HOME", str(home_with_weights))
+    monkeypatch.setenv("SEGADAPT_OFFLINE", "1")
+    return home_with_weights
 
 
 @pytest.fixture(scope="module")  # not longer: the plugin's own tests add and remove the provider
@@ -176,6 +182,12 @@ def repainted(scene_file: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def dark_scene(repainted: Callable[..., Path]) -> Path:
+    """The scene with dark roofs on bright ground, which `roof_model` takes for the reverse."""
+    return repainted("dark.tif", lambda pixels: 250 - pixels)
 
 
 @pytest.fixture

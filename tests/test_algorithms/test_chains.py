@@ -232,12 +232,11 @@ def reference(path: Path, roofs: Any) -> str:
 
 
 def test_few_labels_from_selection_to_evaluation(
-    run: Any, roof_model: Path, repainted: Callable[..., Path], roofs: Any, tmp_path: Path, feedback: Any
+    run: Any, roof_model: Path, dark_scene: Path, roofs: Any, tmp_path: Path, feedback: Any
 ) -> None:
     """Dark roofs on bright ground: learned from the labels of the regions alone, judged on the other ground alone."""
     from segadapt.models.semantic.card import read_card
 
-    scene = repainted("dark.tif", lambda pixels: 250 - pixels)
     files = {
         "REGIONS": "regions.gpkg",
         "TUNED_MODEL": "tuned.safetensors",
@@ -249,7 +248,7 @@ def test_few_labels_from_selection_to_evaluation(
     results = run(
         "selectlabeltunesegmentevaluate",
         {
-            "INPUT": str(scene),
+            "INPUT": str(dark_scene),
             "MODEL": str(roof_model),
             "LABELS": reference(tmp_path / "reference.geojson", roofs),
             "CLASS_FIELD": "what",
@@ -281,7 +280,7 @@ def test_few_labels_from_selection_to_evaluation(
 
 
 def test_a_test_area_limits_the_evaluation(
-    run: Any, roof_model: Path, repainted: Callable[..., Path], roofs: Any, prompts: Any, tmp_path: Path
+    run: Any, roof_model: Path, dark_scene: Path, roofs: Any, prompts: Any, tmp_path: Path
 ) -> None:
     """Where the labels are not complete everywhere, only the ground that the user names is judged on."""
     left, bottom, right, top = 600000, 5749850, 600075, 5750000
@@ -292,7 +291,7 @@ def test_a_test_area_limits_the_evaluation(
     results = run(
         "selectlabeltunesegmentevaluate",
         {
-            "INPUT": str(repainted("dark.tif", lambda pixels: 250 - pixels)),
+            "INPUT": str(dark_scene),
             "MODEL": str(roof_model),
             "LABELS": reference(tmp_path / "reference.geojson", roofs),
             "CLASS_FIELD": "what",

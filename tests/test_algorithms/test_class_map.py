@@ -16,31 +16,6 @@ from segadapt.processing.algorithms.class_map import HEADS
 pytestmark = pytest.mark.qgis
 
 
-@pytest.fixture(scope="module")
-def backbone_weights() -> Path:
-    """The published weights, fetched before a test forbids the network."""
-    import os
-    from unittest import mock
-
-    from segadapt.models.checkpoints import fetch_checkpoint
-    from segadapt.models.registry import get_card
-
-    kept = {name: value for name, value in os.environ.items() if name not in ("SEGADAPT_HOME", "SEGADAPT_OFFLINE")}
-    with mock.patch.dict(os.environ, kept, clear=True):
-        return fetch_checkpoint(get_card("efficientnet_lite0"))
-
-
-@pytest.fixture
-def with_backbone(provider: Any, backbone_weights: Path) -> None:
-    """The weights are where the algorithms look for them."""
-    from segadapt.models.checkpoints import checkpoint_folder
-
-    place = checkpoint_folder() / backbone_weights.name
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(backbone_weights)
-
-
 def clicks(layer_path: str, places: list[tuple[float, float, str]]) -> QgsVectorLayer:
     """A layer of points at pixels of the raster."""
     import rasterio
@@ -75,9 +50,7 @@ def halves(raster_factory: Any) -> tuple[str, QgsVectorLayer]:
     return scene, clicks(scene, places)
 
 
-def test_map_polygons_model_and_entropy(
-    run: Any, with_backbone: None, halves: tuple[str, QgsVectorLayer], tmp_path: Path
-) -> None:
+def test_map_polygons_model_and_entropy(run: Any, halves: tuple[str, QgsVectorLayer], tmp_path: Path) -> None:
     import rasterio
 
     scene, named_places = halves
@@ -112,7 +85,6 @@ def test_map_polygons_model_and_entropy(
 @pytest.mark.parametrize("moment", ["map", "polygons", "cancel"])
 def test_what_ends_early_leaves_no_polygons(
     failure: Any,
-    with_backbone: None,
     halves: tuple[str, QgsVectorLayer],
     tmp_path: Path,
     feedback: Any,

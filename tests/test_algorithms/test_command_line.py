@@ -87,13 +87,13 @@ def clean_environ(profile: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def qgis_process(clean_environ: dict[str, str], segadapt_home: Path) -> Callable[..., dict[str, Any]]:
+def qgis_process(clean_environ: dict[str, str], home_with_weights: Path) -> Callable[..., dict[str, Any]]:
     """Run `qgis_process --json` and return what it prints."""
     if PROGRAM is None:
         pytest.skip("there is no qgis_process")
 
     def call(*arguments: str, expect: int = 0) -> dict[str, Any]:
-        variables = {**clean_environ, "SEGADAPT_HOME": str(segadapt_home), "SEGADAPT_OFFLINE": "1"}
+        variables = {**clean_environ, "SEGADAPT_HOME": str(home_with_weights), "SEGADAPT_OFFLINE": "1"}
         command = [str(PROGRAM), "--json", *arguments]
         result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         assert result.returncode == expect, result.stdout + result.stderr

@@ -128,19 +128,6 @@ def test_a_budget_that_cannot_be_spent_is_told_and_nothing_is_left(
     assert list(tmp_path.glob("s.gpkg*")) == []
 
 
-@pytest.fixture
-def dark_scene(scene_file: Path, tmp_path: Path) -> Path:
-    """The scene with dark roofs on bright ground, which the model takes for the reverse."""
-    import rasterio
-
-    with rasterio.open(scene_file) as dataset:
-        pixels, profile = dataset.read(), dataset.profile
-    path = tmp_path / "dark.tif"
-    with rasterio.open(path, "w", **profile) as dataset:
-        dataset.write(250 - pixels)
-    return path
-
-
 def label_layer(path: Path, roofs: Any, regions: Path | None = None) -> Any:
     """What somebody labelled: the roofs, within regions where some are given."""
     from qgis.core import QgsFeature, QgsGeometry, QgsVectorFileWriter, QgsVectorLayer

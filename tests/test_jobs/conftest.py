@@ -82,10 +82,10 @@ def iou():
 
 
 class Recorder:
-    """Progress that remembers; `cancel_after` counts questions for cancel."""
+    """Progress that remembers; cancelled after `cancel_after` questions, or once a text with `cancel_at` was told."""
 
-    def __init__(self, cancel_after=None):
-        self.fractions, self.texts, self._left = [], [], cancel_after
+    def __init__(self, cancel_after=None, *, cancel_at=None):
+        self.fractions, self.texts, self._left, self._cancel_at = [], [], cancel_after, cancel_at
 
     def set_fraction(self, fraction):
         self.fractions.append(fraction)
@@ -95,7 +95,7 @@ class Recorder:
 
     def is_cancelled(self):
         if self._left is None:
-            return False
+            return self._cancel_at is not None and any(self._cancel_at in text for text in self.texts)
         self._left -= 1
         return self._left < 0
 

@@ -11,13 +11,10 @@ import pytest
 import torch
 from segadapt.models.chips import Chips, unlabelled_chips
 from segadapt.models.errors import Cancelled
-from segadapt.models.semantic.card import PackageError, SegmenterCard, SegmenterClass, read_card
+from segadapt.models.semantic.card import PackageError, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
-from segadapt.models.semantic.prediction import predict_labels
-from segadapt.models.semantic.segmenter import build_segmenter, load_published_encoder
-from segadapt.models.training import TrainingOptions, fit
 from segadapt.models.transfer.base import _METHODS, Method, TransferError
-from segadapt.models.transfer.statistics import FEATURE_MEAN, source_statistics
+from segadapt.models.transfer.statistics import FEATURE_MEAN
 from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs.adapt_model import CHAINS, AdaptJob, adapt_model
 from segadapt.processing.jobs.adaptation_report import adaptation_report
@@ -25,8 +22,6 @@ from segadapt.processing.jobs.chip_segments import model_segments, superpixels
 from segadapt.processing.jobs.domain_shift import domain_shift
 from segadapt.processing.jobs.model_rasters import TargetRaster, read_target_chips
 from segadapt.processing.jobs.shift_report import shift_report
-
-SIDE, CHIP = 256, 64
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,76 +32,10 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def paint(seed, *, side=SIDE):
-    """Pixels (3, side, side) and labels of dark ground with bright roofs, as the source sees them."""
-    random = np.random.default_rng(seed)
-    pixels = random.normal(85, 10, (3, side, side))
-    labels = np.zeros((side, side), np.uint8)
-    for row in range(0, side, CHIP):
-        for col in range(0, side, CHIP):
-            height, width = random.integers(18, 30, 2)
-            y, x = row + random.integers(3, CHIP - height - 3), col + random.integers(3, CHIP - width - 3)
-            labels[y : y + height, x : x + width] = 1
-    pixels[:, labels == 1] += 90
-    return pixels.clip(0, 255).astype(np.uint8), labels
-
-
-def in_other_light(pixels):
-    """Haze: bright ground, hardly any contrast."""
-    return (0.2 * pixels.astype(np.float64) + 170).clip(0, 255).astype(np.uint8)
-
-
-def chips_of(pixels, labels):
-    tiles = [
-        (pixels[:, r : r + CHIP, c : c + CHIP], labels[r : r + CHIP, c : c + CHIP])
-        for r in range(0, SIDE, CHIP)
-        for c in range(0, SIDE, CHIP)
-    ]
-    plain = unlabelled_chips(np.stack([tile for tile, _ in tiles]))
-    return plain.with_labels(np.stack([label for _, label in tiles]))
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    """A model that knows the source well."""
-    card = SegmenterCard(
-        name="roofs",
-        decoder="fpn",
-        encoder="tf_efficientnet_lite0",
-        bands=("red", "green", "blue"),
-        classes=(SegmenterClass(0, "ground", (110, 110, 110)), SegmenterClass(1, "roof", (213, 94, 0))),
-        gsd_m=0.5,
-        chip_px=CHIP,
-        mean=(105.0,) * 3,
-        std=(40.0,) * 3,
-        # Without it every raster is stretched to its own range, and haze is gone before the model sees it.
-        stretch=(0.0, 0.0, 0.0, 255.0, 255.0, 255.0),
-        licence="test",
-        made_on="2026-01-01",
-        segadapt_version="0",
-    )
-    torch.manual_seed(0)
-    model = build_segmenter(card)
-    load_published_encoder(model)
-    source = chips_of(*paint(0))
-    fit(model, source, None, TrainingOptions(n_steps=24, n_checks=1, rate=2e-3, patience=None))
-    statistics, extra = source_statistics(model, source)
-    model.card = replace(card, statistics=statistics)
-    path = tmp_path_factory.mktemp("models") / "roofs.safetensors"
-    save_segmenter(model, path, extra=extra)
-    return path
-
-
 @pytest.fixture
-def target(raster_factory):
-    pixels, labels = paint(1)
-    return TargetRaster(raster_factory(in_other_light(pixels), "hazy ä.tif")), labels
-
-
-def roof_iou(path: Path, pixels, labels) -> float:
-    said = predict_labels(load_segmenter(path), chips_of(pixels, labels))
-    truth = chips_of(pixels, labels).labels
-    return float(((said == 1) & (truth == 1)).sum() / ((said == 1) | (truth == 1)).sum())
+def target(town, raster_factory):
+    pixels, labels = town.paint(1)
+    return TargetRaster(raster_factory(town.in_haze(pixels), "hazy ä.tif")), labels
 
 
 @dataclass(frozen=True)
@@ -128,15 +57,15 @@ def collapse(monkeypatch):
     monkeypatch.setitem(_METHODS, "collapse", Collapse)
 
 
-def test_haze_is_overcome_and_the_package_tells_of_it(package, target, tmp_path):
+def test_haze_is_overcome_and_the_package_tells_of_it(town, town_model, target, tmp_path):
     raster, labels = target
     output = tmp_path / "adapted.safetensors"
-    job = AdaptJob(model=package, output=output, methods=("quantile", "norm_statistics"), device="cpu")
+    job = AdaptJob(model=town_model, output=output, methods=("quantile", "norm_statistics"), device="cpu")
     result = adapt_model([raster], job)
-    pixels = in_other_light(paint(1)[0])
-    assert roof_iou(package, *paint(1)) > 0.8
-    lost = roof_iou(package, pixels, labels)
-    won = roof_iou(output, pixels, labels)
+    pixels = town.in_haze(town.paint(1)[0])
+    assert town.roof_iou(town_model, *town.paint(1)) > 0.8
+    lost = town.roof_iou(town_model, pixels, labels)
+    won = town.roof_iou(output, pixels, labels)
     assert lost < 0.3
     assert won > 0.7
     assert result.is_adapted
@@ -148,8 +77,8 @@ def test_haze_is_overcome_and_the_package_tells_of_it(package, target, tmp_path)
     assert event["n_chips"] + len(result.held_out) == 16
     assert event["agreement_after"] == pytest.approx(result.after.score, abs=1e-4)
     # What the source was is still known: the next adaptation starts from it.
-    assert read_card(output).statistics == read_card(package).statistics
-    assert torch.equal(load_extra(output)[FEATURE_MEAN], load_extra(package)[FEATURE_MEAN])
+    assert read_card(output).statistics == read_card(town_model).statistics
+    assert torch.equal(load_extra(output)[FEATURE_MEAN], load_extra(town_model)[FEATURE_MEAN])
     page = adaptation_report(result, [raster])
     assert "hazy ä.tif" in page
     assert "The adapted model is saved." in page
@@ -157,12 +86,12 @@ def test_haze_is_overcome_and_the_package_tells_of_it(package, target, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapted.safetensors", "hazy ä.tif"]
 
 
-def test_the_same_seed_gives_the_same_model(package, target, tmp_path):
+def test_the_same_seed_gives_the_same_model(town_model, target, tmp_path):
     raster, _ = target
     digests = []
     for number in range(2):
         output = tmp_path / f"{number}.safetensors"
-        job = AdaptJob(model=package, output=output, methods=("quantile", "entropy"), n_steps=2, device="cpu")
+        job = AdaptJob(model=town_model, output=output, methods=("quantile", "entropy"), n_steps=2, device="cpu")
         adapt_model([raster], job)
         digests.append(
             {name: value.double().sum().item() for name, value in load_segmenter(output).state_dict().items()}
@@ -170,13 +99,13 @@ def test_the_same_seed_gives_the_same_model(package, target, tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_a_model_that_collapses_is_not_kept(package, target, tmp_path, collapse, recorder):
+def test_a_model_that_collapses_is_not_kept(town_model, target, tmp_path, collapse, recorder):
     raster, _ = target
     output = tmp_path / "result.safetensors"
     progress = recorder()
     # After the values were mapped the model finds roofs: these must not vanish.
     mapped = tmp_path / "mapped.safetensors"
-    adapt_model([raster], AdaptJob(model=package, output=mapped, methods=("quantile",), device="cpu"))
+    adapt_model([raster], AdaptJob(model=town_model, output=mapped, methods=("quantile",), device="cpu"))
     job = AdaptJob(model=mapped, output=output, methods=("collapse",), device="cpu")
     result = adapt_model([raster], job, progress=progress)
     assert not result.is_adapted
@@ -186,11 +115,11 @@ def test_a_model_that_collapses_is_not_kept(package, target, tmp_path, collapse,
     assert "The source model is saved, unchanged." in adaptation_report(result, [raster])
 
 
-def test_an_adapter_that_is_not_improved_comes_back_whole(package, target, tmp_path, collapse):
+def test_an_adapter_that_is_not_improved_comes_back_whole(town_model, target, tmp_path, collapse):
     raster, _ = target
-    model = load_segmenter(package)
+    model = load_segmenter(town_model)
     adapter = tmp_path / "adapter.safetensors"
-    model.card = replace(model.card, base_file=str(package), base_sha256=package_sha256(package))
+    model.card = replace(model.card, base_file=str(town_model), base_sha256=package_sha256(town_model))
     save_segmenter(model, adapter, adapter={"input_map": 255 - model.input_map})
     folder = tmp_path / "elsewhere"
     folder.mkdir()
@@ -202,37 +131,37 @@ def test_an_adapter_that_is_not_improved_comes_back_whole(package, target, tmp_p
 
 
 @pytest.mark.parametrize("questions", [0, 12, 30])
-def test_a_cancel_leaves_nothing(package, target, tmp_path, recorder, questions):
+def test_a_cancel_leaves_nothing(town_model, target, tmp_path, recorder, questions):
     raster, _ = target
     output = tmp_path / "adapted.safetensors"
-    job = AdaptJob(model=package, output=output, methods=("entropy",), n_steps=40, device="cpu")
+    job = AdaptJob(model=town_model, output=output, methods=("entropy",), n_steps=40, device="cpu")
     with pytest.raises(Cancelled):
         adapt_model([raster], job, progress=recorder(cancel_after=questions))
     assert [path.name for path in tmp_path.iterdir()] == [Path(raster.path).name]
 
 
-def test_progress_only_goes_forward(package, target, tmp_path, recorder):
+def test_progress_only_goes_forward(town_model, target, tmp_path, recorder):
     progress = recorder()
     job = AdaptJob(
-        model=package, output=tmp_path / "m.safetensors", methods=("self_training",), n_steps=3, device="cpu"
+        model=town_model, output=tmp_path / "m.safetensors", methods=("self_training",), n_steps=3, device="cpu"
     )
     adapt_model([target[0]], replace(job, segments="superpixels"), progress=progress)
     assert progress.fractions == sorted(progress.fractions)
     assert progress.fractions[-1] == 1.0
 
 
-def test_what_does_not_go_together_is_said(package, target, tmp_path, raster_factory):
+def test_what_does_not_go_together_is_said(town, town_model, target, tmp_path, raster_factory):
     raster, _ = target
     output = tmp_path / "m.safetensors"
     with pytest.raises(TransferError, match="'magic'"):
-        AdaptJob(model=package, output=output, methods=("magic",))
+        AdaptJob(model=town_model, output=output, methods=("magic",))
     with pytest.raises(TransferError, match="only prepares"):
-        AdaptJob(model=package, output=output, methods=("masked_image",))
+        AdaptJob(model=town_model, output=output, methods=("masked_image",))
     with pytest.raises(JobError, match="0 steps"):
-        AdaptJob(model=package, output=output, n_steps=0)
+        AdaptJob(model=town_model, output=output, n_steps=0)
     with pytest.raises(JobError, match="another file"):
-        AdaptJob(model=package, output=package)
-    job = AdaptJob(model=package, output=output, methods=("quantile",), device="cpu")
+        AdaptJob(model=town_model, output=town_model)
+    job = AdaptJob(model=town_model, output=output, methods=("quantile",), device="cpu")
     with pytest.raises(JobError, match="No raster"):
         adapt_model([], job)
     two_bands = raster_factory(np.zeros((2, 128, 128), np.uint8), "two.tif")
@@ -241,7 +170,7 @@ def test_what_does_not_go_together_is_said(package, target, tmp_path, raster_fac
     empty = raster_factory(np.zeros((3, 128, 128), np.uint8), "empty.tif", nodata=0)
     with pytest.raises((JobError, RasterError), match=r"empty\.tif"):
         adapt_model([TargetRaster(empty)], job)
-    small = raster_factory(in_other_light(paint(2)[0][:, :60, :60]), "small.tif")
+    small = raster_factory(town.in_haze(town.paint(2)[0][:, :60, :60]), "small.tif")
     with pytest.raises(JobError, match="1 chip"):
         adapt_model([TargetRaster(small)], job)
     with pytest.raises(TransferError, match="labelled chips of the source"):
@@ -251,19 +180,19 @@ def test_what_does_not_go_together_is_said(package, target, tmp_path, raster_fac
     assert not output.exists()
 
 
-def test_another_bit_depth_is_said(package, raster_factory, tmp_path):
+def test_another_bit_depth_is_said(town, town_model, raster_factory, tmp_path):
     """The model's own stretch sends all of it to white."""
-    deep = TargetRaster(raster_factory(paint(1)[0].astype(np.uint16) * 200, "deep.tif"))
-    job = AdaptJob(model=package, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
+    deep = TargetRaster(raster_factory(town.paint(1)[0].astype(np.uint16) * 200, "deep.tif"))
+    job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
     with pytest.raises(JobError, match=r"deep\.tif .* \(0 to 255\).* bit depth"):
         adapt_model([deep], job)
     with pytest.raises(JobError, match="bit depth"):
-        domain_shift([deep], package, device="cpu")
+        domain_shift([deep], town_model, device="cpu")
     assert not job.output.exists()
 
 
-def test_an_altered_byte_is_said(package, target, tmp_path):
-    content = bytearray(package.read_bytes())
+def test_an_altered_byte_is_said(town_model, target, tmp_path):
+    content = bytearray(town_model.read_bytes())
     content[-1000] ^= 1
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(content)
@@ -274,37 +203,37 @@ def test_an_altered_byte_is_said(package, target, tmp_path):
         domain_shift([target[0]], damaged, device="cpu")
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(package, target, tmp_path, collapse, monkeypatch):
+def test_a_full_disk_is_said_and_leaves_nothing(town_model, target, tmp_path, collapse, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfile", full)
-    job = AdaptJob(model=package, output=tmp_path / "m.safetensors", methods=("collapse",), device="cpu")
+    job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=("collapse",), device="cpu")
     with pytest.raises(JobError, match="No space left on device"):
         adapt_model([target[0]], job)
     assert [path.name for path in tmp_path.iterdir()] == [Path(target[0].path).name]
 
 
-def test_pixels_that_are_no_numbers_do_not_count(package, raster_factory, tmp_path):
-    pixels = in_other_light(paint(1)[0]).astype(np.float32)
+def test_pixels_that_are_no_numbers_do_not_count(town, town_model, raster_factory, tmp_path):
+    pixels = town.in_haze(town.paint(1)[0]).astype(np.float32)
     pixels[:, :, :100] = np.nan
     raster = TargetRaster(raster_factory(pixels, "nan.tif"))
-    job = AdaptJob(model=package, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
+    job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
     result = adapt_model([raster], job)
     assert result.is_adapted
     # The map of values is that of the pixels with data: zeros for NaN would have drawn it to the dark.
-    whole = TargetRaster(raster_factory(in_other_light(paint(1)[0]), "whole.tif"))
+    whole = TargetRaster(raster_factory(town.in_haze(town.paint(1)[0]), "whole.tif"))
     adapt_model([whole], replace(job, output=tmp_path / "w.safetensors"))
     maps = [load_segmenter(tmp_path / f"{name}.safetensors").input_map[0, 180:210] for name in "mw"]
     assert (maps[0] - maps[1]).abs().mean() < 5
 
 
-def test_rasters_without_data_are_left_out(package, target, raster_factory, recorder):
+def test_rasters_without_data_are_left_out(town, town_model, target, raster_factory, recorder):
     raster, _ = target
-    pixels = in_other_light(paint(1)[0])
-    pixels[:, :, : SIDE // 2] = 0
+    pixels = town.in_haze(town.paint(1)[0])
+    pixels[:, :, : town.side_px // 2] = 0
     half = TargetRaster(raster_factory(pixels, "half.tif", nodata=0))
-    card = load_segmenter(package).card
+    card = load_segmenter(town_model).card
     chips = read_target_chips([raster, half], card)
     assert len(chips) == 16 + 8
     assert len(set(chips.blocks[:16]) & set(chips.blocks[16:])) == 0
@@ -318,9 +247,9 @@ def test_chains_are_known():
         assert names_of(chain)
 
 
-def test_superpixels_keep_to_the_edges():
-    pixels, labels = paint(3)
-    chips = chips_of(pixels, labels)
+def test_superpixels_keep_to_the_edges(town):
+    pixels, labels = town.paint(3)
+    chips = town.chips(pixels, labels)
     valid = chips.valid.copy()
     valid[:, :10] = False
     found = superpixels(Chips(chips.pixels, chips.labels, valid, chips.blocks, chips.origins))
@@ -335,9 +264,9 @@ def test_superpixels_keep_to_the_edges():
     assert np.average(purity, weights=sizes) > 0.97
 
 
-def test_segments_of_a_promptable_model(fake_engine):
-    pixels, labels = paint(4)
-    chips = chips_of(pixels, labels).take([0, 1])
+def test_segments_of_a_promptable_model(town, fake_engine):
+    pixels, labels = town.paint(4)
+    chips = town.chips(pixels, labels).take([0, 1])
     found = model_segments(chips, fake_engine)
     for segments, truth in zip(found, chips.labels, strict=True):
         inside = segments[truth == 1]
@@ -345,21 +274,21 @@ def test_segments_of_a_promptable_model(fake_engine):
         assert number > 0
         mask = segments == number
         assert (mask & (truth == 1)).sum() / (mask | (truth == 1)).sum() > 0.8
-    four = unlabelled_chips(np.zeros((1, 4, CHIP, CHIP), np.uint8))
+    four = unlabelled_chips(np.zeros((1, 4, 64, 64), np.uint8))
     with pytest.raises(JobError, match="three bands"):
         model_segments(four, fake_engine)
 
 
-def test_haze_is_far_and_the_usual_light_near(package, target, raster_factory, recorder):
-    at_home = TargetRaster(raster_factory(paint(5)[0], "home.tif"))
+def test_haze_is_far_and_the_usual_light_near(town, town_model, target, raster_factory, recorder):
+    at_home = TargetRaster(raster_factory(town.paint(5)[0], "home.tif"))
     progress = recorder()
-    near = domain_shift([at_home], package, device="cpu", progress=progress)
-    far = domain_shift([target[0]], package, device="cpu")
+    near = domain_shift([at_home], town_model, device="cpu", progress=progress)
+    far = domain_shift([target[0]], town_model, device="cpu")
     assert (near.advice.level, far.advice.level) == ("near", "far")
     assert near.shift.overall < 0.2 < 0.6 < far.shift.overall
     assert progress.fractions == sorted(progress.fractions)
     assert {*near.advice.methods, *far.advice.methods} <= set(CHAINS)
-    assert domain_shift([target[0]], package, device="cpu").shift == far.shift
+    assert domain_shift([target[0]], town_model, device="cpu").shift == far.shift
     page = shift_report(far, [target[0]])
     assert "far (0." in page
     assert "hazy ä.tif" in page
@@ -367,8 +296,8 @@ def test_haze_is_far_and_the_usual_light_near(package, target, raster_factory, r
     assert page.count("<img") == 2
 
 
-def test_a_model_that_does_not_know_its_source_is_said_to(package, target, tmp_path):
-    model = load_segmenter(package)
+def test_a_model_that_does_not_know_its_source_is_said_to(town_model, target, tmp_path):
+    model = load_segmenter(town_model)
     model.card = replace(model.card, statistics={})
     path = tmp_path / "plain.safetensors"
     save_segmenter(model, path)
@@ -378,13 +307,15 @@ def test_a_model_that_does_not_know_its_source_is_said_to(package, target, tmp_p
     assert "unknown" in shift_report(result, [target[0]])
 
 
-def test_what_is_recommended_helps(package, target, tmp_path):
+def test_what_is_recommended_helps(town_model, target, tmp_path):
     """The quick part of the chain that far haze is advised to start with."""
-    advice = domain_shift([target[0]], package, device="cpu").advice
+    advice = domain_shift([target[0]], town_model, device="cpu").advice
     first = advice.methods[0].split("+")[0]
     output = tmp_path / "m.safetensors"
-    assert adapt_model([target[0]], AdaptJob(model=package, output=output, methods=(first,), device="cpu")).is_adapted
+    assert adapt_model(
+        [target[0]], AdaptJob(model=town_model, output=output, methods=(first,), device="cpu")
+    ).is_adapted
     assert (
         domain_shift([target[0]], output, device="cpu").shift.frechet
-        < 0.5 * domain_shift([target[0]], package, device="cpu").shift.frechet
+        < 0.5 * domain_shift([target[0]], town_model, device="cpu").shift.frechet
     )

@@ -12,9 +12,8 @@ import torch
 from segadapt.models.chips import ChipError, Chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.progress import NullProgress
-from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
 from segadapt.models.semantic.segmenter import build_segmenter
-from segadapt.models.training import TrainingOptions, fit, score_of
+from segadapt.models.training import score_of
 from segadapt.models.transfer.statistics import source_statistics
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import compare_adaptation as job_module
@@ -32,20 +31,6 @@ from segadapt.processing.jobs.comparison_report import comparison_report, recomm
 from segadapt.processing.jobs.peak_memory import PeakMemory
 
 SIDE = 64
-CARD = SegmenterCard(
-    name="source",
-    decoder="unet",
-    encoder="lcnet_035",
-    bands=("red", "green", "blue"),
-    classes=(SegmenterClass(0, "other", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
-    gsd_m=0.5,
-    chip_px=SIDE,
-    mean=(127.0,) * 3,
-    std=(128.0,) * 3,
-    licence="test",
-    made_on="2026-01-01",
-    segadapt_version="0",
-)
 
 
 def squares(n, *, seed, shifted=False):
@@ -63,13 +48,10 @@ def squares(n, *, seed, shifted=False):
 
 
 @pytest.fixture(scope="module")
-def source():
-    torch.manual_seed(0)
-    model = build_segmenter(CARD)
-    chips = squares(16, seed=0)
-    fit(model, chips, None, TrainingOptions(n_steps=40, batch=4, rate=4e-3, encoder_rate=1.0))
+def source(train_roofs):
+    model, chips = train_roofs(chips=squares(16, seed=0), chip_px=SIDE, n_steps=40, batch=4)
     on_card, tensors = source_statistics(model, chips)
-    model.card = replace(CARD, statistics=on_card)
+    model.card = replace(model.card, statistics=on_card)
     assert score_of(model, squares(8, seed=9)) > 0.85
     assert score_of(model, squares(8, seed=9, shifted=True)) < 0.6
     return model, tensors
@@ -161,7 +143,7 @@ def test_a_model_that_is_right_already_is_kept(source):
 
 def test_a_method_that_cannot_be_used_is_told_and_the_rest_goes_on(source):
     model, _ = source
-    bare = build_segmenter(CARD)
+    bare = build_segmenter(replace(model.card, statistics={}))
     bare.load_state_dict(model.state_dict())
     job = CompareAdaptation(methods=("quantile",), layers=("head",), budgets=(1.0,), n_steps=1)
     result = compare_adaptation(bare, squares(8, seed=3), job)

@@ -11,12 +11,9 @@ import torch
 from segadapt.models.chips import Chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.metrics import mean_iou
-from segadapt.models.progress import NullProgress
-from segadapt.models.semantic.card import IGNORE, SegmenterCard, SegmenterClass, read_card
+from segadapt.models.semantic.card import IGNORE, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.semantic.prediction import evaluate_chips, predict_labels
-from segadapt.models.semantic.segmenter import build_segmenter
-from segadapt.models.training import TrainingOptions, fit
 from segadapt.models.transfer.fine_tuning import FineTuning
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs.class_scheme import scheme_of_card
@@ -25,34 +22,6 @@ from segadapt.processing.jobs.fine_tuning_report import fine_tuning_report
 from segadapt.processing.jobs.training_data import LabelledRaster
 
 CHIP_PX, LEFT, TOP = 32, 590_000, 5_750_000
-CARD = SegmenterCard(
-    name="roofs of the north",
-    decoder="unet",
-    encoder="lcnet_035",
-    bands=("red", "green", "blue"),
-    classes=(SegmenterClass(0, "background", (90, 90, 90)), SegmenterClass(1, "roof", (230, 85, 13))),
-    gsd_m=0.5,
-    chip_px=CHIP_PX,
-    mean=(127.0,) * 3,
-    std=(128.0,) * 3,
-    stretch=(0.0,) * 3 + (255.0,) * 3,
-    licence="test",
-    made_on="2026-01-01",
-    segadapt_version="0",
-)
-
-
-class Told(NullProgress):
-    """Progress that keeps what it is told, and is cancelled once a text was told."""
-
-    def __init__(self, cancel_at=None):
-        self.texts, self._cancel_at = [], cancel_at
-
-    def info(self, text):
-        self.texts.append(text)
-
-    def is_cancelled(self):
-        return self._cancel_at is not None and any(self._cancel_at in text for text in self.texts)
 
 
 def ground(side, *, seed, is_target=False):
@@ -77,12 +46,10 @@ def chips_of(pixels, truth):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(train_roofs, tmp_path_factory):
     """The package of a model that knows bright roofs."""
-    torch.manual_seed(0)
-    model = build_segmenter(CARD)
     pixels, _, truth = ground(4 * CHIP_PX, seed=0)
-    fit(model, chips_of(pixels, truth), None, TrainingOptions(n_steps=40, batch=8, rate=4e-3, encoder_rate=1.0))
+    model, _ = train_roofs(name="roofs of the north", chips=chips_of(pixels, truth), chip_px=CHIP_PX, n_steps=40)
     path = tmp_path_factory.mktemp("models") / "north.safetensors"
     save_segmenter(model, path, extra={"feature_mean": torch.arange(3.0)})
     return path
@@ -111,7 +78,7 @@ def job(source, folder, layers="full", **changes):
 
 
 def tuned(rasters, one, **more):
-    return fine_tune_model(rasters, scheme_of_card(CARD, rasters), one, **more)
+    return fine_tune_model(rasters, scheme_of_card(read_card(one.model), rasters), one, **more)
 
 
 def score(path):
@@ -119,8 +86,8 @@ def score(path):
     return mean_iou(evaluate_chips(load_segmenter(path), chips_of(pixels, truth)))
 
 
-def test_few_labels_bring_the_model_to_new_ground(source, target, tmp_path):
-    told = Told()
+def test_few_labels_bring_the_model_to_new_ground(source, target, tmp_path, recorder):
+    told = recorder()
     result = tuned([target()], job(source, tmp_path), progress=told)
     assert result.is_adapted
     assert score(source) < 0.5
@@ -170,7 +137,7 @@ def test_an_adapter_is_laid_over_its_base(source, target, layers, tmp_path):
     assert again.mean_iou_before == pytest.approx(result.mean_iou_after)
 
 
-def test_what_does_not_help_is_not_saved(source, target, tmp_path, monkeypatch):
+def test_what_does_not_help_is_not_saved(source, target, tmp_path, monkeypatch, recorder):
     from segadapt.processing.jobs import fine_tune_model as module
 
     split, model = module.split_chips, load_segmenter(source)
@@ -183,7 +150,7 @@ def test_what_does_not_help_is_not_saved(source, target, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "split_chips", misleading)
     one = job(source, tmp_path, "decoder", is_adapter_only=True, n_steps=10)
-    told = Told()
+    told = recorder()
     result = tuned([target()], one, progress=told)
     assert not result.is_adapted
     assert result.after is None
@@ -194,12 +161,12 @@ def test_what_does_not_help_is_not_saved(source, target, tmp_path, monkeypatch):
     assert "the source model is saved as it was" in fine_tuning_report(result)
 
 
-def test_a_cancel_keeps_the_best_so_far_or_leaves_nothing(source, target, tmp_path):
+def test_a_cancel_keeps_the_best_so_far_or_leaves_nothing(source, target, tmp_path, recorder):
     one = job(source, tmp_path, "full", n_steps=30)
     with pytest.raises(Cancelled):
-        tuned([target()], one, progress=Told(cancel_at="to learn from"))
+        tuned([target()], one, progress=recorder(cancel_at="to learn from"))
     assert list(tmp_path.glob("*safetensors*")) == []
-    told = Told(cancel_at="Step 21 of 30")
+    told = recorder(cancel_at="Step 21 of 30")
     result = tuned([target()], one, progress=told)
     assert result.is_adapted
     assert result.card.history[-1]["n_steps"] == 21
@@ -208,8 +175,8 @@ def test_a_cancel_keeps_the_best_so_far_or_leaves_nothing(source, target, tmp_pa
     assert score(one.output) > score(source) + 0.2
 
 
-def test_one_block_of_ground_is_split_by_chips(source, target, tmp_path):
-    told = Told()
+def test_one_block_of_ground_is_split_by_chips(source, target, tmp_path, recorder):
+    told = recorder()
     result = tuned([target(side=2 * CHIP_PX)], job(source, tmp_path, "decoder", n_steps=4), progress=told)
     assert (result.n_chips, result.n_held_out) == (3, 1)
 
@@ -223,10 +190,11 @@ def test_samples_with_the_background_named_leave_the_rest_unknown(source, target
         polygons=(*raster.polygons[:8], *parts),
         names=(*raster.names[:8], *("Background",) * len(parts)),
     )
-    assert scheme_of_card(CARD, [raster]).background == 0
-    assert scheme_of_card(CARD, [labelled]).background is None
-    assert scheme_of_card(CARD, [labelled], background="class").background == 0
-    assert scheme_of_card(CARD, [replace(labelled, area=(shapely.box(LEFT, TOP - 8, LEFT + 64, TOP),))]).background == 0
+    card = read_card(source)
+    assert scheme_of_card(card, [raster]).background == 0
+    assert scheme_of_card(card, [labelled]).background is None
+    assert scheme_of_card(card, [labelled], background="class").background == 0
+    assert scheme_of_card(card, [replace(labelled, area=(shapely.box(LEFT, TOP - 8, LEFT + 64, TOP),))]).background == 0
     result = tuned([labelled], job(source, tmp_path, "decoder", n_steps=4))
     assert result.n_labelled_px < 8 * 15 * 15 + 16 * 128
 
@@ -249,7 +217,7 @@ def test_what_cannot_be_done_is_told(source, target, tmp_path):
     with pytest.raises(JobError, match="'tree'"):
         tuned([replace(target(n=1), names=("tree",))], job(source, tmp_path))
     rasters = [target(n=3)]
-    scheme = scheme_of_card(CARD, rasters, background="unlabelled")
+    scheme = scheme_of_card(read_card(source), rasters, background="unlabelled")
     with pytest.raises(JobError, match="'roof' alone"):
         fine_tune_model(rasters, scheme, job(source, tmp_path))
     assert list(tmp_path.glob("*safetensors*")) == []

@@ -78,21 +78,12 @@ def test_the_budget_is_kept_in_its_unit(model_path, scene, unit, budget, n):
         assert n * 16 <= budget
 
 
-def test_the_size_is_a_whole_part_of_the_chip(model_path, scene):
-    said = []
-
-    class Log:
-        def set_fraction(self, fraction):
-            assert 0 <= fraction <= 1
-
-        def info(self, text):
-            said.append(text)
-
-        def is_cancelled(self):
-            return False
-
-    result = select_samples(model_path, [scene], job(region_m=9.0, budget=2), progress=Log())
-    assert "Squares of 16 pixels (8 m)." in said
+def test_the_size_is_a_whole_part_of_the_chip(model_path, scene, recorder):
+    progress = recorder()
+    result = select_samples(model_path, [scene], job(region_m=9.0, budget=2), progress=progress)
+    assert "Squares of 16 pixels (8 m)." in progress.texts
+    assert progress.fractions
+    assert all(0 <= fraction <= 1 for fraction in progress.fractions)
     assert {one.polygon.area for one in result.samples} <= {64.0}
     # Without a size 32 pixels; the raster's edge cuts them, and a quarter is not worth a gesture.
     result = select_samples(model_path, [scene], job(region_m=None, budget=11))

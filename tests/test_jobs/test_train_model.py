@@ -9,7 +9,6 @@ import pytest
 import shapely
 from segadapt.models.augmentation import USUAL, augment
 from segadapt.models.errors import Cancelled
-from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter
 from segadapt.models.semantic.prediction import predict_labels
@@ -24,19 +23,6 @@ from segadapt.processing.jobs.training_data import LabelledRaster, place_of, rea
 QUICK = ModelOptions(
     decoder="unet", weights="none", chip_px=32, n_steps=24, batch=8, held_out=0.3, augmentation=UNCHANGED, rate=3e-3
 )
-
-
-class Told(NullProgress):
-    """Progress that keeps what it is told, and is cancelled once a text was told."""
-
-    def __init__(self, cancel_at=None):
-        self.texts, self._cancel_at = [], cancel_at
-
-    def info(self, text):
-        self.texts.append(text)
-
-    def is_cancelled(self):
-        return self._cancel_at is not None and any(self._cancel_at in text for text in self.texts)
 
 
 def box(left, top, right, bottom):
@@ -77,14 +63,14 @@ def test_polygons_of_one_class_leave_background(houses):
         np.testing.assert_array_equal(chip, truth[row : row + 32, col : col + 32])
 
 
-def test_overlaps_are_unlabelled_and_unknown_ground_is_no_background(houses):
+def test_overlaps_are_unlabelled_and_unknown_ground_is_no_background(houses, recorder):
     path, _, _ = houses()
     raster = LabelledRaster(
         path=path,
         polygons=(box(0, 0, 20, 20), box(10, 0, 30, 20), box(40, 0, 50, 10), box(5, 5, 15, 15)),
         names=("roof", "tree", None, "roof"),
     )
-    told = Told()
+    told = recorder()
     chips = read_training_chips(
         [raster], scheme_of_labels([raster], background="class"), chip_px=160, progress=told, least_classes=3
     )
@@ -162,14 +148,14 @@ def test_labels_that_do_not_fit_are_refused_with_a_sentence(houses, raster_facto
         scheme_of_labels([LabelledRaster(path=path, label_path=Path(real))])
 
 
-def test_a_raster_without_labels_is_left_out_and_the_others_are_kept_apart(houses):
+def test_a_raster_without_labels_is_left_out_and_the_others_are_kept_apart(houses, recorder):
     first, second = houses("a.tif"), houses("b.tif", seed=1)
     rasters = [
         labelled(first[0], first[1]),
         LabelledRaster(path=second[0], polygons=(), names=()),
         labelled(second[0], second[1]),
     ]
-    scheme, told = scheme_of_labels(rasters), Told()
+    scheme, told = scheme_of_labels(rasters), recorder()
     chips = read_training_chips(rasters, scheme, chip_px=32, progress=told)
     assert np.unique(place_of(chips)).tolist() == [0, 2]
     assert any("b.tif is left out" in text for text in told.texts)
@@ -199,9 +185,9 @@ def test_a_split_keeps_a_rare_class_on_both_sides_where_it_can(houses):
         assert all((part.labels == well).any() for part in split_chips(chips, held_out=0.3, seed=seed))
 
 
-def test_training_learns_and_the_package_tells_of_it(houses, tmp_path):
+def test_training_learns_and_the_package_tells_of_it(houses, tmp_path, recorder):
     path, boxes, _ = houses()
-    raster, told = labelled(path, boxes, area=(box(0, 0, 160, 160),)), Told()
+    raster, told = labelled(path, boxes, area=(box(0, 0, 160, 160),)), recorder()
     output = tmp_path / "houses.safetensors"
     trained = train_model([raster], scheme_of_labels([raster]), output, QUICK, device="cpu", progress=told)
     assert trained.evaluation is not None
@@ -229,11 +215,11 @@ def test_training_learns_and_the_package_tells_of_it(houses, tmp_path):
     assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []
 
 
-def test_a_cancel_keeps_the_best_so_far_and_before_that_nothing(houses, tmp_path):
+def test_a_cancel_keeps_the_best_so_far_and_before_that_nothing(houses, tmp_path, recorder):
     path, boxes, _ = houses()
     raster, output = labelled(path, boxes), tmp_path / "model.safetensors"
     scheme = scheme_of_labels([raster])
-    told = Told(cancel_at="Step 3 of 24")
+    told = recorder(cancel_at="Step 3 of 24")
     trained = train_model([raster], scheme, output, QUICK, device="cpu", progress=told)
     assert trained.training.is_cancelled
     assert len(trained.training.checks) == 3
@@ -241,7 +227,7 @@ def test_a_cancel_keeps_the_best_so_far_and_before_that_nothing(houses, tmp_path
     assert any("best so far" in text or "best state so far" in text for text in told.texts)
     output.unlink()
     with pytest.raises(Cancelled, match="nothing was saved"):
-        train_model([raster], scheme, output, QUICK, device="cpu", progress=Told(cancel_at="to learn from"))
+        train_model([raster], scheme, output, QUICK, device="cpu", progress=recorder(cancel_at="to learn from"))
     assert not output.exists()
 
 
@@ -265,7 +251,9 @@ def test_same_seed_same_model_and_any_bands(houses, tmp_path, raster_factory):
     assert all(bool((a == second.state_dict()[name]).all()) for name, a in first.state_dict().items())
 
 
-def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence(houses, tmp_path, monkeypatch):
+def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence(
+    houses, tmp_path, monkeypatch, recorder
+):
     path, boxes, _ = houses()
     raster = labelled(path, boxes)
     scheme = scheme_of_labels([raster])
@@ -275,7 +263,7 @@ def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence
 
     monkeypatch.setattr(job, "load_published_encoder", missing)
     options = ModelOptions(**{**vars(QUICK), "n_steps": 1, "weights": "auto"})
-    told = Told()
+    told = recorder()
     card = train_model([raster], scheme, tmp_path / "a.safetensors", options, device="cpu", progress=told).card
     assert card.mean == (127.5,) * 3
     assert card.history[-1]["weights"] == "none"
@@ -296,9 +284,9 @@ def test_no_augmentation_changes_nothing():
     assert bool((kept == labels).all())
 
 
-def test_a_class_that_is_not_held_out_is_named(houses, tmp_path):
+def test_a_class_that_is_not_held_out_is_named(houses, tmp_path, recorder):
     path, _, _ = houses()
-    raster, told = labelled(path, [(2, 2, 12, 12)]), Told()
+    raster, told = labelled(path, [(2, 2, 12, 12)]), recorder()
     options = ModelOptions(**{**vars(QUICK), "n_steps": 1})
     train_model([raster], scheme_of_labels([raster]), tmp_path / "m.safetensors", options, device="cpu", progress=told)
     assert any("No chip to judge by holds 'house'" in text for text in told.texts)
