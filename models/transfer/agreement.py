@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 
 from ..chips import Chips
 from ..progress import NullProgress, Progress, raise_if_cancelled
@@ -41,6 +42,9 @@ _VIEWS: tuple[tuple[tuple[int, ...], float, float], ...] = (
     ((2, 3), 1.0, 1.12),
 )
 """Axes that are mirrored, gain, gamma: as much as two flights of a day differ."""
+_EDGE_PX = 8
+"""So near to missing data an answer is about the edge, which looks the same in every view, and not about the place."""
+_LEAST_INNER = 0.1
 _MOST_ODDS = 2.0
 _RARE = 0.003
 """Classes that both the source and the source's answer hold less of do not decide: a few objects would."""
@@ -85,8 +89,8 @@ def measure_agreement(
     """Measure a model on chips whose labels are not looked at; the same chips give the same numbers.
 
     `segments`: int32 (N, rows, cols), numbers of segments of the image within each chip (0: none). Pixels without data
-    do not count. Raises `TransferError` where no pixel has data or segments of another shape are given, and
-    `Cancelled` between batches.
+    do not count, nor do those close to them, unless there are few others. Raises `TransferError` where no pixel has
+    data or segments of another shape are given, and `Cancelled` between batches.
     """
     progress, n_classes = progress or NullProgress(), len(model.card.classes)
     if not chips.valid.any():
@@ -96,6 +100,7 @@ def measure_agreement(
             f"Segments of shape {segments.shape} for chips of shape {chips.labels.shape}; give one map per chip."
         )
     model.eval()
+    counted = _away_from_edges(chips.valid)
     counts = np.zeros(n_classes)
     pairs = np.zeros((n_classes, n_classes))
     in_segments = np.zeros(n_classes)
@@ -104,7 +109,7 @@ def measure_agreement(
         raise_if_cancelled(progress)
         part = slice(start, min(start + batch, len(chips)))
         pixels = torch.from_numpy(chips.pixels[part]).to(device_of(model)).float()
-        valid = chips.valid[part]
+        valid = counted[part]
         labels = _answer(model, pixels)
         counts += np.bincount(labels[valid], minlength=n_classes)
         for axes, gain, gamma in _VIEWS:
@@ -154,6 +159,15 @@ def changed_most(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], *,
     """Numbers of the `n` chips whose labels (N, rows, cols) differ most, the most changed first; none unchanged."""
     shares = (before != after).mean(axis=(1, 2))
     return [int(number) for number in np.argsort(-shares, kind="stable")[:n] if shares[number] > 0]
+
+
+def _away_from_edges(valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Bool (N, rows, cols): valid pixels at some distance from missing data; all valid ones where few are."""
+    if valid.all():
+        return valid
+    side = 2 * _EDGE_PX + 1
+    inner: npt.NDArray[np.bool_] = ndimage.minimum_filter(valid, (1, side, side), mode="constant", cval=True)
+    return inner if inner.sum() > _LEAST_INNER * valid.sum() else valid
 
 
 def _answer(model: Segmenter, pixels: torch.Tensor) -> npt.NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from segadapt.models.chips import Chips
+from segadapt.models.chips import Chips, unlabelled_chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.metrics import mean_iou
 from segadapt.models.progress import NullProgress
@@ -23,6 +23,7 @@ from segadapt.models.semantic.card import IGNORE, SegmenterCard, SegmenterClass
 from segadapt.models.semantic.prediction import evaluate_chips
 from segadapt.models.semantic.segmenter import build_segmenter, load_published_encoder
 from segadapt.models.training import TrainingOptions, fit
+from segadapt.models.transfer import agreement as no_harm
 from segadapt.models.transfer.adapting import norm_parameters
 from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement
 from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
@@ -398,6 +399,22 @@ def test_a_model_that_collapses_scores_nothing(world):
     verdict = judge(before, after, world.model.card)
     assert not verdict.is_kept
     assert "'ground' rose from" in verdict.reason
+
+
+def test_what_is_said_beside_missing_data_does_not_count(world, monkeypatch):
+    """A model that sees nothing but where the data end agrees with itself, and has understood nothing."""
+
+    def edges(model, pixels):
+        is_empty = (pixels.sum(1, keepdim=True) == 0).float()
+        return torch.nn.functional.max_pool2d(is_empty, 9, 1, 4)[:, 0].numpy().astype(np.uint8)
+
+    monkeypatch.setattr(no_harm, "_answer", edges)
+    pixels, valid = world.at_home.pixels.clip(1), np.ones_like(world.at_home.valid)
+    pixels[..., :20], valid[..., :20] = 0, False
+    assert measure_agreement(world.model, unlabelled_chips(pixels, valid=valid)).score == 0.0
+    # Where there is nothing but edges, they have to do.
+    valid[..., 26:] = False
+    assert measure_agreement(world.model, unlabelled_chips(pixels, valid=valid)).shares[0] > 0
 
 
 def test_a_model_that_guesses_agrees_by_chance(world):
