@@ -216,7 +216,7 @@ class Study:
             self._judged = segments, measure_agreement(self.source, chips, segments=segments)
         segments, before = self._judged
         after = measure_agreement(adapted, chips, segments=segments)
-        verdict = judge(before, after, self.source.card)
+        verdict = judge(before, after, self.source.card, is_rehearsed=is_rehearsed)
         return adapted, {
             "kept": verdict.is_kept,
             "before": asdict(before),

@@ -55,13 +55,15 @@ class Problem:
 class Method:
     """A method of adaptation without labels: a frozen dataclass of options, registered under `name`.
 
-    `title` and `summary` are for people, `reference` says where it comes from.
+    `title` and `summary` are for people, `reference` says where it comes from. `rehearses`: whether it learns from the
+    source's labelled chips, too, where the problem has some.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     summary: ClassVar[str]
     reference: ClassVar[str]
+    rehearses: ClassVar[bool] = False
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
         """Adapt `model` in place, and leave it in evaluation mode.

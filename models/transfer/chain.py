@@ -30,6 +30,11 @@ def names_of(text: str) -> tuple[str, ...]:
     return names
 
 
+def is_rehearsed(problem: Problem, names: Sequence[str]) -> bool:
+    """Whether a method of the chain learns from labelled chips of the source that the problem has."""
+    return problem.source is not None and any(get_method(name).rehearses for name in names)
+
+
 def adapt_in_order(model: Segmenter, problem: Problem, names: Sequence[str], progress: Progress) -> None:
     """Adapt `model` in place by one method after another with their usual options.
 

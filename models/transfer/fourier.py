@@ -29,6 +29,7 @@ class Fourier(Method):
     title = "Fourier style (FDA)"
     summary = "Trains on source chips with the target's colours and light; needs labelled chips of the source."
     reference = "Yang & Soatto 2020, FDA, https://arxiv.org/abs/2004.05498"
+    rehearses = True
 
     beta: float = 0.02
     entropy_weight: float = 0.05

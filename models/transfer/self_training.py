@@ -51,6 +51,7 @@ class SelfTraining(Method):
         "Tranheden et al. 2021, DACS, https://arxiv.org/abs/2007.08702; Hoyer et al. 2022, DAFormer, arXiv 2111.14887; "
         "Zou et al. 2018, CBST, arXiv 1810.07911"
     )
+    rehearses = True
 
     ema: float = 0.98
     keep: float = 0.9

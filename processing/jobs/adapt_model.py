@@ -20,7 +20,7 @@ from ...models.semantic.package import load_extra, load_segmenter, save_segmente
 from ...models.semantic.prediction import predict_labels
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement
 from ...models.transfer.base import Problem
-from ...models.transfer.chain import SEPARATOR, adapt_in_order, names_of
+from ...models.transfer.chain import SEPARATOR, adapt_in_order, is_rehearsed, names_of
 from ...models.transfer.statistics import band_quantiles
 from ..errors import JobError
 from .chip_segments import SegmentEngine, SegmentKind, Segments, model_segments, superpixels
@@ -154,7 +154,7 @@ def adapt_model(
     after = measure_agreement(
         adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.98)
     )
-    verdict = judge(before, after, source_card)
+    verdict = judge(before, after, source_card, is_rehearsed=is_rehearsed(problem, job.methods))
     progress.info(
         verdict.reason if verdict.is_kept else f"{verdict.reason} The source model is saved as it was, to do no harm."
     )

@@ -27,7 +27,7 @@ from segadapt.models.transfer import agreement as no_harm
 from segadapt.models.transfer.adapting import norm_parameters
 from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement
 from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
-from segadapt.models.transfer.chain import adapt_in_order, names_of
+from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_of
 from segadapt.models.transfer.entropy import Entropy
 from segadapt.models.transfer.fourier import restyled
 from segadapt.models.transfer.masked_consistency import patch_mask
@@ -444,6 +444,13 @@ def agreement(score, *shares):
     return Agreement(score, float("nan"), shares)
 
 
+def test_who_rehearses(world):
+    with_source = Problem(target=world.target, source=world.source)
+    assert is_rehearsed(with_source, ["quantile", "masked_consistency"])
+    assert not is_rehearsed(with_source, ["quantile", "entropy"])
+    assert not is_rehearsed(Problem(target=world.target), ["self_training"])
+
+
 def test_the_rule_in_numbers(world):
     card = make_card(statistics={"class_shares": [0.8, 0.15, 0.05]})
     before = agreement(0.5, 0.9, 0.09, 0.01)
@@ -453,6 +460,11 @@ def test_the_rule_in_numbers(world):
     assert judge(before, agreement(0.6, 0.7, 0.22, 0.08), card).is_kept
     assert "'pond' rose from 1.0 % to 50.0 %" in judge(before, agreement(0.6, 0.3, 0.2, 0.5), card).reason
     assert "'roof' fell from 9.0 % to 0.5 %" in judge(before, agreement(0.6, 0.97, 0.005, 0.025), card).reason
+    # Further where labels of the source keep what a class means.
+    further = agreement(0.6, 0.74, 0.14, 0.12)
+    assert "'pond' rose from 1.0 % to 12.0 %" in judge(before, further, card).reason
+    assert judge(before, further, card, is_rehearsed=True).is_kept
+    assert not judge(before, agreement(0.6, 0.7, 0.14, 0.16), card, is_rehearsed=True).is_kept
     # Nobody knows what the source had: all classes could be there.
     assert judge(before, agreement(0.6, 0.3, 0.2, 0.5), make_card()).is_kept
     nothing = agreement(0.0, 1.0, 0.0, 0.0)
