@@ -312,8 +312,10 @@ def _is_of_rasters(definition: QgsProcessingParameterDefinition) -> bool:
 
 
 def _is_folder(entry: Any) -> bool:
-    """Whether it names a folder that is not itself a raster, as an Esri grid is."""
-    return isinstance(entry, str) and Path(entry).is_dir() and not QgsRasterLayer.isValidRasterFileName(entry)
+    """Whether it names a folder that is not itself a raster, as an Esri grid or a Zarr store is."""
+    if not isinstance(entry, str) or not Path(entry).is_dir():
+        return False
+    return Path(entry).suffix.lower() != ".zarr" and not (Path(entry) / "hdr.adf").exists()
 
 
 def _files_of(entry: Any) -> list[Any]:
