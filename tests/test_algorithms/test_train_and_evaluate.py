@@ -143,9 +143,9 @@ def test_labels_that_do_not_fit_give_a_sentence(
     )
 
 
-def test_a_folder_stands_for_its_rasters(scene_file: Path, tmp_path: Path, qgis_app: Any) -> None:
+def test_a_folder_stands_for_its_rasters(provider: Any, scene_file: Path, tmp_path: Path) -> None:
     """By name, without what lies beside them; a folder of none is refused by name."""
-    from qgis.core import QgsApplication, QgsProcessingContext, QgsProcessingFeedback
+    from qgis.core import QgsProcessingContext, QgsProcessingFeedback
 
     folder = tmp_path / "scenes"
     folder.mkdir()
@@ -153,7 +153,7 @@ def test_a_folder_stands_for_its_rasters(scene_file: Path, tmp_path: Path, qgis_
         shutil.copy(scene_file, folder / name)
     (folder / "notes.txt").write_text("clouds in b")
     (tmp_path / "empty").mkdir()
-    asked = QgsApplication.processingRegistry().createAlgorithmById("segadapt:trainmodel")
+    asked = provider.algorithm("trainmodel").create()
     context = QgsProcessingContext()
     values = {"RASTERS": [str(folder), str(scene_file)], "OUTPUT": str(tmp_path / "model.safetensors")}
     assert asked.checkParameterValues(values, context) == (True, "")
