@@ -1,6 +1,6 @@
 """A long session with the real engine: does a click, a preview or memory grow with the objects that were accepted?
 
-    make bench BENCH=session                         1,000 objects on the sample scene; some 15 minutes on a CPU
+    make bench BENCH=session                         1,000 objects on the sample scene; half an hour on 2 CPU cores
     make bench BENCH=session ARGS="--objects 100"
 
 Each object: a click on a place by chance, the preview of the same place, a second click beside it that corrects, and
