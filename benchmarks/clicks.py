@@ -3,8 +3,9 @@
     make bench BENCH=clicks ARGS="--folds FOLDER"                               prints the tables
     make bench BENCH=clicks ARGS="--folds FOLDER --write docs/interactive.md"   and keeps them below the marker
 
-FOLDER holds the adapters that leave one place out, from `make train-adapter ARGS="--folds FOLDER"`: the adapter that
-ships has seen all places. Scenes of 15 cm are resampled to 30 cm. The protocol is that of RITM (jobs/clicker.py).
+FOLDER holds the adapters that leave one place out, from `make train-adapter ARGS="--folds FOLDER"`: no place is a
+test of an adapter that has seen it. Scenes of 15 cm are resampled to 30 cm. The protocol is that of RITM
+(jobs/clicker.py).
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +22,7 @@ from segadapt.benchmarks.measures import SAMPLE
 from segadapt.models.embeddings import EmbeddingCache
 from segadapt.models.engine import open_engine
 from segadapt.processing.jobs.interactive import InteractiveSegmenter
+from segadapt.processing.jobs.peak_memory import PeakMemory
 from segadapt.processing.jobs.prompt_request import PromptRequest
 from segadapt.processing.jobs.scene import Scene
 from segadapt.processing.jobs.simulated_analyst import TimedScene
@@ -47,43 +46,47 @@ class Spent(NamedTuple):
 def session(segmenter: InteractiveSegmenter, scene: TimedScene, *, n_objects: int, seed: int) -> None:
     """Print a line for every hundred objects."""
     rng = np.random.default_rng(seed)
-    rows, cols = scene.reader.shape
     spent: list[Spent] = []
     n_kept = 0
-
-    def timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
-        start, encoded = time.perf_counter(), scene.encode_s
-        result = work()
-        return result, time.perf_counter() - start - (scene.encode_s - encoded)
-
-    for number in range(1, n_objects + 1):
-        x, y = rng.uniform(_BESIDE_PX, (cols - _BESIDE_PX, rows - _BESIDE_PX))
-        angle = rng.uniform(0, 2 * np.pi)
-        beside = (x + _BESIDE_PX * np.cos(angle), y + _BESIDE_PX * np.sin(angle))
-        first, second = (tuple(place) for place in scene.reader.to_map([(x, y), beside]))
-        request = PromptRequest(request_id=number, points_map=(first,), labels=(1,))
-        answer, click = timed(lambda asked=request: segmenter.answer(asked))  # type: ignore[misc]
-        _, preview = timed(lambda asked=request: segmenter.answer(asked, only_if_encoded=True))  # type: ignore[misc]
-        assert answer is not None
-        more = replace(request, points_map=(first, second), labels=(1, 0), previous=answer.as_previous())
-        corrected, correction = timed(lambda asked=more: segmenter.answer(asked))  # type: ignore[misc]
-        report, learning = timed(lambda accepted=corrected: segmenter.learn(accepted))  # type: ignore[misc]
-        n_kept += report.is_kept
-        spent.append(Spent(click, preview, correction, learning))
-        if number % _EVERY == 0 or number == n_objects:
-            print(_line(number, spent, n_kept), flush=True)
-            spent.clear()
+    with PeakMemory(torch.device("cpu")) as memory:
+        for number in range(1, n_objects + 1):
+            times, is_kept = _one_object(segmenter, scene, number, rng)
+            spent.append(times)
+            n_kept += is_kept
+            if number % _EVERY == 0 or number == n_objects:
+                print(_line(number, spent, n_kept, memory.peak_mb), flush=True)
+                spent.clear()
 
 
-def _line(number: int, spent: list[Spent], n_kept: int) -> str:
+def _one_object(
+    segmenter: InteractiveSegmenter, scene: TimedScene, number: int, rng: np.random.Generator
+) -> tuple[Spent, bool]:
+    """What an object took, and whether what was learned from it was kept."""
+    rows, cols = scene.reader.shape
+    x, y = rng.uniform(_BESIDE_PX, (cols - _BESIDE_PX, rows - _BESIDE_PX))
+    angle = rng.uniform(0, 2 * np.pi)
+    beside = (x + _BESIDE_PX * np.cos(angle), y + _BESIDE_PX * np.sin(angle))
+    first, second = (tuple(place) for place in scene.reader.to_map([(x, y), beside]))
+    request = PromptRequest(request_id=number, points_map=(first,), labels=(1,))
+    answer, click = _timed(scene, lambda: segmenter.answer(request))
+    assert answer is not None
+    _, preview = _timed(scene, lambda: segmenter.answer(request, only_if_encoded=True))
+    more = replace(request, points_map=(first, second), labels=(1, 0), previous=answer.as_previous())
+    corrected, correction = _timed(scene, lambda: segmenter.answer(more))
+    assert corrected is not None
+    report, learning = _timed(scene, lambda: segmenter.learn(corrected))
+    return Spent(click, preview, correction, learning), report.is_kept
+
+
+def _timed(scene: TimedScene, work: Callable[[], _Result]) -> tuple[_Result, float]:
+    start, encoded = time.perf_counter(), scene.encode_s
+    result = work()
+    return result, time.perf_counter() - start - (scene.encode_s - encoded)
+
+
+def _line(number: int, spent: list[Spent], n_kept: int, peak_mb: float) -> str:
     cells = [f"{1e3 * np.median(values):.0f}, {1e3 * np.quantile(values, 0.95):.0f}" for values in np.array(spent).T]
-    return f"| {number} | " + " | ".join(cells) + f" | {n_kept} | {_peak_mb():.0f} |"
-
-
-def _peak_mb() -> float:
-    """The most memory that this process ever held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return f"| {number} | " + " | ".join(cells) + f" | {n_kept} | {peak_mb:.0f} |"
 
 
 def main() -> None:

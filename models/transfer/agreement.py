@@ -45,6 +45,7 @@ _VIEWS: tuple[tuple[tuple[int, ...], float, float], ...] = (
 _EDGE_PX = 8
 """So near to missing data an answer is about the edge, which looks the same in every view, and not about the place."""
 _LEAST_INNER = 0.1
+"""Share of the valid pixels that must be left; of fewer, nothing could be said."""
 _MOST_ODDS, _MOST_ODDS_REHEARSED = 2.0, 3.0
 """Labelled chips of the source keep what each class means, so that its share may move further."""
 _RARE = 0.003

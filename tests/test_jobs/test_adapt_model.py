@@ -13,6 +13,7 @@ from segadapt.models.chips import Chips, unlabelled_chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.semantic.card import PackageError, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
+from segadapt.models.transfer.agreement import judge
 from segadapt.models.transfer.base import _METHODS, Method, TransferError
 from segadapt.models.transfer.statistics import FEATURE_MEAN
 from segadapt.processing.errors import JobError, RasterError
@@ -84,6 +85,21 @@ def test_haze_is_overcome_and_the_package_tells_of_it(town, town_model, target, 
     assert "The adapted model is saved." in page
     assert page.count("<img") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapted.safetensors", "hazy ä.tif"]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("quantile", False), ("fourier", True)])
+def test_the_rule_is_told_of_rehearsal(town, town_model, target, tmp_path, monkeypatch, method, expected):
+    """Chips of the source are there for both; only one of them learns from them."""
+    told = []
+
+    def judging(*measured, is_rehearsed):
+        told.append(is_rehearsed)
+        return judge(*measured, is_rehearsed=is_rehearsed)
+
+    monkeypatch.setattr("segadapt.processing.jobs.adapt_model.judge", judging)
+    job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=(method,), n_steps=1, device="cpu")
+    adapt_model([target[0]], job, source=town.chips(*town.paint(0)))
+    assert told == [expected]
 
 
 def test_the_same_seed_gives_the_same_model(town_model, target, tmp_path):
