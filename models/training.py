@@ -18,8 +18,12 @@ from .errors import ModelError
 from .losses import class_weights_of, segmentation_loss
 from .metrics import mean_iou
 from .progress import NullProgress, Progress
-from .semantic.prediction import autocast, device_of, evaluate_chips
+from .semantic.prediction import autocast, device_of, evaluate_chips, precision_of
 from .semantic.segmenter import Segmenter
+
+_LONGEST = 5.0
+_LOSS_SCALE = 2.0**12
+_MOST_LEFT_OUT = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,8 @@ def fit(
     Without chips held out the last state is kept. `parameters`: train only these (all by default). With
     `freeze_statistics` batch normalisation keeps its averages, as few chips of another domain would spoil them.
     `replay`: chips of the source domain, of which every batch takes another half, so that it is not forgotten. A
-    cancel ends training early and keeps the best state so far. Raises `ChipError` where nothing is labelled.
+    cancel ends training early and keeps the best state so far. Raises `ChipError` where nothing is labelled, and
+    `ModelError` as `Descent` does.
     """
     options, progress = options or TrainingOptions(), progress or NullProgress()
     if not chips.n_labelled_px():
@@ -104,6 +109,7 @@ def fit(
     generator = torch.Generator().manual_seed(options.seed)
     chosen = list(model.parameters()) if parameters is None else list(parameters)
     optimiser = _optimiser(model, chosen, options)
+    descent = Descent(optimiser)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         [group["lr"] for group in optimiser.param_groups],
@@ -133,10 +139,7 @@ def fit(
             with autocast(device):
                 logits = model(pixels)
             loss = segmentation_loss(logits.float(), labels, class_weights=weights, dice=options.dice)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(chosen, 5.0)
-            optimiser.step()
+            descent.step(loss)
             schedule.step()
             losses.append(float(loss.detach()))
             progress.set_fraction(step / options.n_steps)
@@ -189,6 +192,38 @@ def draw(
     if augmentation is None:
         return pixels, labels
     return augment(pixels, labels, augmentation, generator=generator)
+
+
+class Descent:
+    """Steps of an optimiser downhill, of bounded length; one whose gradient is no number is left out.
+
+    In fp16 large values overflow now and then and small gradients vanish; there the loss is scaled (Micikevicius et al.
+    2018, https://arxiv.org/abs/1710.03740).
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+        self._optimiser = optimiser
+        self._learning = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        self._device = self._learning[0].device
+        is_scaled = precision_of(str(self._device)) == "fp16"
+        self._scaler = torch.amp.GradScaler(self._device.type, init_scale=_LOSS_SCALE, enabled=is_scaled)
+        self._n_left_out = 0
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Take one step. Raises `ModelError` where ten in a row had to be left out: nothing would be learned."""
+        self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimiser)
+        is_number = bool(torch.isfinite(nn.utils.clip_grad_norm_(self._learning, _LONGEST)))
+        if is_number or self._scaler.is_enabled():  # The scaler leaves such steps out itself, and learns from them.
+            self._scaler.step(self._optimiser)
+            self._scaler.update()
+        self._n_left_out = 0 if is_number else self._n_left_out + 1
+        if self._n_left_out == _MOST_LEFT_OUT:
+            raise ModelError(
+                f"{_MOST_LEFT_OUT} training steps in a row gave no numbers on '{self._device}' (loss "
+                f"{float(loss.detach()):g}); choose another device, or another model to start from."
+            )
 
 
 class _Order:

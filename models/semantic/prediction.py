@@ -29,12 +29,13 @@ def device_of(model: Segmenter) -> torch.device:
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision where it is faster on this device: bf16 or fp16 for convolutions, weights stay fp32."""
-    precision = _precision(str(device))
+    precision = precision_of(str(device))
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 @lru_cache(maxsize=8)
-def _precision(device: str) -> str:
+def precision_of(device: str) -> str:
+    """What `autocast` computes in there: "fp32", "bf16" or "fp16", found out once."""
     return choose_precision("auto", device)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..chips import Chips
 from ..semantic.segmenter import LEVELS, Segmenter
+from ..training import Descent
 from .base import Problem, TransferError
 
 NORMS: tuple[type[nn.Module], ...] = (
@@ -88,7 +89,7 @@ def norm_parameters(model: Segmenter) -> list[nn.Parameter]:
     return found
 
 
-def learning_parts(model: Segmenter, *, rate: float, encoder_rate: float, has_head: bool = True) -> torch.optim.AdamW:
+def learning_parts(model: Segmenter, *, rate: float, encoder_rate: float, has_head: bool = True) -> Descent:
     """AdamW over the parts that may learn; the encoder at `rate` times `encoder_rate`, the head only if wanted."""
     in_encoder = {id(parameter) for parameter in model.encoder.parameters()}
     in_head = {id(parameter) for parameter in model.head.parameters()}
@@ -96,17 +97,8 @@ def learning_parts(model: Segmenter, *, rate: float, encoder_rate: float, has_he
     for parameter in model.parameters():
         if parameter.requires_grad and (has_head or id(parameter) not in in_head):
             groups[rate * encoder_rate if id(parameter) in in_encoder else rate].append(parameter)
-    return torch.optim.AdamW(
-        [{"params": parameters, "lr": lr} for lr, parameters in groups.items() if parameters], weight_decay=1e-4
-    )
-
-
-def descend(loss: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
-    """One step downhill, of bounded length."""
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 5.0)
-    optimiser.step()
+    found = [{"params": parameters, "lr": lr} for lr, parameters in groups.items() if parameters]
+    return Descent(torch.optim.AdamW(found, weight_decay=1e-4))
 
 
 def entropy_of(logits: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,8 @@ from ..semantic.card import IGNORE, SegmenterCard, with_event
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import DEFAULT_ENCODER, FPN_WIDTHS, Outputs, Segmenter, build_segmenter
 from ..semantic.tokens import TOKENS
-from ..training import draw, set_training
-from .adapting import descend, drawn, seeded, usable_chips
+from ..training import Descent, draw, set_training
+from .adapting import drawn, seeded, usable_chips
 from .base import TransferError
 
 COARSER = 2
@@ -256,6 +256,7 @@ def _teach(
     project = _projection(teachers, student, chips, factor) if len(teachers) == 1 and options.features else None
     learning = [*(p for p in student.parameters() if p.requires_grad), *(project.parameters() if project else ())]
     optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
+    descent = Descent(optimiser)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.n_steps)
     losses: list[float] = []
     for step in range(options.n_steps):
@@ -271,7 +272,7 @@ def _teach(
         loss = _answer_loss(answers, own, labels, factor=factor, temperature=options.temperature)
         if project is not None:
             loss = loss + options.features * _feature_loss(answers[0].features, own.features, project)
-        descend(loss, optimiser)
+        descent.step(loss)
         schedule.step()
         losses.append(float(loss.detach()))
         progress.set_fraction((step + 1) / options.n_steps)

@@ -11,8 +11,8 @@ from ..augmentation import WEAK
 from ..progress import Progress, StepProgress, raise_if_cancelled
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
-from ..training import draw, set_training
-from .adapting import descend, drawn, entropy_of, learning_parts, network_values, norm_parameters, seeded, usable_chips
+from ..training import Descent, draw, set_training
+from .adapting import drawn, entropy_of, learning_parts, network_values, norm_parameters, seeded, usable_chips
 from .base import Method, Problem, register_method
 from .norm_statistics import estimate, has_batch_norm
 
@@ -49,7 +49,7 @@ class Entropy(Method):
                     seed=problem.seed,
                     progress=StepProgress(progress, 0.0, 0.1),
                 )
-            optimiser = torch.optim.Adam(parameters, lr=self.rate)
+            descent = Descent(torch.optim.Adam(parameters, lr=self.rate))
             usable = usable_chips(seen.target)
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)
@@ -62,7 +62,7 @@ class Entropy(Method):
                 entropy = entropy_of(logits.float())
                 is_sure = entropy.detach() < self.margin
                 weight = _balance(logits.detach()) * is_sure
-                descend((entropy * weight).sum() / weight.sum().clamp(min=1), optimiser)
+                descent.step((entropy * weight).sum() / weight.sum().clamp(min=1))
                 progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
 
 
@@ -104,7 +104,7 @@ class EntropyDiversity(Method):
                     seed=problem.seed,
                     progress=StepProgress(progress, 0.0, 0.1),
                 )
-            optimiser = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
+            descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
             usable, target = usable_chips(seen.target), seen.target.unlabelled()
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)
@@ -114,7 +114,7 @@ class EntropyDiversity(Method):
                     logits = model(pixels).float()
                 marginal = logits.softmax(1).mean((0, 2, 3))
                 divergence = (marginal * (marginal.clamp(min=1e-6) / prior).log()).sum()
-                descend(entropy_of(logits).mean() + self.pull * divergence, optimiser)
+                descent.step(entropy_of(logits).mean() + self.pull * divergence)
                 progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
 
 

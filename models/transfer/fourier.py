@@ -12,7 +12,7 @@ from ..progress import Progress, raise_if_cancelled
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
-from .adapting import descend, drawn, entropy_of, learning_parts, network_values, seeded, usable_chips
+from .adapting import drawn, entropy_of, learning_parts, network_values, seeded, usable_chips
 from .base import Method, Problem, TransferError, register_method
 
 
@@ -47,7 +47,7 @@ class Fourier(Method):
         weights = class_weights_of(problem.source.labels, len(model.card.classes)).to(device)
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
             source, target = problem.source, seen.target.unlabelled()
-            optimiser = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate)
+            descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate)
             usable, n_half = usable_chips(target), max(1, problem.batch // 2)
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)
@@ -59,7 +59,7 @@ class Fourier(Method):
                     logits = model(torch.cat([styled, styles])).float()
                 loss = segmentation_loss(logits[:n_half], labels, class_weights=weights)
                 robust = (entropy_of(logits[n_half:]).square() + 1e-6).square().mean()
-                descend(loss + self.entropy_weight * robust, optimiser)
+                descent.step(loss + self.entropy_weight * robust)
                 progress.set_fraction((step + 1) / problem.n_steps)
 
 

@@ -12,8 +12,8 @@ from ..augmentation import WEAK
 from ..progress import Progress, raise_if_cancelled
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
-from ..training import draw, set_training
-from .adapting import descend, drawn, network_values, seeded, usable_chips
+from ..training import Descent, draw, set_training
+from .adapting import drawn, network_values, seeded, usable_chips
 from .base import Method, Problem, TransferError, register_method
 from .masked_consistency import patch_mask
 
@@ -52,7 +52,7 @@ class MaskedImage(Method):
             target, usable = seen.target.unlabelled(), usable_chips(seen.target)
             mean = torch.tensor(model.card.mean, device=device)[None, :, None, None]
             std = torch.tensor(model.card.std, device=device)[None, :, None, None]
-            learnt: tuple[nn.Conv2d, torch.optim.Optimizer] | None = None
+            learnt: tuple[nn.Conv2d, Descent] | None = None
             n_steps = max(1, round(self.steps * problem.n_steps))
             for step in range(n_steps):
                 raise_if_cancelled(progress)
@@ -67,11 +67,12 @@ class MaskedImage(Method):
                     # As SimMIM's head: each deepest cell draws its own pixels.
                     decoder = nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1).to(device)
                     rates = ((decoder.parameters(), self.rate), (learning, self.rate * self.encoder_rate))
-                    learnt = decoder, torch.optim.AdamW([{"params": part, "lr": rate} for part, rate in rates])
-                decoder, optimiser = learnt
+                    groups = [{"params": part, "lr": rate} for part, rate in rates]
+                    learnt = decoder, Descent(torch.optim.AdamW(groups))
+                decoder, descent = learnt
                 drawing = functional.pixel_shuffle(decoder(deepest), zoom)[..., : pixels.shape[-2], : pixels.shape[-1]]
                 error = (drawing - (pixels - mean) / std).abs().mean(1)
-                descend((error * is_hidden).sum() / is_hidden.sum().clamp(min=1), optimiser)
+                descent.step((error * is_hidden).sum() / is_hidden.sum().clamp(min=1))
                 progress.set_fraction((step + 1) / n_steps)
 
     def _hidden(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

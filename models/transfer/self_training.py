@@ -16,7 +16,7 @@ from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of, probabilities
 from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
-from .adapting import descend, drawn, learning_parts, network_values, seeded, usable_chips
+from .adapting import drawn, learning_parts, network_values, seeded, usable_chips
 from .base import Method, Problem, register_method
 from .pseudo_labels import (
     Bounds,
@@ -74,8 +74,7 @@ class SelfTraining(Method):
                 part = StepProgress(progress, step / problem.n_steps, (step + 0.3) / problem.n_steps)
                 if step % every == 0:
                     run.look(step / problem.n_steps, part)
-                loss = run.loss()
-                descend(loss, run.optimiser)
+                run.descent.step(run.loss())
                 run.teach(step)
                 progress.set_fraction((step + 1) / problem.n_steps)
             model.load_state_dict(run.teacher.state_dict())
@@ -100,7 +99,7 @@ class _Run:
         self._source = problem.source if has_source else None
         self._n_target = max(1, problem.batch // 2 if has_source else problem.batch)
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimiser = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
+        self.descent = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
         n_classes = len(model.card.classes)
         self._survey = Survey(torch.ones(n_classes), np.zeros((len(self._target), n_classes)))
         self._bounds: Bounds = (np.zeros(n_classes), np.ones(n_classes))

@@ -269,6 +269,7 @@ def test_few_labels_from_selection_to_evaluation(
     # 60 squares of 16 pixels, of which a part was held out: the labels of the rest of the reference were not seen.
     assert 0.4 * 60 * 256 < event["n_labelled_px"] < 0.9 * 60 * 256
     assert results["CHILD_RESULTS"]["tune"]["IS_ADAPTED"] is True
+    assert event["mean_iou_after"] > 0.9, event
     assert iou(band(results["CLASSES"]) == 1, roofs_mask(roofs)) > 0.7
     with open(results["EVALUATION_TABLE"], encoding="utf-8", newline="") as file:
         before, after = [row for row in csv.DictReader(file) if row["class"] == "(all)"]

@@ -15,7 +15,7 @@ from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, S
 from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.semantic.prediction import evaluate_chips
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter, load_published_encoder
-from segadapt.models.training import TrainingOptions, fit
+from segadapt.models.training import Descent, TrainingOptions, fit
 
 RGB = ("red", "green", "blue")
 
@@ -112,6 +112,32 @@ def test_training_learns_and_keeps_the_best_state():
     after = mean_iou(evaluate_chips(model, held_out))
     assert after > max(0.8, before)
     assert after == pytest.approx(training.best_score)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_that_is_no_number_is_left_out(monkeypatch, precision):
+    monkeypatch.setattr("segadapt.models.training.precision_of", lambda device: precision)
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    descent = Descent(torch.optim.SGD([weight], lr=0.5))
+    descent.step(weight.sum())
+    assert weight.tolist() == [0.5, 1.5]
+    for _ in range(9):
+        descent.step(weight.sum() * float("nan"))
+    assert weight.tolist() == [0.5, 1.5]
+    descent.step(weight.sum())  # one in between, and the count begins anew
+    for _ in range(9):
+        descent.step(weight.sum() * float("inf"))
+    assert weight.tolist() == [0.0, 1.0]
+    with pytest.raises(ModelError, match=r"10 training steps in a row gave no numbers on 'cpu' \(loss nan\)"):
+        descent.step(weight.sum() * float("nan"))
+
+
+def test_fp16_keeps_gradients_that_would_vanish(monkeypatch):
+    monkeypatch.setattr("segadapt.models.training.precision_of", lambda device: "fp16")
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    # Through fp16, whose least number above zero is 6e-8.
+    Descent(torch.optim.SGD([weight], lr=1e7)).step((weight.half() * 1.0).float().sum() * 1e-8)
+    assert weight.item() == pytest.approx(0.9, abs=1e-3)
 
 
 def test_only_the_chosen_parameters_learn():
