@@ -256,7 +256,7 @@ def test_few_labels_from_selection_to_evaluation(
             "STRATEGY": "random",
             "REGION_SIZE": 8,
             "LAYERS": "full",
-            "STEPS": 120,
+            "STEPS": 200,
             "DEVICE": "cpu",
             **{name: str(tmp_path / file) for name, file in files.items()},
         },
