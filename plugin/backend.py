@@ -8,8 +8,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..models.errors import ModelError
 from ..models.progress import Progress
@@ -95,9 +96,13 @@ class SceneBackend:
         self._engine_key: tuple[Any, ...] | None = None
         self._segmenter: InteractiveSegmenter | None = None
         self._is_overtaken: Callable[[], bool] = lambda: False
+        self._left: tuple[object, _Learned] | None = None
 
     def open(self, spec: SceneSpec, progress: Progress) -> SceneInfo:
-        """Open a scene in place of the present one; the engine stays where model and device do."""
+        """Open a scene in place of the present one; the engine stays where model and device do.
+
+        What was learned stays, too, where the same raster is opened again for the same model.
+        """
         self.close_scene()
         activate(spec.settings.environment)
         from ..models.embeddings import EmbeddingCache
@@ -112,7 +117,10 @@ class SceneBackend:
         settings = spec.settings
         cache = EmbeddingCache(settings.cache_folder, disk_bytes=int(settings.cache_gb * 2**30))
         self._segmenter = InteractiveSegmenter(Scene(self._reader, engine, cache))
-        return _info(spec, engine, engine.device_reason)
+        left, self._left = self._left, None
+        if left is not None and left[0] == _ground(spec):
+            _restore(self._segmenter, left[1])
+        return _info(spec, engine, engine.device_reason, n_learned=self._segmenter.n_learned)
 
     def view_windows(self, view_map: Bounds) -> Sequence[SquareWindow]:
         """Windows that clicks in the view will need and that are not encoded, the view's centre first."""
@@ -202,10 +210,13 @@ class SceneBackend:
         self._segmenter = InteractiveSegmenter(Scene(failed.scene.reader, engine, failed.scene.cache), failed.options)
         if learned is not None:
             _restore(self._segmenter, learned)
-        return _info(spec, engine, f"CPU, because {device} failed.")
+        return _info(spec, engine, f"CPU, because {device} failed.", n_learned=self._segmenter.n_learned)
 
     def close_scene(self) -> None:
         """Let go of the raster; the engine stays."""
+        if self._segmenter is not None and self._spec is not None:
+            learned = _learned(self._segmenter)
+            self._left = None if learned is None else (_ground(self._spec), learned)
         self._segmenter = self._spec = None
         if self._reader is not None:
             self._reader.close()
@@ -290,11 +301,17 @@ class SceneBackend:
         return None if result is None else _answer(result, segmenter.scene.engine.card.name)
 
 
-def _info(spec: SceneSpec, engine: InferenceEngine, reason: str) -> SceneInfo:
+def _ground(spec: SceneSpec) -> object:
+    """What must be the same for what was learned to hold: model, raster and scale."""
+    blocks = spec.source.blocks
+    return spec.model, replace(spec.source, blocks=None), None if blocks is None else blocks.units_per_px
+
+
+def _info(spec: SceneSpec, engine: InferenceEngine, reason: str, *, n_learned: int) -> SceneInfo:
     from ..models.registry import get_card
 
     title = get_card(spec.model).title.partition(" (")[0]
-    return SceneInfo(spec.source.name, title, engine.device, reason)
+    return SceneInfo(spec.source.name, title, engine.device, reason, n_learned)
 
 
 def is_device_failure(error: Exception) -> bool:
@@ -309,22 +326,30 @@ def is_device_failure(error: Exception) -> bool:
     )
 
 
-def _learned(segmenter: InteractiveSegmenter) -> bytes | None:
-    """What a segmenter has learned as an adapter file, None for nothing or where the device keeps it."""
+class _Learned(NamedTuple):
+    """An adapter file, and from how many accepted objects it is."""
+
+    adapter: bytes
+    n_learned: int
+
+
+def _learned(segmenter: InteractiveSegmenter) -> _Learned | None:
+    """What a segmenter has learned, None for nothing or where the device keeps it."""
     if not segmenter.n_learned:
         return None
     with tempfile.TemporaryDirectory() as folder, suppress(RuntimeError, OSError):
         path = Path(folder) / "learned.safetensors"
         segmenter.save(path)
-        return path.read_bytes()
+        return _Learned(path.read_bytes(), segmenter.n_learned)
     return None
 
 
-def _restore(segmenter: InteractiveSegmenter, learned: bytes) -> None:
+def _restore(segmenter: InteractiveSegmenter, learned: _Learned) -> None:
     with tempfile.TemporaryDirectory() as folder, suppress(RuntimeError, OSError):
         path = Path(folder) / "learned.safetensors"
-        path.write_bytes(learned)
+        path.write_bytes(learned.adapter)
         segmenter.load(path)
+        segmenter.n_learned = learned.n_learned
 
 
 def _answer(result: PromptResult, model: str) -> Answer:

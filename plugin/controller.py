@@ -9,7 +9,7 @@ from typing import Protocol
 from qgis.core import QgsMapLayer, QgsRasterLayer, QgsSettings
 from qgis.gui import QgsMapCanvas, QgsMessageBar
 from qgis.PyQt.QtCore import QCoreApplication, QObject
-from qgis.PyQt.QtWidgets import QFileDialog
+from qgis.PyQt.QtWidgets import QFileDialog, QLineEdit
 
 from ..models.registry import list_models
 from ..processing.algorithms.settings import read_settings
@@ -30,7 +30,7 @@ from .modes import Mode
 from .prompt_control import PromptControl
 from .rendered_source import Look, offered_looks
 from .scene_control import SceneControl
-from .settings import COVERAGE, write_setting
+from .settings import COVERAGE, MODEL, write_setting
 from .shape_panel import ShapePanel
 from .similar_control import SimilarControl
 from .status import CANCEL_LINK, RETRY_LINK, SETTINGS_LINK, TOOL_LINK, ZOOM_LINK
@@ -116,6 +116,7 @@ class Controller(QObject):
             actions=self.actions,
             parent=self,
             classes=self.classes,
+            shape_options=lambda: self.shape_panel.options,
         )
         self.class_map = ClassMapControl(
             canvas,
@@ -213,6 +214,8 @@ class Controller(QObject):
         dock = self._dock
         dock.set_actions(self.actions, modes=Mode)
         dock.show_models({card.name: card.title for card in list_models("promptable")})
+        chosen = dock.model_combo.findData(QgsSettings().value(f"segadapt/{MODEL}", ""))
+        dock.model_combo.setCurrentIndex(max(0, chosen))
         dock.add_page("Classes", self.class_panel, is_open=True)
         dock.add_page("Shape", self.shape_panel)
         dock.add_page("Find similar", self.similar.panel)
@@ -230,10 +233,12 @@ class Controller(QObject):
         dock.raster_combo.layerChanged.connect(self._on_raster_chosen)
         dock.look_combo.currentIndexChanged.connect(self._on_look_chosen)
         dock.model_combo.currentIndexChanged.connect(self._on_model_chosen)
+        dock.model_combo.currentIndexChanged.connect(lambda _i: write_setting(MODEL, dock.model_combo.currentData()))
         dock.status_label.linkActivated.connect(self._on_link)
         dock.settings_panel.changed.connect(self._on_setting_changed)
         # So that the next Enter accepts.
         self.class_panel.name_edit.returnPressed.connect(self._canvas.setFocus)
+        self.class_panel.list.itemClicked.connect(self._on_class_clicked)
         self.classes.chosen.connect(prompts.redraw)
         self.classes.changed.connect(prompts.redraw)
         self.shape_panel.changed.connect(lambda _options: prompts.redraw())
@@ -317,6 +322,11 @@ class Controller(QObject):
             self.target.set_raster_crs(source.crs)
             self._dock.show_looks((source.look,) if layer is None else offered_looks(layer), chosen=source.look)
 
+    def _on_class_clicked(self) -> None:
+        # Not while its name is edited: the second click of a double click comes here, too.
+        if not any(editor.isVisible() for editor in self.class_panel.list.findChildren(QLineEdit)):
+            self._canvas.setFocus()
+
     def _on_coverage_wanted(self, is_on: bool) -> None:
         write_setting(COVERAGE, is_on)
         self.coverage.set_shown(is_on)
@@ -327,8 +337,14 @@ class Controller(QObject):
         self.scene.choose_model(combo.currentData(), title=combo.currentText().partition(" (")[0])
 
     def _on_setting_changed(self, key: str, value: object) -> None:
+        before = read_settings()
         write_setting(key, value)  # type: ignore[arg-type]  # the panel emits keys and values of this kind
-        self.scene.reset()
+        if read_settings() == before:
+            return  # A field that was only looked into says so, too.
+        if self.scene.has_work:
+            self._notify("The setting holds once the raster is opened again: what you have begun would be lost now.")
+        else:
+            self.scene.reset()
 
     def _on_link(self, link: str) -> None:
         if link == SETTINGS_LINK:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qgis.core import QgsMapLayerProxyModel
 from qgis.gui import QgsCollapsibleGroupBox, QgsDockWidget, QgsMapLayerComboBox
-from qgis.PyQt.QtCore import QSize, Qt
+from qgis.PyQt.QtCore import QEvent, QObject, QSize, Qt
 from qgis.PyQt.QtWidgets import (
+    QAbstractSpinBox,
     QComboBox,
     QFormLayout,
     QFrame,
@@ -17,6 +18,7 @@ from qgis.PyQt.QtWidgets import (
     QProgressBar,
     QScrollArea,
     QSizePolicy,
+    QSlider,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -32,6 +34,27 @@ from .settings_panel import SettingsPanel
 AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE = "New autosaved layer", "New scratch layer", "New GeoPackage…"
 CHOOSE_RASTER, MAP_AS_SHOWN = "Choose a raster…", "The map as shown"
 _HINT = "Choose a raster, then click on an object: its outline follows. Enter keeps it."
+
+
+class _Pages(QScrollArea):
+    """Scrolls under the wheel wherever the pointer is: no field of a page changes in passing."""
+
+    def keep_wheel_from(self, page: QWidget) -> None:
+        """Let combo boxes and sliders of a page never take the wheel, and numbers only once they were clicked into."""
+        for kind in (QComboBox, QSlider, QAbstractSpinBox):
+            for field in page.findChildren(kind):
+                if field.focusPolicy() == Qt.FocusPolicy.WheelFocus:
+                    field.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+                field.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Pass the wheel on to the page."""
+        is_field = isinstance(watched, QComboBox | QSlider | QAbstractSpinBox)
+        has_said_so = isinstance(watched, QAbstractSpinBox) and watched.hasFocus()
+        if event.type() == QEvent.Type.Wheel and is_field and not has_said_so:
+            event.ignore()
+            return True
+        return bool(super().eventFilter(watched, event))
 
 
 class SegAdaptDock(QgsDockWidget):
@@ -56,11 +79,12 @@ class SegAdaptDock(QgsDockWidget):
         column.addLayout(self._pages_column)
         column.addWidget(self.settings_panel)
         column.addStretch(1)
-        self._scroll = QScrollArea()
+        self._scroll = _Pages()
         self._scroll.setWidgetResizable(True)
         self._scroll.setFrameShape(QFrame.Shape.NoFrame)
         self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._scroll.setWidget(content)
+        self._scroll.keep_wheel_from(self.settings_panel)
         whole = QWidget()
         rows = QVBoxLayout(whole)
         rows.setContentsMargins(6, 6, 6, 6)
@@ -89,6 +113,7 @@ class SegAdaptDock(QgsDockWidget):
         page.collapsedStateChanged.connect(lambda is_collapsed: self._on_folded(title, is_open=not is_collapsed))
         self._pages[title] = page
         self._pages_column.addWidget(page)
+        self._scroll.keep_wheel_from(page)
         self._fit()
         return page
 

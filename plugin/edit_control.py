@@ -84,6 +84,8 @@ class EditControl(QObject):
         outline, crs = self._prompts.outline(), self._prompts.raster_crs
         if outline is None or crs is None:
             self.notified.emit("There is no mask to subtract; click on an object first.")
+        elif self._prompts.session.is_waiting:
+            self.notified.emit("The answer to the last prompt is still to come; subtract when the mask has changed.")
         elif self._edit(lambda layer: subtract(layer, outline, crs=crs)):
             self._prompts.reset()
 

@@ -20,7 +20,17 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from .feature_outlines import NEW, cut_out, fitted, near, new_states, placed, polygons_only, with_geometry
+from .feature_outlines import (
+    NEW,
+    cut_out,
+    fitted,
+    near,
+    new_states,
+    placed,
+    polygons_only,
+    valid_polygons,
+    with_geometry,
+)
 from .feature_sink import (
     EditStep,
     FeatureChange,
@@ -109,7 +119,7 @@ def merge(layer: QgsVectorLayer, feature_ids: Iterable[int]) -> EditStep:
     states = _states(layer, feature_ids)
     if len(states) < 2:
         raise SinkError("A merge takes two objects or more; select them, or point at one that touches another.")
-    union = polygons_only(QgsGeometry.unaryUnion([_valid(state.geometry) for state in states]))
+    union = polygons_only(QgsGeometry.unaryUnion([valid_polygons(state.geometry) for state in states]))
     if len(fitted(layer, union)) > 1:
         raise SinkError(
             f"The objects do not touch, and '{layer.name()}' holds no multipart features; choose objects that touch."
@@ -135,7 +145,7 @@ def cut(layer: QgsVectorLayer, line: QgsGeometry, *, crs: QgsCoordinateReference
         if not blade.intersects(feature.geometry()):
             continue
         state = state_of(layer, feature)
-        first, *others = _pieces(_valid(state.geometry), blade)
+        first, *others = _pieces(valid_polygons(state.geometry), blade)
         if not others:
             continue
         n_cut += 1
@@ -273,11 +283,6 @@ def _sums(layer: QgsVectorLayer, states: Iterable[FeatureState]) -> dict[str, fl
 
 def _with(state: FeatureState | None, attributes: Mapping[str, Any]) -> FeatureState | None:
     return state and replace(state, attributes={**state.attributes, **attributes})
-
-
-def _valid(geometry: QgsGeometry) -> QgsGeometry:
-    # Edited by hand, a ring may cross itself, which overlays refuse.
-    return geometry if geometry.isGeosValid() else polygons_only(geometry.makeValid())
 
 
 def _counted(n: int) -> str:

@@ -47,12 +47,16 @@ class SceneSpec:
 
 @dataclass(frozen=True)
 class SceneInfo:
-    """What was opened: the raster's name, the model's title, the device and in a sentence why that one."""
+    """What was opened: the raster's name, the model's title, the device and in a sentence why that one.
+
+    `n_learned`: accepted objects of which the model has kept what it learned, from before the scene was opened anew.
+    """
 
     name: str
     model: str
     device: str
     reason: str
+    n_learned: int = 0
 
 
 @dataclass(frozen=True, eq=False)

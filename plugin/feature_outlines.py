@@ -19,7 +19,7 @@ from qgis.core import (
 
 from ..processing.algorithms.outputs import Ellipsoid
 from .crs import CoordinateError, transformed
-from .feature_sink import FeatureChange, FeatureState, state_of
+from .feature_sink import FeatureChange, FeatureState, SinkError, state_of
 from .field_mapping import attributes_for
 
 NEW = 0
@@ -77,17 +77,28 @@ def with_geometry(layer: QgsVectorLayer, state: FeatureState, geometry: QgsGeome
 
 
 def cut_out(layer: QgsVectorLayer, geometry: QgsGeometry, *, keep: Sequence[int] = ()) -> list[FeatureChange]:
-    """Return the changes that take an area in the layer's CRS away from the features which overlap it."""
+    """Return the changes that take an area in the layer's CRS away from the features which overlap it.
+
+    Raises `SinkError` for a feature that the area cannot be taken from.
+    """
     changes: list[FeatureChange] = []
-    engine = QgsGeometry.createGeometryEngine(geometry.constGet())
+    area = valid_polygons(geometry)
+    engine = QgsGeometry.createGeometryEngine(area.constGet())
     engine.prepareGeometry()
-    for feature in near(layer, geometry.boundingBox()):
-        if feature.id() in keep or not engine.intersects(feature.geometry().constGet()):
+    for feature in near(layer, area.boundingBox()):
+        if feature.id() in keep:
             continue
-        if engine.touches(feature.geometry().constGet()):
+        outline = valid_polygons(feature.geometry())
+        if not engine.intersects(outline.constGet()) or engine.touches(outline.constGet()):
             continue
         state = state_of(layer, feature)
-        rest = polygons_only(state.geometry.difference(geometry))
+        left = outline.difference(area)
+        if left.isNull():  # An overlay that failed leaves no geometry; one that leaves nothing, an empty one.
+            raise SinkError(
+                f"Nothing can be cut out of feature {feature.id()} of '{layer.name()}' ({left.lastError()}); mend it "
+                "with Fix Geometries."
+            )
+        rest = polygons_only(left)
         if rest.isEmpty():
             changes.append(FeatureChange(state, None))
         else:
@@ -101,6 +112,11 @@ def polygons_only(geometry: QgsGeometry) -> QgsGeometry:
     if not polygons:
         return QgsGeometry.fromWkt("MultiPolygon EMPTY")
     return QgsGeometry.unaryUnion(polygons) if len(polygons) > 1 else polygons[0]
+
+
+def valid_polygons(geometry: QgsGeometry) -> QgsGeometry:
+    """Return polygons that overlays take: edited by hand, a ring may cross itself."""
+    return geometry if geometry.isGeosValid() else polygons_only(geometry.makeValid())
 
 
 def measured(geometry: QgsGeometry, crs: QgsCoordinateReferenceSystem) -> dict[str, float | None]:

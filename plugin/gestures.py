@@ -10,6 +10,7 @@ from qgis.PyQt.QtCore import QObject, pyqtSignal
 
 from .click_takers import ClickTakers
 from .crs import CanvasToRaster, CoordinateError, transformed
+from .field_mapping import field_of
 from .modes import Mode
 from .polygon_picker import flat_geometry, polygon_under
 from .prompt_tool import PromptTool
@@ -79,8 +80,8 @@ class Gestures(QObject):
             self.notified.emit(str(error))
             return
         if self._tool.mode is Mode.EXEMPLAR:
-            index = layer.fields().lookupField("class")
-            self.exemplar_chosen.emit(wkb, str(feature[index] or "") if index >= 0 else "")
+            field = field_of(layer, "class")
+            self.exemplar_chosen.emit(wkb, "" if field is None else str(feature[field] or ""))
         else:
             self._overlay.show_highlight(None)
             self.prompted.emit(partial(self._session.set_outline, wkb, source=(layer.id(), feature.id())))

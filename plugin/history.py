@@ -134,6 +134,9 @@ class EditHistory(QObject):
         """Return a change as it applies to what is in the layer now. Raises `_ConflictError`."""
         expected, wanted = change.before, change.after
         if expected is None:
+            # A rollback of the edit session, or QGIS's own undo, may have brought it back already.
+            if wanted is not None and self._find(layer, wanted) is not None:
+                raise _ConflictError(f"the object is there again, in '{layer.name()}'")
             return change
         now = self._find(layer, expected)
         if now is None:

@@ -110,7 +110,10 @@ class LearningControl(QObject):
 
     def _show(self) -> None:
         is_on = self.panel.is_on.isChecked()
-        self.panel.report.setText(_NOTHING if is_on else _OFF)
+        info = self._scene.status.info
+        n_learned = 0 if info is None else info.n_learned
+        kept = f"Goes on with what {n_learned} accepted objects taught the model." if n_learned else _NOTHING
+        self.panel.report.setText(kept if is_on else _OFF)
         for button in (self.panel.reset, self.panel.save, self.panel.load):
             button.setEnabled(self._scene.is_ready)
 

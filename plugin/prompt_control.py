@@ -36,6 +36,8 @@ from .shaping import ShapeOptions
 from .target import TargetChoice
 from .undo_control import UndoControl
 
+_BATCH_RUNS = "A batch is running; Esc stops it."
+
 
 class PromptControl(QObject):
     """`object_changed` carries a description of the object, `hinted` that `hint`, what the next click does, is new.
@@ -74,7 +76,8 @@ class PromptControl(QObject):
         self.click_takers = ClickTakers()
         self.hint = ""
         """What the next click does, a sentence."""
-        self._accepts_next = False
+        self._accept_as: str | None = None
+        self._later: list[Callable[[], None]] = []
         self._object = ShapedObject(
             self.session, scene=scene, target=target, classes=classes, shape_options=shape_options
         )
@@ -130,11 +133,17 @@ class PromptControl(QObject):
 
     def command(self, command: Command) -> None:
         """Do what a key or a button asks for."""
-        self._accepts_next = False
         if command is Command.ACCEPT:
             self._accept()
-        elif command is Command.DROP:
+            return
+        if command is Command.UNDO and self._later:
+            self._later.pop()
+            return
+        self._forget_accept()
+        if command is Command.DROP:
             self._drop()
+        elif self.batch.is_running:
+            self.notified.emit(_BATCH_RUNS)
         elif command is Command.UNDO:
             self._undo.undo()
         else:
@@ -208,9 +217,11 @@ class PromptControl(QObject):
     def _prompt(self, add: Callable[[], None]) -> None:
         """Let the session take a prompt, and ask."""
         if self.batch.is_running:
-            self.notified.emit("A batch is running; Esc stops it.")
+            self.notified.emit(_BATCH_RUNS)
             return
-        self._accepts_next = False
+        if self._accept_as is not None:
+            self._later.append(add)  # It belongs to the next object.
+            return
         if not self.session.can_undo:
             self._object.start_clock()
         self._undo.forget_undone()
@@ -250,13 +261,16 @@ class PromptControl(QObject):
         self._draw()
         if self.batch.is_running:
             self.batch.go_on(is_accepted=self._accept())
-        elif self._accepts_next:
-            self._accepts_next = False
-            self._accept()
+        elif self._accept_as is not None:
+            later = list(self._later)
+            is_accepted = self._accept()
+            self._forget_accept()
+            for add in later if is_accepted else ():
+                self._prompt(add)
 
     def _on_failed(self, failure: Failure) -> None:
         if failure.request_id is not None and self.session.refuse(failure.request_id):
-            self._accepts_next = False
+            self._forget_accept()
             if self.batch.is_running:
                 self.batch.go_on(is_accepted=False)
             else:
@@ -269,15 +283,17 @@ class PromptControl(QObject):
     def _accept(self) -> bool:
         """Store the outline in the target layer. Return False where there is none, or not yet."""
         if self.session.is_waiting:
-            # Enter may come before the answer to the last click: it means that answer.
-            self._accepts_next = True
+            # Enter may come before the answer to the last click: it means that answer, and the class of this moment.
+            if self._accept_as is None:
+                self._accept_as = self._classes.current
             return False
         answer, outline = self.session.answer, self.outline()
-        if answer is None or outline is None or outline.isEmpty():
+        if answer is None or outline is None:
             return False
-        class_name, source = self._classes.current, self.session.step.source
+        class_name = self._classes.current if self._accept_as is None else self._accept_as
+        source = self.session.step.source
         try:
-            layer = self._object.store(answer, outline)
+            layer = self._object.store(answer, outline, class_name=class_name)
         except (SinkError, CoordinateError) as error:
             self.notified.emit(str(error))
             return False
@@ -306,11 +322,16 @@ class PromptControl(QObject):
 
     def reset(self) -> None:
         """Forget the object in the making."""
-        self._accepts_next = False
+        self._forget_accept()
         self._undo.forget_undone()
         self.session.drop()
         self._hover.drop_question()
         self._draw()
+
+    def _forget_accept(self) -> None:
+        """Forget that the next answer is to be accepted, and the prompts that were to follow."""
+        self._accept_as = None
+        self._later.clear()
 
     def outline(self) -> QgsGeometry | None:
         """The mask as the shape options want it, in the raster's CRS; None without a mask. Raises nothing."""

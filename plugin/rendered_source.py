@@ -119,7 +119,7 @@ def read_layer_source(source: LayerSource, *, centre: QgsPointXY, units_per_px: 
     unusable = [one.name() for one in source.layers if not one.isValid()]
     if unusable:
         raise RasterError(f"'{unusable[0]}' cannot be drawn; repair its data source.")
-    scale = snapped_scale(units_per_px, source.crs, finest=_native_units_per_px(source))
+    scale = drawn_units_per_px(source, units_per_px)
     key = _look_key(source, scale, folder=folder)
     side = BLOCK_PX * scale
     if not (math.isfinite(centre.x()) and math.isfinite(centre.y())):
@@ -157,6 +157,11 @@ def note_reload(source: LayerSource, *, folder: Path) -> bool:
 def rendered_folder(embeddings_folder: Path | None) -> Path:
     """Where drawn blocks lie: beside the embeddings, wherever the user has put those."""
     return (cache_folder() if embeddings_folder is None else embeddings_folder.parent) / "rendered"
+
+
+def drawn_units_per_px(source: LayerSource, units_per_px: float) -> float:
+    """Pixel, in map units, of the picture that is drawn for a view of `units_per_px`."""
+    return snapped_scale(units_per_px, source.crs, finest=_native_units_per_px(source))
 
 
 def snapped_scale(units_per_px: float, crs: QgsCoordinateReferenceSystem, *, finest: float = 0.0) -> float:

@@ -29,6 +29,7 @@ from .heading import Heading
 from .rendered_source import (
     LayerSource,
     Look,
+    drawn_units_per_px,
     layer_source,
     map_source,
     note_reload,
@@ -41,6 +42,8 @@ from .status import Phase, Status
 _SETTLE_MS = 250
 # Blocks of a picture come one by one; the worker looks for complete windows this often.
 _RESUME_MS = 100
+# A picture whose pixels are this much wider than those of the screen is drawn anew: small objects are lost in it.
+_COARSER = 4
 
 
 class SceneControl(QObject):
@@ -76,6 +79,7 @@ class SceneControl(QObject):
         self._reload.timeout.connect(self._on_reloaded)
         self._providers: list[QgsRasterDataProvider] = []
         self._works: list[Callable[[], bool]] = []
+        self._is_told = False
         self._resume = QTimer(self)
         self._resume.setSingleShot(True)
         self._resume.setInterval(_RESUME_MS)
@@ -117,6 +121,11 @@ class SceneControl(QObject):
     def name(self) -> str:
         """What the user calls that which is segmented; empty for nothing."""
         return "" if self._source is None else self._source.name
+
+    @property
+    def has_work(self) -> bool:
+        """True where something is begun that would be lost if the scene were opened anew."""
+        return any(has_work() for has_work in self._works)
 
     @property
     def is_ready(self) -> bool:
@@ -169,7 +178,7 @@ class SceneControl(QObject):
             self._encode_view()
 
     def protect(self, has_work: Callable[[], bool]) -> None:
-        """Let no mere refresh of the map end the scene while there is work that would end with it."""
+        """Let no mere refresh or move of the map end the scene while there is work that would end with it."""
         self._works.append(has_work)
 
     def set_waiting(self, is_waiting: bool) -> None:
@@ -202,6 +211,7 @@ class SceneControl(QObject):
         if self._source is None:
             return
         self._drop_renderer()
+        self._is_told = False
         try:
             self._spec = self._new_spec(self._source)
         except (RasterError, CoordinateError) as error:
@@ -313,7 +323,7 @@ class SceneControl(QObject):
         except RasterError as error:
             self.notified.emit(str(error))
             return
-        if is_online and any(has_work() for has_work in self._works):
+        if is_online and self.has_work:
             self.notified.emit(
                 f"'{self.name}' is not drawn anew, for the sake of what you have begun; finish that and refresh again."
             )
@@ -336,9 +346,16 @@ class SceneControl(QObject):
             return
         try:
             view = self.mapping.view()
-            if self._has_left_area():
-                self.reset()
-                return
+            if self._is_outgrown():
+                if not self.has_work:
+                    self.reset()
+                    return
+                if not self._is_told:
+                    self._is_told = True
+                    self.notified.emit(
+                        f"'{self.name}' is not drawn anew for this view, for the sake of what you have begun; finish "
+                        "that and move the map."
+                    )
         except CoordinateError as error:
             self.notified.emit(str(error))
             return
@@ -347,12 +364,14 @@ class SceneControl(QObject):
         if is_in_view:
             self._worker.encode_view(view, ahead_map=self._heading.ahead(view))
 
-    def _has_left_area(self) -> bool:
-        """Say whether the user looks at what the picture that is open does not show."""
+    def _is_outgrown(self) -> bool:
+        """Say whether the user looks at what the picture that is open does not show, or shows much coarser."""
         blocks = None if self._spec is None else self._spec.source.blocks
-        if blocks is None or self.mapping is None:
+        if blocks is None or self.mapping is None or self._source is None:
             return False
-        return not QgsRectangle(*blocks.bounds_map).contains(self.mapping.centre())
+        finest = drawn_units_per_px(self._source, self.mapping.units_per_px())
+        is_inside = QgsRectangle(*blocks.bounds_map).contains(self.mapping.centre())
+        return not is_inside or _COARSER * finest <= blocks.units_per_px
 
     def _on_opened(self, spec: SceneSpec, info: SceneInfo) -> None:
         if spec is self._spec:

@@ -7,12 +7,22 @@ from typing import Literal
 from qgis.core import QgsSettings
 
 Key = Literal[
-    "environment", "checkpoint_folder", "cache_folder", "cache_gb", "device", "offline", "learning", "mode", "coverage"
+    "environment",
+    "checkpoint_folder",
+    "cache_folder",
+    "cache_gb",
+    "device",
+    "offline",
+    "learning",
+    "mode",
+    "coverage",
+    "model",
 ]
 
 COVERAGE: Key = "coverage"
 LEARNING: Key = "learning"
 MODE: Key = "mode"
+MODEL: Key = "model"
 
 
 def write_setting(key: Key, value: str | float | bool) -> None:

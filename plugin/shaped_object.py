@@ -58,15 +58,14 @@ class ShapedObject:
             self._shaped_from = key
         return QgsGeometry(self._shaped)
 
-    def store(self, answer: Answer, outline: QgsGeometry) -> QgsVectorLayer:
+    def store(self, answer: Answer, outline: QgsGeometry, *, class_name: str) -> QgsVectorLayer:
         """Add the object to the target layer, or correct the feature that it was begun with; return the layer.
 
-        A corrected feature keeps its other attributes. Raises `SinkError` and `CoordinateError`.
+        `class_name` is for a new one; a corrected feature keeps its attributes. Raises `SinkError`, `CoordinateError`.
         """
         source = self._session.step.source
         if source is not None:
             return self._correct(source, outline)
-        class_name = self._classes.current
         return self._target.accept(
             answer,
             class_name=class_name,
@@ -87,7 +86,7 @@ class ShapedObject:
 
     def _neighbours(self, geometry: QgsGeometry, crs: QgsCoordinateReferenceSystem) -> list[QgsGeometry]:
         options, layer, source = self._shape_options(), self._target.layer(), self._session.step.source
-        if layer is None or not (options.no_overlaps or options.snap_m):
+        if layer is None or not options.needs_neighbours:
             return []
         but = source[1] if source is not None and source[0] == layer.id() else None
         return self._target.neighbours(geometry, crs, within_m=options.snap_m, but=but)

@@ -23,7 +23,7 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QTransform
 
-from .feature_outlines import polygons_only
+from .feature_outlines import polygons_only, valid_polygons
 
 # Below this overlap with the mask, right angles are not what the object has.
 _LEAST_IOU = 0.9
@@ -67,7 +67,7 @@ def shaped(
         return QgsGeometry(geometry)
     to_metres = metric_frame(geometry, crs)
     outline = _transformed(geometry, to_metres)
-    near = [_transformed(other, to_metres) for other in neighbours] if options.needs_neighbours else []
+    near = [valid_polygons(_transformed(other, to_metres)) for other in neighbours] if options.needs_neighbours else []
     outline = _without_small(outline, options.min_area_m2)
     if options.right_angles:
         parts = [_regular(part, options.simplify_m) for part in outline.asGeometryCollection()]
@@ -79,7 +79,8 @@ def shaped(
     if options.no_overlaps and not options.new_on_top:
         touching = [other for other in near if outline.intersects(other)]
         if touching:
-            outline = polygons_only(outline.difference(QgsGeometry.unaryUnion(touching)))
+            left = outline.difference(QgsGeometry.unaryUnion(touching))
+            outline = outline if left.isNull() else polygons_only(left)  # Null: the overlay failed.
     outline = _without_small(outline, options.min_area_m2)
     back, _ = to_metres.inverted()
     result = _transformed(outline, back)
@@ -130,7 +131,7 @@ def _without_small(outline: QgsGeometry, min_area_m2: float) -> QgsGeometry:
 
 def _snapped(outline: QgsGeometry, near: list[QgsGeometry], snap_m: float) -> QgsGeometry:
     mode = QgsGeometrySnapper.SnapMode.PreferNodes
-    return _valid(QgsGeometrySnapper.snapGeometry(outline, snap_m, near, mode))
+    return valid_polygons(QgsGeometrySnapper.snapGeometry(outline, snap_m, near, mode))
 
 
 def _regular(part: QgsGeometry, simplify_m: float) -> QgsGeometry:
@@ -146,7 +147,7 @@ def _regular(part: QgsGeometry, simplify_m: float) -> QgsGeometry:
     regular = regular_rings(rings_from_wkb(_wkb(simple[0])), traced, tolerance_m=tolerance_m)
     if regular is None:
         return simplified
-    result = _valid(_polygon(rings_to_wkb(regular)))
+    result = valid_polygons(_polygon(rings_to_wkb(regular)))
     return result if _iou(result, part) >= _LEAST_IOU else simplified
 
 
@@ -157,7 +158,7 @@ def _simplified(geometry: QgsGeometry, tolerance_m: float) -> QgsGeometry:
         _polygon(rings_to_wkb(from_a_corner(rings_from_wkb(_wkb(part))))) for part in geometry.asGeometryCollection()
     ]
     turned = QgsGeometry.collectGeometry(parts) if len(parts) > 1 else _first(parts)
-    return _valid(turned.simplify(tolerance_m))
+    return valid_polygons(turned.simplify(tolerance_m))
 
 
 def _wkb(polygon: QgsGeometry) -> bytes:
@@ -174,10 +175,6 @@ def _iou(one: QgsGeometry, other: QgsGeometry) -> float:
     common = one.intersection(other).area()
     union = one.area() + other.area() - common
     return float(common / union) if union > 0 else 0.0
-
-
-def _valid(geometry: QgsGeometry) -> QgsGeometry:
-    return geometry if geometry.isGeosValid() else polygons_only(geometry.makeValid())
 
 
 def _first(parts: list[QgsGeometry]) -> QgsGeometry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from qgis.core import QgsGeometry, QgsPointXY
@@ -20,6 +20,7 @@ from .exchange import Answer, Failure, Point, Task
 from .feature_sink import SinkError
 from .review_keys import ReviewKeys
 from .scene_control import SceneControl
+from .shaping import ShapeOptions, shaped
 from .similar_examples import MOST_EXAMPLES, SimilarExamples
 from .similar_panel import CandidateOverlay, SimilarPanel
 from .similar_review import Review, is_known
@@ -55,10 +56,11 @@ class SimilarControl(QObject):
         actions: Actions,
         parent: QObject | None,
         classes: Classes | None = None,
+        shape_options: Callable[[], ShapeOptions] = ShapeOptions,
     ) -> None:
         super().__init__(parent)
         self._canvas, self._worker, self._scene, self._target = canvas, worker, scene, target
-        self._classes = classes
+        self._classes, self._shape_options = classes, shape_options
         self.panel = SimilarPanel()
         self.overlay = CandidateOverlay(canvas)
         self.review: Review | None = None
@@ -288,19 +290,38 @@ class SimilarControl(QObject):
         seconds = time.monotonic() - self._asked_s if number == self.current else 0.0
         colour = self._classes.colour(review.class_name) if self._classes is not None else QColor("#00b8d9")
         try:
-            self._target.accept(answer, class_name=review.class_name, colour=colour, n_clicks=1, seconds=seconds)
+            self._target.accept(
+                answer,
+                class_name=review.class_name,
+                colour=colour,
+                geometry=self._outline(number, review),
+                n_clicks=1,
+                seconds=seconds,
+                on_top=self._shape_options().new_on_top,
+            )
         except (SinkError, CoordinateError) as error:
             self.notified.emit(str(error))
             return False
         review.accepted.append(number)
         return True
 
+    def _outline(self, number: int, review: Review) -> QgsGeometry:
+        """The mask of a candidate as the shape options want it, in the raster's CRS."""
+        mask, mapping = review.geometries[number], self._scene.mapping
+        if mapping is None:
+            return mask
+        options, crs = self._shape_options(), mapping.raster_crs
+        neighbours = self._target.neighbours(mask, crs, within_m=options.snap_m) if options.needs_neighbours else []
+        return shaped(mask, crs, options, neighbours=neighbours)
+
     def _accept_next(self) -> None:
         """One of those to be accepted at once, then let the GUI breathe."""
-        if not self._accepting:
+        if not self._accepting or self.review is None:
             return
         number = self._accepting.pop(0)
-        if not self._store(number):
+        if self._outline(number, self.review).isEmpty():
+            self.review.drop(number)  # Others have its ground already: no reason to stop.
+        elif not self._store(number):
             self._accepting.clear()
         if self.current == number:
             self.current = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qgis.core import QgsFeature, QgsFeatureRequest, QgsGeometry, QgsVectorLayer
 
 from .crs import geometry_from_wkb, transformed
+from .field_mapping import field_of
 from .scene_control import SceneControl
 from .target import TargetChoice
 
@@ -52,10 +53,11 @@ class SimilarExamples:
 
 
 def _features_of_class(layer: QgsVectorLayer, class_name: str) -> list[QgsFeature]:
-    """Features of a class in the order of their ids; all of them for no class or in a layer without classes."""
-    index = layer.fields().lookupField("class")
-    features = sorted(layer.getFeatures(QgsFeatureRequest()), key=lambda feature: feature.id())
+    """Features of a class, the newest last; all of them for no class or in a layer without classes."""
+    field = field_of(layer, "class")
+    # What is not saved yet has ids below zero, the newest the lowest.
+    features = sorted(layer.getFeatures(QgsFeatureRequest()), key=lambda one: (one.id() < 0, abs(one.id())))
     with_outline = [feature for feature in features if feature.hasGeometry()]
-    if not class_name or index < 0:
+    if not class_name or field is None:
         return with_outline
-    return [feature for feature in with_outline if feature[index] == class_name]
+    return [feature for feature in with_outline if feature[field] == class_name]

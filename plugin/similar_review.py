@@ -32,6 +32,11 @@ class Review:
         self.candidates[found.number], self.geometries[found.number] = found, geometry_from_wkb(found.wkb)
         self.probabilities[found.number] = found.probability
 
+    def drop(self, number: int) -> None:
+        """Forget a candidate without an answer."""
+        for known in (self.candidates, self.geometries, self.probabilities):
+            known.pop(number, None)
+
     def queue(self) -> list[int]:
         """Numbers of the candidates that nothing was said of, the likeliest first."""
         answered = {*self.accepted, *self.rejected}

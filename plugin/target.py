@@ -319,6 +319,8 @@ class TargetChoice(QObject):
         for layer_id in layer_ids:
             if (keeper := self._keepers.pop(layer_id, None)) is not None:
                 keeper.deleteLater()  # the layer is gone, and its signals with it
+        if self._held_id in layer_ids:
+            self._held_id = ""  # a project that is opened again gives its layers the same ids
         if self._layer_id in layer_ids:
             self._layer_id = ""
             self.layer_changed.emit(None)

@@ -6,6 +6,7 @@ is known of the view. What the analyst said of a pixel always holds in the map, 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -207,6 +208,12 @@ class ClassMapper:
         if self._strokes:
             self._head = None
         self.options = options
+
+    def as_now(self) -> ClassMapper:
+        """The map as it is: clicks and options that follow change this one alone. Both share what was encoded."""
+        now = copy.copy(self)
+        now._classes, now._strokes = dict(self._classes), list(self._strokes)
+        return now
 
     def limited(self, bounds_px: Bounds | None = None) -> tuple[int, int, int, int]:
         """Whole pixels (left, top, right, bottom) of an extent inside the raster. Raises `JobError` for none."""

@@ -32,9 +32,11 @@ def write_class_polygons(
     """Write the connected areas of each class in an extent as a GeoPackage with the fields class and class_id.
 
     Yields the fraction done after each window and returns the number of polygons. Without bounds of the whole raster,
-    of which one row of windows is in memory. Nothing is left at `path` where the work is stopped or fails. Raises
-    `RasterError` for a place that cannot be written, `Cancelled`, and what reading and encoding raise.
+    of which one row of windows is in memory. What is clicked meanwhile does not change it. Nothing is left
+    at `path` where the work is stopped or fails. Raises `RasterError` for a place that cannot be written, `Cancelled`,
+    and what reading and encoding raise.
     """
+    mapper = mapper.as_now()
     progress = progress or NullProgress()
     reader = mapper.scene.reader
     left, top, right, bottom = mapper.limited(bounds_px)

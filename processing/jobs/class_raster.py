@@ -25,8 +25,10 @@ def write_class_map(
     """Write the map of an extent as GeoTIFF with a colour table; yields the fraction done after each block.
 
     The raster has the pixels of the input inside the extent; 0 is nodata. `entropy_path`: another one with the
-    uncertainty in per cent. Nothing is left at the paths where the work is stopped or fails.
+    uncertainty in per cent. What is clicked meanwhile does not change it. Nothing is left at the paths where
+    the work is stopped or fails.
     """
+    mapper = mapper.as_now()
     reader = mapper.scene.reader
     left, top, right, bottom = mapper.limited(bounds_px)
     grid: dict[str, Any] = {

@@ -224,6 +224,24 @@ def test_written_raster_has_grid_colours_and_names(scene, tmp_path):
         assert doubt.read(1).max() <= 100
 
 
+def test_what_is_clicked_while_the_map_is_written_comes_too_late(scene, tmp_path):
+    mapper = mapped(scene, window_px=64)
+    before = mapper.labels()
+    work = write_class_map(mapper, tmp_path / "map.tif")
+    next(work)
+    mapper.click(100, 100, mapper.add_class("sand").class_id)
+    mapper.set_options(ClassMapOptions(window_px=64, is_snapped=False))
+    list(work)
+    polygons = write_class_polygons(mapper, tmp_path / "areas.gpkg")
+    next(polygons)
+    mapper.undo()
+    list(polygons)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert np.array_equal(dataset.read(1), before)
+        assert "sand" not in dataset.tags().values()
+    assert "sand" in set(geopandas.read_file(tmp_path / "areas.gpkg")["class"])
+
+
 def test_cancelled_raster_leaves_nothing(scene, tmp_path, recorder):
     mapper = mapped(scene, window_px=64)
     with pytest.raises(Cancelled):

@@ -9,6 +9,7 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsFeature, QgsGeometry, Qgs
 from qgis.PyQt.QtCore import Qt
 from segadapt.plugin.batch import seed_of
 from segadapt.plugin.crs import CoordinateError, transformed
+from segadapt.plugin.prompt_tool import Command
 from segadapt.processing.errors import JobError
 
 SHIFT, CTRL = Qt.KeyboardModifier.ShiftModifier, Qt.KeyboardModifier.ControlModifier
@@ -122,6 +123,19 @@ def test_escape_stops_and_what_was_accepted_stays(gui: Any, at: Any) -> None:
     gui.click(at(800, 800))
     gui.wait_for_answer()
     assert n_objects(gui) == 2
+
+
+def test_undo_does_not_stall_a_batch(gui: Any, at: Any) -> None:
+    gui.start()
+    layer_of("Point", *points(at, (200, 200), (400, 400), (600, 600)))
+    gui.backend.gate.clear()
+    start_batch(gui)
+    gui.wait_for(lambda: gui.backend.prompts)
+    gui.prompts.command(Command.UNDO)
+    assert "A batch is running; Esc stops it." in gui.notices
+    gui.backend.gate.set()
+    gui.wait_for(lambda: not gui.prompts.batch.is_running)
+    assert n_objects(gui) == 3
 
 
 def test_a_batch_without_a_selection_is_a_sentence(gui: Any) -> None:

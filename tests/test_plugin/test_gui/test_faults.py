@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -266,6 +266,20 @@ def test_a_device_that_fails_is_followed_by_the_cpu_with_all_that_was_learned(
     assert backend_on._segmenter.n_learned == 1
     # There is nothing to fall back to any more, and what is wrong with the input is no failure of the device.
     assert backend_on.fall_back(error, NullProgress()) is None
+
+
+def test_what_was_learned_stays_while_the_same_raster_is_opened_again(
+    backend_on: SceneBackend, engines: Any, tmp_path: Path
+) -> None:
+    list(backend_on.run_task(Learn(backend_on.answer(prompt())), NullProgress()))
+    assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 1
+    backend_on.close_scene()
+    assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 1
+    write_raster(tmp_path / "other.tif", 50)
+    layer = QgsRasterLayer(str(tmp_path / "other.tif"), "other", "gdal")
+    other = replace(backend_on.spec, source=read_source(layer, [], use_layer_stretch=False))
+    assert backend_on.open(other, NullProgress()).n_learned == 0
+    assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 0
 
 
 def test_only_failures_of_a_device_count_as_such() -> None:

@@ -155,7 +155,21 @@ def test_settings_are_stored_and_open_the_scene_again(gui: Any, tmp_path: Path) 
     gui.wait_for(lambda: gui.controller.scene.is_ready and gui.backend.calls.count("open") == 3)
 
 
-def test_changing_the_model_opens_the_scene_again_and_drops_the_prompts(gui: Any, at: Any) -> None:
+def test_a_setting_that_stays_as_it_is_changes_nothing_and_another_waits_for_what_is_begun(gui: Any, at: Any) -> None:
+    gui.start()
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    panel = gui.dock.settings_panel
+    panel.cache_gb.editingFinished.emit()  # looked into, and left
+    assert gui.notices == []
+    panel.changed.emit("device", "cpu")
+    assert QgsSettings().value("segadapt/device") == "cpu"
+    assert "The setting holds once the raster is opened again" in gui.notices[0]
+    assert not gui.session.is_empty
+    assert gui.backend.calls.count("open") == 1
+
+
+def test_changing_the_model_opens_the_scene_again_and_drops_the_prompts(gui: Any, at: Any, make_gui: Any) -> None:
     gui.start()
     gui.click(at(300, 400))
     gui.wait_for_answer()
@@ -163,6 +177,8 @@ def test_changing_the_model_opens_the_scene_again_and_drops_the_prompts(gui: Any
     assert gui.session.is_empty
     gui.wait_for(lambda: gui.controller.scene.is_ready)
     assert gui.backend.calls.count("open") == 2
+    gui.dispose()
+    assert make_gui(gui.backend).dock.model_combo.currentData() == "sam_vit_b"  # remembered
 
 
 class FakeIface:

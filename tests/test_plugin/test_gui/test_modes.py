@@ -333,6 +333,21 @@ def test_subtracting_the_mask_ends_the_object(gui: Any, at: Any, target: QgsVect
     assert gui.session.is_empty
 
 
+def test_a_mask_that_is_being_corrected_is_not_subtracted(gui: Any, at: Any, target: QgsVectorLayer) -> None:
+    gui.start()
+    gui.click(at(400, 450))
+    gui.wait_for_answer()
+    gui.backend.gate.clear()
+    gui.click(at(405, 450), RIGHT)
+    gui.key(Qt.Key.Key_D)
+    assert sum(owners(target).values()) == 5000
+    assert "The answer to the last prompt is still to come; subtract when the mask has changed." in gui.notices
+    gui.backend.gate.set()
+    gui.wait_for(lambda: not gui.session.is_waiting)
+    gui.key(Qt.Key.Key_D)
+    assert sum(owners(target).values()) == 5000 - 225
+
+
 def test_no_overlaps_is_drawn_and_accepted(gui: Any, at: Any, target: QgsVectorLayer) -> None:
     gui.start()
     gui.click(at(300, 450))

@@ -117,6 +117,9 @@ class FakeMapper:
         )
         self.scene = SimpleNamespace(reader=reader)
 
+    def as_now(self) -> FakeMapper:
+        return self
+
     def limited(self, bounds: Any) -> Any:
         return bounds or (0, 0, 60, 40)
 

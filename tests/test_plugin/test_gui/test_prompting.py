@@ -194,6 +194,44 @@ def test_enter_before_the_answer_accepts_the_answer(gui: Any, at: Any) -> None:
     assert target_layer(gui).featureCount() == 1
 
 
+def test_what_follows_an_early_enter_belongs_to_the_next_object(gui: Any, at: Any) -> None:
+    gui.start()
+    classes = gui.controller.classes
+    classes.add("road")
+    classes.choose("building")
+    gui.backend.gate.clear()
+    gui.click(at(300, 400))
+    gui.wait_for(lambda: gui.backend.prompts)
+    gui.key(Qt.Key.Key_Return)
+    classes.choose("road")
+    gui.click(at(700, 400))
+    gui.click(at(800, 400))
+    gui.prompts.command(Command.UNDO)  # the second of them
+    gui.backend.gate.set()
+    gui.wait_for(lambda: len(gui.backend.prompts) == 2)
+    answer = gui.wait_for_answer()
+    assert [feature["class"] for feature in target_layer(gui).getFeatures()] == ["building"]
+    (point,) = gui.session.step.points_map
+    assert point == pytest.approx((at(700, 400).x(), at(700, 400).y()), abs=0.5)
+    assert answer.request_id == gui.backend.prompts[-1].request_id
+    gui.key(Qt.Key.Key_Return)
+    assert sorted(feature["class"] for feature in target_layer(gui).getFeatures()) == ["building", "road"]
+
+
+def test_escape_after_an_early_enter_keeps_nothing(gui: Any, at: Any) -> None:
+    gui.start()
+    gui.backend.gate.clear()
+    gui.click(at(300, 400))
+    gui.wait_for(lambda: gui.backend.prompts)
+    gui.key(Qt.Key.Key_Return)
+    gui.click(at(700, 400))
+    gui.key(Qt.Key.Key_Escape)
+    gui.backend.gate.set()
+    QTest.qWait(100)
+    assert gui.session.is_empty
+    assert target_layer(gui) is None
+
+
 def test_a_stale_answer_is_dropped_and_the_newest_question_wins(gui: Any, at: Any) -> None:
     gui.start()
     gui.backend.gate.clear()

@@ -537,6 +537,27 @@ def test_refreshing_the_map_keeps_what_is_begun(drawn_gui: Any, tiles: Any) -> N
     gui.wait_for(lambda: scene._spec is not None and scene._spec is not spec)
 
 
+def test_a_closer_look_is_drawn_finer(drawn_gui: Any, tiles: Any) -> None:
+    gui = drawn_gui
+    scene, canvas = gui.controller.scene, gui.canvas
+    canvas.zoomScale(canvas.scale() * 16 * SCALE / canvas.mapUnitsPerPixel())
+    gui.dock.raster_combo.setLayer(tiles)
+    gui.wait_for(lambda: "is encoded" in gui.status)
+    assert scene._spec.source.blocks.units_per_px == pytest.approx(16 * SCALE)
+    gui.prompts.session.add_point((PLACE.x(), PLACE.y()), is_foreground=True)  # something begun
+    canvas.zoomScale(canvas.scale() / 16)
+    gui.wait_for(lambda: gui.notices)
+    assert "is not drawn anew for this view" in gui.notices[0]
+    canvas.setCenter(QgsPointXY(PLACE.x() + 5, PLACE.y()))
+    QTest.qWait(400)
+    assert len(gui.notices) == 1  # once is enough
+    assert scene._spec.source.blocks.units_per_px == pytest.approx(16 * SCALE)
+    gui.prompts.command(Command.DROP)
+    canvas.setCenter(PLACE)
+    gui.wait_for(lambda: scene._spec.source.blocks.units_per_px == pytest.approx(SCALE))
+    gui.wait_for(lambda: "is encoded" in gui.status)
+
+
 def test_refreshing_the_map_leaves_a_file_open(gui: Any) -> None:
     scene = gui.controller.scene
     for n_opened, look in enumerate((Look.FILE, Look.BANDS, Look.RENDERED), 1):

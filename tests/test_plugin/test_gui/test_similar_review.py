@@ -6,11 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from qgis.core import QgsGeometry, QgsPointXY, QgsRectangle
-from qgis.PyQt.QtCore import QObject, Qt, pyqtSignal
+from qgis.core import QgsFeature, QgsField, QgsGeometry, QgsPointXY, QgsProject, QgsRectangle, QgsVectorLayer
+from qgis.PyQt.QtCore import QObject, Qt, QVariant, pyqtSignal
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.actions import Actions
+from segadapt.plugin.crs import geometry_from_wkb
 from segadapt.plugin.exchange import Failure
+from segadapt.plugin.field_mapping import FieldSource, remember_mapping
+from segadapt.plugin.shaping import ShapeOptions
 from segadapt.plugin.similar_control import SimilarControl
 from segadapt.plugin.similar_tasks import Found, LearnAnswers, Search, SearchHandle
 
@@ -343,3 +346,45 @@ def test_with_the_real_model(make_gui: Any, real_backend: Any, at: Any) -> None:
     gui.key(R)
     gui.wait_for(lambda: review.review.probabilities != before, seconds=60)
     assert review.review.probabilities[rejected] < before[rejected]
+
+
+def test_classes_are_read_from_the_field_that_is_mapped(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    layer = QgsVectorLayer("MultiPolygon?crs=EPSG:32631", "parcels", "memory")
+    layer.dataProvider().addAttributes([QgsField("landuse", QVariant.String)])
+    layer.updateFields()
+    for name, x_px in (("building", 100), ("lake", 300), ("lake", 500)):
+        feature = QgsFeature(layer.fields())
+        feature.setGeometry(geometry_from_wkb(square(at(x_px, 200))))
+        feature["landuse"] = name
+        layer.dataProvider().addFeature(feature)
+    QgsProject.instance().addMapLayer(layer)
+    remember_mapping(layer, {"landuse": FieldSource("class")})
+    gui.controller.target.set_layer(layer)
+    review.start()
+    assert worker.search.examples == (square(at(100, 200)),)
+    # What is not saved yet is the newest.
+    layer.startEditing()
+    for x_px in (700, 800, 900):
+        feature["landuse"] = "building"
+        feature.setGeometry(geometry_from_wkb(square(at(x_px, 200))))
+        layer.addFeature(QgsFeature(feature))
+    review.start()
+    assert worker.search.examples[-1] == square(at(900, 200))
+    layer.rollBack()
+
+
+def test_candidates_get_the_shape_that_is_wanted(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    review._shape_options = lambda: ShapeOptions(no_overlaps=True)
+    review.add_example(square(at(512, 800)), "building")
+    review.start()
+    candidates = (square(at(100, 300)), square(at(120, 300)), square(at(105, 300), 4.0))
+    for number, wkb in enumerate(candidates, 1):
+        worker.worked.emit(worker.search, Found(number, wkb, 0.9, 0.95, 400.0, 1 - number / 10, "fake"))
+    review.panel.above_slider.setValue(50)
+    review.accept_all()
+    gui.wait_for(lambda: len(features(gui)) == 2)
+    gui.wait_for(lambda: not review.review.queue())
+    first, second = (feature.geometry() for feature in features(gui))
+    assert (first.area(), second.area()) == pytest.approx((400.0, 200.0), abs=0.1)
+    assert first.intersection(second).area() < 1e-3
+    assert review.said == []

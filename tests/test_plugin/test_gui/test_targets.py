@@ -14,7 +14,10 @@ from qgis.core import (
     QgsProject,
     QgsVectorLayer,
 )
-from qgis.PyQt.QtCore import QVariant
+from qgis.PyQt.QtCore import QCoreApplication, QPoint, QPointF, Qt, QVariant
+from qgis.PyQt.QtGui import QWheelEvent
+from qgis.PyQt.QtTest import QTest
+from qgis.PyQt.QtWidgets import QLineEdit
 from segadapt.plugin.crs import CoordinateError, transformed
 from segadapt.plugin.dock import NEW_GEOPACKAGE, NEW_SCRATCH
 from segadapt.plugin.editing import SegmentedFeature, add_object
@@ -155,6 +158,58 @@ def test_dock_offers_polygon_layers_only(gui: Any) -> None:
     offered = {combo.itemText(i) for i in range(combo.count())}
     assert offered == {"Polygon", AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE}
     assert combo.currentText() == AUTOSAVED  # adding a layer does not change where objects go
+
+
+def test_the_wheel_scrolls_the_dock_and_changes_nothing(gui: Any) -> None:
+    layer = memory_layer("Polygon?crs=EPSG:32631", "class")
+    QgsProject.instance().addMapLayer(layer)
+    gui.start()
+    gui.window.resize(1000, 300)
+    for title in ("Shape", "Find similar"):
+        gui.dock.open_page(title)
+    panel = gui.dock.settings_panel
+    panel.setCollapsed(False)
+    fields = (gui.dock.target_combo, gui.dock.model_combo, panel.cache_gb, gui.controller.similar.panel.above_slider)
+    before = [_value(field) for field in fields]
+    for field in fields:
+        _turn(field)
+    assert [_value(field) for field in fields] == before
+    assert gui.dock._scroll.verticalScrollBar().value() > 0
+    panel.cache_gb.setFocus()
+    _turn(panel.cache_gb)  # asked for
+    assert _value(panel.cache_gb) != before[2]
+
+
+def _value(field: Any) -> Any:
+    return field.currentText() if hasattr(field, "currentText") else field.value()
+
+
+def _turn(field: Any) -> None:
+    """One notch of the wheel towards the user, over the middle of a field."""
+    place = field.rect().center()
+    event = QWheelEvent(
+        QPointF(place), QPointF(field.mapToGlobal(place)), QPoint(), QPoint(0, -120),
+        Qt.MouseButton.NoButton, Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False,
+    )  # fmt: skip
+    QCoreApplication.sendEvent(field, event)
+
+
+def test_a_class_chosen_with_the_mouse_leaves_the_keys_to_the_canvas(gui: Any, at: Any) -> None:
+    gui.start()
+    for name in ("building", "road"):
+        gui.controller.classes.add(name)
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    names = gui.controller.class_panel.list
+    place = names.visualItemRect(names.item(2)).center()
+    QTest.mouseClick(names.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, place)
+    assert gui.controller.classes.current == "road"
+    gui.wait_for(gui.canvas.hasFocus)
+    # A double click still opens the name.
+    QTest.mouseDClick(names.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, place)
+    QTest.mouseRelease(names.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, place)
+    (editor,) = names.findChildren(QLineEdit)
+    assert editor.hasFocus()
 
 
 def test_objects_go_to_a_chosen_layer(gui: Any, at: Any) -> None:

@@ -203,6 +203,19 @@ def test_his_own_undo_took_our_step_already(target: Any, shapes: Any, gpkg: Any)
     layer.rollBack()
 
 
+def test_what_a_rollback_brought_back_is_not_brought_back_twice(target: Any, shapes: Any, gpkg: Any) -> None:
+    layer = gpkg((shapes.rectangle(0, 0), "roof"))
+    target.choice.set_layer(layer)
+    layer.startEditing()
+    target.choice.do(lambda layer: editing.remove(layer, [feature.id() for feature in layer.getFeatures()]))
+    assert layer.featureCount() == 0
+    layer.rollBack()
+    target.choice.history.undo()
+    assert layer.featureCount() == 1
+    assert "the object is there again, in 'objects'" in target.problems[-1]
+    assert not target.choice.history.can_undo
+
+
 def test_an_unwritable_layer_keeps_the_step(target: Any, shapes: Any) -> None:
     layer = target.accept(shapes.rectangle(0, 0), "a")
     layer.setReadOnly(True)

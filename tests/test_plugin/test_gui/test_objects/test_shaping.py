@@ -181,6 +181,12 @@ def test_no_overlaps_leaves_to_the_neighbours_what_is_theirs(shapes: Any) -> Non
     assert shaped(new, UTM, ShapeOptions(no_overlaps=True), neighbours=[shapes.rectangle(-1, -1, 20, 20)]).isEmpty()
 
 
+def test_a_neighbour_that_crosses_itself_takes_only_its_own(shapes: Any) -> None:
+    bow_tie = shapes.polygon((0, 0), (20, 0), (0, 20), (20, 20))
+    result = shaped(shapes.rectangle(8, -2, 4, 4), UTM, ShapeOptions(no_overlaps=True), neighbours=[bow_tie])
+    assert result.area() == pytest.approx(8.0, abs=1e-3)
+
+
 def test_borders_that_are_near_become_one(shapes: Any) -> None:
     """A gap of 40 cm and an overlap: afterwards neither, and the border is the neighbour's to the millimetre."""
     for gap_m in (0.4, -0.4):
