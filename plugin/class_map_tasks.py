@@ -27,24 +27,27 @@ class MapHandle:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self._mapper: ClassMapper | None = None
-        self._backbone: Any = None
 
     def mapper(self, segmenter: InteractiveSegmenter, progress: Progress) -> ClassMapper:
-        """Return the mapper of the segmenter's scene, a new one where the scene is another."""
+        """Return the mapper of the segmenter's scene; a new one where the scene is another, with all that was clicked.
+
+        A handle lasts as long as the raster is open: another scene of it means that the device failed.
+        """
         from ..models.backbone import open_backbone
         from ..processing.jobs.class_map import ClassMapper
 
-        scene = segmenter.scene
-        if self._backbone is None:
-            self._backbone = open_backbone(
-                device=scene.engine.device,
-                checkpoint_folder=self.settings.checkpoint_folder,
-                offline=self.settings.offline,
-                progress=progress,
-            )
-        if self._mapper is None or self._mapper.scene is not scene:
-            self._mapper = ClassMapper(scene, self._backbone)
-        return self._mapper
+        scene, before = segmenter.scene, self._mapper
+        if before is not None and before.scene is scene:
+            return before
+        backbone = open_backbone(
+            device=scene.engine.device,
+            checkpoint_folder=self.settings.checkpoint_folder,
+            offline=self.settings.offline,
+            progress=progress,
+        )
+        mapper = ClassMapper(scene, backbone) if before is None else before.moved_to(scene, backbone)
+        self._mapper = mapper
+        return mapper
 
 
 @dataclass(frozen=True, eq=False)

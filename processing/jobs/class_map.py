@@ -215,6 +215,13 @@ class ClassMapper:
         now._classes, now._strokes = dict(self._classes), list(self._strokes)
         return now
 
+    def moved_to(self, scene: Scene, backbone: Backbone | None) -> ClassMapper:
+        """The same clicks on another scene of the same raster, as after a device was replaced; it is encoded anew."""
+        moved = ClassMapper(scene, backbone, options=self.options, memory_bytes=self._memory_bytes)
+        moved._classes, moved._strokes, moved._history = dict(self._classes), list(self._strokes), self._history
+        moved._space, moved._head = self._space, self._head
+        return moved
+
     def limited(self, bounds_px: Bounds | None = None) -> tuple[int, int, int, int]:
         """Whole pixels (left, top, right, bottom) of an extent inside the raster. Raises `JobError` for none."""
         rows, cols = self.scene.reader.shape

@@ -242,6 +242,16 @@ def test_what_is_clicked_while_the_map_is_written_comes_too_late(scene, tmp_path
     assert "sand" in set(geopandas.read_file(tmp_path / "areas.gpkg")["class"])
 
 
+def test_clicks_go_along_where_a_device_is_replaced(scene, truth, open_scene):
+    mapper = mapped(scene, window_px=64)
+    other = open_scene(scene.reader.path, FakeEngine())
+    moved = mapper.moved_to(other, FakeBackbone())
+    assert np.array_equal(moved.labels(), mapper.labels())
+    assert moved.undo()
+    assert moved.n_strokes == mapper.n_strokes - 1
+    assert moved.scene is other
+
+
 def test_cancelled_raster_leaves_nothing(scene, tmp_path, recorder):
     mapper = mapped(scene, window_px=64)
     with pytest.raises(Cancelled):
