@@ -108,8 +108,8 @@ class PolygonLabels:
 class RasterLabels:
     """Labels from a raster of class values, brought to a reader's grid by nearest neighbour.
 
-    `classes` maps stored values to class ids; other values, and nodata, are `IGNORE`. A label raster without CRS must
-    have the raster's own shape. Raises `JobError` for one that cannot be placed. Close it after use.
+    `classes` maps stored values to class ids; other values, nodata and the ground beyond are `IGNORE`. A label raster
+    without CRS must have the raster's own shape. Raises `JobError` for one that cannot be placed. Close it after use.
     """
 
     def __init__(self, reader: BandReader, path: Path, classes: Mapping[int, int]) -> None:
@@ -145,7 +145,8 @@ class RasterLabels:
                     height=self._shape[0],
                     resampling=Resampling.nearest,
                     nodata=self._nodata,
-                    add_alpha=False,
+                    # Without nodata nothing else tells the ground beyond from the value 0.
+                    add_alpha=self._nodata is None,
                 )
             )
         if not self._is_plain and not self._meets(reader):
@@ -175,6 +176,7 @@ class RasterLabels:
         right, bottom = min(self._shape[1], col_off + cols), min(self._shape[0], row_off + rows)
         if left >= right or top >= bottom:
             return labels
+        covered: npt.NDArray[np.bool_] | bool
         with self._access():
             if self._is_plain:
                 # Nearest neighbour by the grid's own geometry.
@@ -182,11 +184,12 @@ class RasterLabels:
                 y = np.clip(((np.arange(top, bottom) + 0.5) / self._scale).astype(np.intp), 0, self._dataset.height - 1)
                 part = Window(x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1)
                 stored = self._dataset.read(1, window=part)[np.ix_(y - y[0], x - x[0])]
-                covered = np.ones(stored.shape, np.bool_)
+                covered = True
             else:
                 part = Window(left, top, right - left, bottom - top)
                 stored = self._warped.read(1, window=part)
-                covered = self._warped.dataset_mask(window=part) > 0
+                # The alpha band itself: as a mask it is 255 everywhere in signed and in 32-bit rasters.
+                covered = self._nodata is not None or self._warped.read(2, window=part) > 0
         known = covered & (stored >= 0) & (stored <= 255)
         if self._nodata is not None:
             known &= stored != self._nodata

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from segadapt.models.augmentation import USUAL, augment
 from segadapt.models.errors import Cancelled
 from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
@@ -126,6 +127,20 @@ def test_label_rasters_take_names_from_text_file_or_values(houses, raster_factor
     other = LabelledRaster(path=path, label_path=raster_factory(stored // 2, "other.tif"))
     with pytest.raises(JobError, match=r"value 3 .*no class of the model"):
         scheme_of_card(card, [other])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32"])
+@pytest.mark.parametrize("nodata", [None, 9])
+def test_ground_beyond_a_label_raster_is_unlabelled(houses, raster_factory, dtype, nodata):
+    path, _, truth = houses()
+    place = Affine(0.5, 0, 590_020, 0, -0.5, 5_750_000)
+    stored = truth[:, 40:120].astype(dtype)[None]
+    labels = raster_factory(stored, "labels.tif", transform=place, nodata=nodata, photometric="minisblack")
+    raster = LabelledRaster(path=path, label_path=Path(labels))
+    (chip,) = read_training_chips([raster], scheme_of_labels([raster]), chip_px=160).labels
+    np.testing.assert_array_equal(chip[:, 40:120], truth[:, 40:120])
+    assert (chip[:, :40] == IGNORE).all()
+    assert (chip[:, 120:] == IGNORE).all()
 
 
 def test_labels_that_do_not_fit_are_refused_with_a_sentence(houses, raster_factory):
