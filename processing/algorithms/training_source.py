@@ -119,8 +119,9 @@ class LabelledAlgorithm(ModelAlgorithm):
             raise JobError("Give either label polygons or label rasters, one of the two.")
         if source is None:
             paths = paired([one.path for one in chosen], [one.path for one in label_rasters])
+            shown = {one.path: one.crs_wkt for one in label_rasters}
             return [
-                LabelledRaster(path=one.path, label_path=Path(path), crs_wkt=one.crs_wkt)
+                LabelledRaster(path=one.path, label_path=Path(path), crs_wkt=one.crs_wkt, label_crs_wkt=shown[path])
                 for one, path in zip(chosen, paths, strict=True)
             ]
         field = self.parameterAsString(parameters, self.CLASS_FIELD, context)

@@ -29,6 +29,7 @@ from ..errors import JobError
 from ..raster.access import gdal_access
 from ..raster.band_reader import BandReader
 from ..raster.geodesy import apply_affine
+from ..raster.reader import parse_crs
 
 Labels = npt.NDArray[np.uint8]
 
@@ -108,11 +109,15 @@ class PolygonLabels:
 class RasterLabels:
     """Labels from a raster of class values, brought to a reader's grid by nearest neighbour.
 
-    `classes` maps stored values to class ids; other values, nodata and the ground beyond are `IGNORE`. A label raster
-    without CRS must have the raster's own shape. Raises `JobError` for one that cannot be placed. Close it after use.
+    `classes` maps stored values to class ids; other values, nodata and the ground beyond are `IGNORE`. `crs_wkt`
+    replaces the file's CRS where the file says how its pixels lie on a map. A label raster without CRS must have the
+    raster's own shape. Raises `JobError` for one that cannot be placed, `RasterError` for a CRS that is not understood
+    and a file that cannot be read. Close it after use.
     """
 
-    def __init__(self, reader: BandReader, path: Path, classes: Mapping[int, int]) -> None:
+    def __init__(
+        self, reader: BandReader, path: Path, classes: Mapping[int, int], *, crs_wkt: str | None = None
+    ) -> None:
         self._path = path
         self._table = np.full(256, IGNORE, np.uint8)
         for value, class_id in classes.items():
@@ -127,7 +132,10 @@ class RasterLabels:
             if self._dataset.dtypes[0] not in ("uint8", "int8", "int16", "uint16", "int32", "uint32"):
                 self._dataset.close()
                 raise JobError(f"The label raster {path} holds {self._dataset.dtypes[0]} values; use whole class ids.")
-            self._is_plain = self._dataset.crs is None or reader.crs is None
+            # A plain picture lies where its raster does, whatever CRS QGIS gave it.
+            is_placed = self._dataset.transform != Affine.identity()
+            self._crs = parse_crs(crs_wkt) if crs_wkt and is_placed else self._dataset.crs
+            self._is_plain = self._crs is None or reader.crs is None
             if self._is_plain and self._dataset.shape != reader.shape:
                 self._dataset.close()
                 raise JobError(
@@ -139,6 +147,7 @@ class RasterLabels:
                 if self._is_plain
                 else WarpedVRT(
                     self._dataset,
+                    src_crs=self._crs,
                     crs=reader.crs,
                     transform=reader.grid_transform,
                     width=self._shape[1],
@@ -203,7 +212,7 @@ class RasterLabels:
     def _meets(self, reader: BandReader) -> bool:
         from rasterio.warp import transform_bounds
 
-        left, bottom, right, top = transform_bounds(self._dataset.crs, reader.crs, *self._dataset.bounds)
+        left, bottom, right, top = transform_bounds(self._crs, reader.crs, *self._dataset.bounds)
         rows, cols = reader.shape
         corners = apply_affine(reader.transform, np.array([(0.0, 0), (cols, 0), (0, rows), (cols, rows)]))
         return bool(

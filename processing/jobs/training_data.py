@@ -37,7 +37,7 @@ class LabelledRaster:
     `names`: the class of each polygon; None where somebody drew without saying what, which leaves its pixels unknown;
     "" where the labels tell no classes apart. `area`: polygons within which every pixel without a label is background;
     None means everywhere (where the scheme has a background at all), () nowhere. `crs_wkt`: CRS of a raster that
-    carries none itself.
+    carries none itself; `label_crs_wkt`: CRS of the label raster as the user sees it, None for the file's own.
     """
 
     path: str
@@ -46,6 +46,7 @@ class LabelledRaster:
     label_path: Path | None = None
     area: tuple[BaseGeometry, ...] | None = None
     crs_wkt: str | None = None
+    label_crs_wkt: str | None = None
 
     def __post_init__(self) -> None:
         """Check that polygons and names go together. Raises `JobError`."""
@@ -223,7 +224,7 @@ def _cut(
 @contextmanager
 def _label_source(raster: LabelledRaster, scheme: ClassScheme, reader: BandReader) -> Iterator[LabelSource]:
     if raster.label_path is not None:
-        with RasterLabels(reader, raster.label_path, scheme.values) as labels:
+        with RasterLabels(reader, raster.label_path, scheme.values, crs_wkt=raster.label_crs_wkt) as labels:
             yield labels
     else:
         yield _PolygonSource(raster, scheme, reader)

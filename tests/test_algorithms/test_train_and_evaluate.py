@@ -198,6 +198,30 @@ def test_polygons_are_clipped_mended_and_named(scene_file: Path, prompts: Any, r
     )
 
 
+def labelled(provider: Any, rasters: list[Any], labels: list[Any], feedback: Any) -> list[Any]:
+    """The rasters with their labels, as the algorithm hands them to its job."""
+    from qgis.core import QgsProcessingContext
+    from segadapt.processing.algorithms.feedback import FeedbackProgress
+
+    asked, context = provider.algorithm("trainmodel").create(), QgsProcessingContext()
+    values = {"RASTERS": rasters, "LABEL_RASTERS": labels}
+    assert asked.prepare(values, context, feedback)
+    found: list[Any] = asked.labelled_rasters(values, context, progress=FeedbackProgress(feedback))
+    return found
+
+
+def test_a_label_raster_has_the_crs_that_qgis_shows(provider: Any, scene_file: Path, feedback: Any) -> None:
+    """What the user chose for the layer counts, not what the file says."""
+    from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer
+
+    layer = QgsRasterLayer(str(scene_file), "labels")
+    layer.setCrs(QgsCoordinateReferenceSystem("EPSG:32633"))
+    (one,) = labelled(provider, [str(scene_file)], [layer], feedback)
+    assert one.label_path == scene_file
+    assert "zone 33N" in one.label_crs_wkt
+    assert "zone 31N" in one.crs_wkt
+
+
 def test_label_rasters_find_their_rasters() -> None:
     """By name where all have a partner, else by order, and one for all."""
     paired = training_source.paired

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
+from rasterio.crs import CRS
 from segadapt.models.augmentation import USUAL, augment
 from segadapt.models.errors import Cancelled
 from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
@@ -141,6 +142,25 @@ def test_ground_beyond_a_label_raster_is_unlabelled(houses, raster_factory, dtyp
     np.testing.assert_array_equal(chip[:, 40:120], truth[:, 40:120])
     assert (chip[:, :40] == IGNORE).all()
     assert (chip[:, 120:] == IGNORE).all()
+
+
+@pytest.mark.parametrize("crs", [None, "EPSG:32633"])
+def test_a_label_raster_lies_where_the_crs_that_the_user_sees_puts_it(houses, raster_factory, crs):
+    path, _, truth = houses()
+    shifted = Affine(0.5, 0, 590_020, 0, -0.5, 5_750_000)
+    labels = raster_factory(truth[None, :, 40:], "labels.tif", crs=crs, transform=shifted, nodata=9)
+    raster = LabelledRaster(path=path, label_path=Path(labels), label_crs_wkt=CRS.from_epsg(32631).to_wkt())
+    (chip,) = read_training_chips([raster], scheme_of_labels([raster]), chip_px=160).labels
+    np.testing.assert_array_equal(chip[:, 40:], truth[:, 40:])
+    assert (chip[:, :40] == IGNORE).all()
+
+
+def test_a_plain_picture_of_labels_lies_where_its_raster_does(houses, raster_factory):
+    path, _, truth = houses()
+    labels = raster_factory(truth[None], "labels.png", crs=None, transform=None, driver="PNG")
+    raster = LabelledRaster(path=path, label_path=Path(labels), label_crs_wkt=CRS.from_epsg(32631).to_wkt())
+    (chip,) = read_training_chips([raster], scheme_of_labels([raster]), chip_px=160).labels
+    np.testing.assert_array_equal(chip, truth)
 
 
 def test_labels_that_do_not_fit_are_refused_with_a_sentence(houses, raster_factory):
