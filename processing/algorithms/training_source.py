@@ -62,7 +62,7 @@ class LabelledAlgorithm(ModelAlgorithm):
             ),
             self.LABEL_RASTERS: self.tr(
                 "Rasters of whole class ids instead of polygons: one for each raster, of the same file name (a word "
-                "may follow, as in scene_classes.png) or in the same order, or a single one for all. Nodata is "
+                "may follow, as in scene_classes.png) or else in the same order, or a single one for all. Nodata is "
                 "unlabelled, and so is 255 unless it is named."
             ),
             self.CLASS_NAMES: self.tr(
@@ -118,7 +118,16 @@ class LabelledAlgorithm(ModelAlgorithm):
         if (source is None) == (not label_rasters):
             raise JobError("Give either label polygons or label rasters, one of the two.")
         if source is None:
-            paths = paired([one.path for one in chosen], [one.path for one in label_rasters])
+            paths, is_by_order = paired([one.path for one in chosen], [one.path for one in label_rasters])
+            if is_by_order:
+                pairs = [
+                    f"{Path(label).name} - {Path(one.path).name}" for one, label in zip(chosen, paths, strict=True)
+                ]
+                progress.info(
+                    self.tr("The names of the label rasters do not tell their rasters; their order does: {}.").format(
+                        ", ".join(pairs)
+                    )
+                )
             shown = {one.path: one.crs_wkt for one in label_rasters}
             return [
                 LabelledRaster(path=one.path, label_path=Path(path), crs_wkt=one.crs_wkt, label_crs_wkt=shown[path])
@@ -181,12 +190,6 @@ class LabelledAlgorithm(ModelAlgorithm):
         return ", ".join(raster.name for raster in self.rasters(self.LABEL_RASTERS))
 
 
-def _partners(stem: str, labels: Sequence[str]) -> list[str]:
-    """Label rasters of the same name, else those whose name goes on after it."""
-    same = [path for path in labels if Path(path).stem == stem]
-    return same or [path for path in labels if Path(path).stem.startswith((f"{stem}_", f"{stem}-"))]
-
-
 def parse_bands(text: str) -> tuple[int, ...] | None:
     """Read "1, 2, 3" or "1;2;3" as band numbers; None for an empty text. Raises `JobError` for anything else."""
     parts = text.replace(";", ",").replace(",", " ").split()
@@ -195,23 +198,30 @@ def parse_bands(text: str) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts) or None
 
 
-def paired(rasters: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """The label raster of each raster: by file name where all have one partner, else by order.
+def paired(rasters: Sequence[str], labels: Sequence[str]) -> tuple[list[str], bool]:
+    """The label raster of each raster, by file name where all have one partner, else by order; whether by order.
 
-    The ending does not count, and a label raster may add a word: scene_classes.png goes with scene.tif. A single label
-    raster goes with every raster. Raises `JobError` for other numbers.
+    The ending does not count, and a label raster may add a word: scene_classes.png goes with scene.tif, unless there
+    is a scene_classes.tif. A single label raster goes with every raster. Raises `JobError` for other numbers.
     """
     if len(labels) == 1:
-        return [labels[0]] * len(rasters)
-    found = [_partners(Path(path).stem, labels) for path in rasters]
-    if all(len(partners) == 1 for partners in found):
-        return [partners[0] for partners in found]
+        return [labels[0]] * len(rasters), False
+    stems = [Path(path).stem for path in rasters]
+    partners: dict[str, list[str]] = {stem: [] for stem in stems}
+    for path in labels:
+        begun = [stem for stem in stems if f"{Path(path).stem}_".startswith((f"{stem}_", f"{stem}-"))]
+        if begun:
+            partners[max(begun, key=len)].append(path)
+    # Of several the one of the same name.
+    found = [[path for path in partners[stem] if Path(path).stem == stem] or partners[stem] for stem in stems]
+    if all(len(some) == 1 for some in found):
+        return [some[0] for some in found], False
     if len(labels) != len(rasters):
         raise JobError(
             f"{len(labels)} label rasters for {len(rasters)} rasters; give one for each, of the same file name or in "
             "the same order, or a single one for all."
         )
-    return list(labels)
+    return list(labels), True
 
 
 def read_polygons(

@@ -225,12 +225,37 @@ def test_a_label_raster_has_the_crs_that_qgis_shows(provider: Any, scene_file: P
 def test_label_rasters_find_their_rasters() -> None:
     """By name where all have a partner, else by order, and one for all."""
     paired = training_source.paired
-    assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/2.png", "/b/1.png"]) == ["/b/1.png", "/b/2.png"]
-    assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/y.png", "/b/x.png"]) == ["/b/y.png", "/b/x.png"]
-    assert paired(["/a/1.jpg", "/a/10.jpg"], ["/b/10_classes.png", "/b/1_classes.png"]) == [
-        "/b/1_classes.png",
-        "/b/10_classes.png",
-    ]
-    assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/all.tif"]) == ["/b/all.tif"] * 2
+    assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/2.png", "/b/1.png"]) == (["/b/1.png", "/b/2.png"], False)
+    assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/y.png", "/b/x.png"]) == (["/b/y.png", "/b/x.png"], True)
+    assert paired(["/a/1.jpg", "/a/10.jpg"], ["/b/10_classes.png", "/b/1_classes.png"]) == (
+        ["/b/1_classes.png", "/b/10_classes.png"],
+        False,
+    )
+    assert paired(["/a/1.jpg", "/a/2.jpg"], ["/b/all.tif"]) == (["/b/all.tif"] * 2, False)
+    assert paired(["/a/1.jpg"], ["/b/1_old.png", "/b/1.png"]) == (["/b/1.png"], False)
+    # One folder each, and the same names in both.
+    assert paired(["/a/1.jpg", "/b/1.jpg"], ["/c/1.png", "/d/1.png"]) == (["/c/1.png", "/d/1.png"], True)
     with pytest.raises(JobError, match="2 label rasters for 3 rasters"):
         paired(["1", "2", "3"], ["x", "y"])
+
+
+def test_a_label_raster_goes_with_the_longest_name_that_it_begins_with() -> None:
+    """Where one raster's name begins another's."""
+    rasters = ["/a/town.tif", "/a/town_2019.tif", "/a/town_2019_b.tif"]
+    labels = [f"/b/{name}_classes.tif" for name in ("town_2019_b", "town_2019", "town")]
+    assert training_source.paired(rasters, labels) == (labels[::-1], False)
+    assert training_source.paired(rasters[:2], ["/b/town_2019.png", "/b/town-x.png"]) == (
+        ["/b/town-x.png", "/b/town_2019.png"],
+        False,
+    )
+
+
+def test_pairs_by_order_are_said(provider: Any, scene_file: Path, feedback: Any, tmp_path: Path) -> None:
+    """With the names of both, so that a wrong order is seen."""
+    files = [str(shutil.copy(scene_file, tmp_path / f"{name}.tif")) for name in ("a", "b", "y", "x")]
+    found = labelled(provider, files[:2], files[2:], feedback)
+    assert [one.label_path.name for one in found] == ["y.tif", "x.tif"]
+    assert any("order does: y.tif - a.tif, x.tif - b.tif." in text for text in feedback.seen.info)
+    feedback.seen.info.clear()
+    labelled(provider, files[:2], files[3:], feedback)
+    assert not feedback.seen.info
