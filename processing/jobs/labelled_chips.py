@@ -236,12 +236,13 @@ def cut_chips(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Chips:
-    """Cut a raster into chips of `chip_px` grid pixels, row by row; those with hardly any data are left out.
+    """Cut a raster into chips of `chip_px` grid pixels, row by row; those with less than a tenth data are left out.
 
-    `bounds_px`: left, top, right, bottom in grid pixels (the whole raster without). `stride_px`: distance of
-    neighbours, `chip_px` by default (no overlap). `block_px`: side of the blocks that are held out together; by
-    default the largest of 4, 2 or 1 chips that gives at least 8 blocks. `n_most`: keep at most so many chips, drawn by
-    `seed`. `only_labelled`: leave out chips without a label. Raises `JobError` where no chip is left, and `Cancelled`.
+    `bounds_px`: left, top, right, bottom in grid pixels (the whole raster without); beyond it nothing is valid.
+    `stride_px`: distance of neighbours, `chip_px` by default (no overlap). `block_px`: side of the blocks that are held
+    out together; by default the largest of 4, 2 or 1 chips that gives at least 8 blocks. `n_most`: keep at most so many
+    chips, drawn by `seed`. `only_labelled`: leave out chips without a label. Raises `JobError` where no chip is left,
+    and `Cancelled`.
     """
     progress = progress or NullProgress()
     cols = reader.grid_shape[1]
@@ -266,6 +267,9 @@ def cut_chips(
         if only_labelled and (label == IGNORE).all():
             continue
         chip, valid = reader.read(col, row, chip_px, chip_px)
+        # What hangs over the extent is other ground, and may be what others are judged on.
+        valid[bottom - row :] = False
+        valid[:, right - col :] = False
         if valid.mean() < _LEAST_VALID:
             continue
         label[~valid] = IGNORE
@@ -277,8 +281,11 @@ def cut_chips(
         drawn.append(label)
         progress.set_fraction(number / len(order))
     if not kept:
-        what = "a label and data" if only_labelled else "data"
-        raise JobError(f"No part of {Path(reader.path).name} has {what}; check the raster, the labels and the extent.")
+        what = ", and a label there" if only_labelled else ""
+        raise JobError(
+            f"No window of {chip_px} px on {Path(reader.path).name} has data on a tenth of it{what}; check the raster, "
+            "the labels and the extent."
+        )
     sorted_ = np.argsort(kept)
     origins = np.array([places[n] for n in kept], np.int64)[sorted_]
     block = block_px or _block_px(chip_px, height=bottom - top, width=right - left)
@@ -305,8 +312,8 @@ def _inside(bounds_px: tuple[float, float, float, float] | None, reader: BandRea
 
 
 def _starts(first: int, last: int, *, chip_px: int, step: int) -> list[int]:
-    """Where chips begin along an axis: the last one may hang over the end by less than half a chip."""
-    n = max(1, round((last - first - chip_px) / step) + 1) if last - first > chip_px else 1
+    """Where chips begin along an axis, so that they cover it: the last one may hang over the end."""
+    n = max(0, math.ceil((last - first - chip_px) / step)) + 1
     return [first + index * step for index in range(n)]
 
 

@@ -18,9 +18,11 @@ from segadapt.models.transfer.statistics import AMPLITUDE, FEATURE_MEAN
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import train_model as job
 from segadapt.processing.jobs.class_scheme import parse_value_names, scheme_of_card, scheme_of_labels
+from segadapt.processing.jobs.labelled_chips import cut_chips
 from segadapt.processing.jobs.model_report import training_report
 from segadapt.processing.jobs.train_model import UNCHANGED, ModelOptions, train_model
 from segadapt.processing.jobs.training_data import LabelledRaster, place_of, read_training_chips, split_chips
+from segadapt.processing.raster.band_reader import open_bands
 
 QUICK = ModelOptions(
     decoder="unet", weights="none", chip_px=32, n_steps=24, batch=8, held_out=0.3, augmentation=UNCHANGED, rate=3e-3
@@ -52,6 +54,40 @@ def houses(raster_factory):
 
 def labelled(path, boxes, name="house", **more):
     return LabelledRaster(path=path, polygons=tuple(box(*one) for one in boxes), names=(name,) * len(boxes), **more)
+
+
+@pytest.mark.parametrize(("side", "n"), [(160, 5), (164, 6), (163, 5), (175, 6), (31, 1), (33, 1)])
+def test_chips_reach_the_right_and_the_bottom_edge(houses, side, n):
+    # Of 163 and 33 px the rest is too narrow for a tenth of a chip.
+    path, boxes, truth = houses(side=side)
+    chips = read_training_chips([labelled(path, boxes)], scheme_of_labels([labelled(path, boxes)]), chip_px=32)
+    expected = {(col, row) for col in range(0, 32 * n, 32) for row in range(0, 32 * n, 32)}
+    if side == 164:
+        expected.remove((160, 160))
+    assert set(map(tuple, chips.origins.tolist())) == expected
+    for chip, valid, (col, row) in zip(chips.labels, chips.valid, chips.origins, strict=True):
+        inside = truth[row : row + 32, col : col + 32]
+        rows, cols = inside.shape
+        np.testing.assert_array_equal(chip[:rows, :cols], inside)
+        assert valid[:rows, :cols].all()
+        assert valid.sum() == inside.size
+        assert (chip[~valid] == IGNORE).all()
+
+
+def test_what_hangs_over_an_extent_is_not_valid(houses):
+    path, _, _ = houses()
+    with open_bands(path) as reader:
+        chips = cut_chips(reader, chip_px=32, bounds_px=(0, 0, 72, 40))
+    assert chips.origins.tolist() == [[0, 0], [32, 0], [64, 0], [0, 32], [32, 32]]
+    assert chips.valid.sum() == 64 * 40 + 8 * 32
+    assert not chips.valid[2, :, 8:].any()
+
+
+def test_labels_in_a_rest_too_narrow_for_a_chip_are_not_said_to_be_missing(houses):
+    path, _, _ = houses(side=162)
+    raster = LabelledRaster(path=path, polygons=(box(160, 10, 162, 60),), names=("house",), area=())
+    with pytest.raises(JobError, match=r"No window of 32 px .* data on a tenth of it, and a label there"):
+        read_training_chips([raster], scheme_of_labels([raster]), chip_px=32)
 
 
 def test_polygons_of_one_class_leave_background(houses):
