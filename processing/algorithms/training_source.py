@@ -70,12 +70,15 @@ class LabelledAlgorithm(ModelAlgorithm):
                 "Without it the names in the files, else the values."
             ),
             self.BACKGROUND: self.tr(
-                "What pixels without a polygon are: a class of their own, or unlabelled. Auto makes them a class where "
-                "the polygons name one class alone or where complete areas are given, else they are unlabelled."
+                "What pixels without a polygon are: a class of their own, or unlabelled. Auto makes them that class "
+                "where complete areas are given; without areas, for a new model where the polygons name one class "
+                "alone, and for a model that is there where it has one class besides the background and no polygon "
+                "is called as the background is. They are unlabelled else, and where a model knows no background."
             ),
             self.AREA: self.tr(
                 "Polygons within which everything was labelled, in any CRS: what no label covers there is background, "
-                "and outside it is unknown. Without it that holds for whole rasters."
+                "and outside it is unknown; rasters without any label polygon count there, too. Without it that holds "
+                "for the whole of each raster that a label polygon lies on."
             ),
         }
 

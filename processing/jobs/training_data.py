@@ -35,8 +35,9 @@ class LabelledRaster:
     """A raster with its labels: polygons in the raster's CRS, or a label raster.
 
     `names`: the class of each polygon; None where somebody drew without saying what, which leaves its pixels unknown;
-    "" where the labels tell no classes apart. `area`: polygons within which every pixel without a label is background;
-    None means everywhere (where the scheme has a background at all), () nowhere. `crs_wkt`: CRS of a raster that
+    "" where the labels tell no classes apart. `area`: polygons within which every pixel without a label is background,
+    on rasters without any other polygon, too; None means everywhere on rasters with a polygon (where the scheme has a
+    background at all), () nowhere. `crs_wkt`: CRS of a raster that
     carries none itself; `label_crs_wkt`: CRS of the label raster as the user sees it, None for the file's own.
     """
 
@@ -72,9 +73,9 @@ def read_training_chips(
 
     `chip_px`: side of the chips in grid pixels of `gsd_m` metres (each raster's own without). `n_bands`, `bands`,
     `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, evenly over rasters and drawn by `seed`.
-    Where polygons of different classes overlap, pixels are left unlabelled. Rasters without a label are left out; both
-    is said to `progress`. Raises `JobError` where no raster has labels, and where chips hold fewer than
-    `least_classes` classes; `RasterError`, `Cancelled`.
+    Where polygons of different classes overlap, pixels are left unlabelled. Rasters without a label and without a
+    completely labelled area are left out; both is said to `progress`. Raises `JobError` where no raster has labels, and
+    where chips hold fewer than `least_classes` classes; `RasterError`, `Cancelled`.
     """
     progress = progress or NullProgress()
     if not rasters:
@@ -153,7 +154,10 @@ class _NoLabelsError(JobError):
 
 
 class _PolygonSource:
-    """Polygons where each pixel must have one answer: overlaps of different classes are unlabelled."""
+    """Polygons where each pixel must have one answer: overlaps of different classes are unlabelled.
+
+    Raises `_NoLabelsError` where nothing tells a class: no polygon, and no area whose bare ground is background.
+    """
 
     def __init__(self, raster: LabelledRaster, scheme: ClassScheme, reader: BandReader) -> None:
         ids = scheme.ids_of(raster.names, where=Path(raster.path).name)
@@ -163,8 +167,6 @@ class _PolygonSource:
             _painted(reader, [raster.polygons[n] for n in order], [ids[n] for n in order])
             for order in (named, named[::-1])
         )
-        if highest is None or lowest is None:
-            raise _NoLabelsError(_BESIDE.format(Path(raster.path).name))
         self._highest, self._lowest = highest, lowest
         unnamed = [polygon for polygon, class_id in zip(raster.polygons, ids, strict=True) if class_id == IGNORE]
         self._unnamed = _painted(reader, unnamed, [0] * len(unnamed))
@@ -172,11 +174,17 @@ class _PolygonSource:
         self._area = None if raster.area is None else _painted(reader, raster.area, [0] * len(raster.area))
         if raster.area is not None and self._area is None:
             self._background = None
+        # Within an area that is completely labelled no polygon is an answer, too.
+        if highest is None and (self._area is None or self._background is None):
+            raise _NoLabelsError(_BESIDE.format(Path(raster.path).name))
         self.n_conflicts_px = 0
 
     def read(self, col_off: int, row_off: int, cols: int, rows: int) -> Labels:
         window = (col_off, row_off, cols, rows)
-        highest, labels = self._highest.read(*window), self._lowest.read(*window)
+        highest, labels = (
+            np.full((rows, cols), IGNORE, np.uint8) if painted is None else painted.read(*window)
+            for painted in (self._highest, self._lowest)
+        )
         is_torn = highest != labels
         self.n_conflicts_px += int(is_torn.sum())
         if self._background is not None:

@@ -17,7 +17,7 @@ from segadapt.models.semantic.prediction import predict_labels
 from segadapt.models.transfer.statistics import AMPLITUDE, FEATURE_MEAN
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import train_model as job
-from segadapt.processing.jobs.class_scheme import parse_value_names, scheme_of_card, scheme_of_labels
+from segadapt.processing.jobs.class_scheme import ClassScheme, parse_value_names, scheme_of_card, scheme_of_labels
 from segadapt.processing.jobs.labelled_chips import cut_chips
 from segadapt.processing.jobs.model_report import training_report
 from segadapt.processing.jobs.train_model import UNCHANGED, ModelOptions, train_model
@@ -136,6 +136,27 @@ def test_an_area_says_where_labels_are_complete(houses):
         2: 100,
         IGNORE: 160 * 160 - 32 * 32 - 100,
     }
+
+
+def test_an_empty_raster_in_a_completely_labelled_area_is_background(houses, recorder):
+    (first, boxes, _), (second, _, _) = houses("a.tif"), houses("b.tif", seed=1)
+    empty = LabelledRaster(path=second, area=(box(0, 0, 32, 64),))
+    rasters = [labelled(first, boxes, area=()), empty]
+    scheme = scheme_of_labels(rasters)
+    chips = read_training_chips(rasters, scheme, chip_px=32)
+    (own,) = np.unique(chips.labels[place_of(chips) == 1])
+    assert own == scheme.background
+    assert (place_of(chips) == 1).sum() == 2
+    # What was drawn without a class is unknown there, too.
+    drawn = LabelledRaster(path=second, polygons=(box(0, 0, 8, 8),), names=(None,), area=empty.area)
+    assert read_training_chips([drawn], scheme, chip_px=32, least_classes=1).n_labelled_px() == 32 * 64 - 64
+    for left_out, one_scheme in (
+        (LabelledRaster(path=second, area=(box(900, 0, 950, 50),)), scheme),
+        (LabelledRaster(path=second), scheme),
+        (empty, ClassScheme(scheme.classes)),
+    ):
+        with pytest.raises(JobError, match=r"No label polygon with a class lies on b\.tif"):
+            read_training_chips([left_out], one_scheme, chip_px=32)
 
 
 def test_several_classes_alone_leave_the_rest_unlabelled(houses):
