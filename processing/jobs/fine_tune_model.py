@@ -19,7 +19,7 @@ from ...models.semantic.package import load_extra, load_segmenter, package_sha25
 from ...models.training import Check, Training
 from ...models.transfer.fine_tuning import FineTuned, FineTuning, fine_tune, usual_training
 from ..errors import JobError
-from .class_scheme import ClassScheme
+from .class_scheme import ClassScheme, background_of
 from .evaluate_model import Evaluation, EvaluationOptions, judge
 from .model_rasters import read_labelled_chips
 from .training_data import LabelledRaster, split_chips
@@ -35,6 +35,7 @@ class FineTuneJob:
 
     `model`: package of the source model. `output`: where the result goes. `tuning`: which layers learn. `n_steps`
     batches of `batch` chips. `held_out`: share of the labelled chips that decide whether the result is kept.
+    `n_most`: at most about so many labelled chips, those with nothing but background only where there is room.
     `is_adapter_only`: save what changed, to be laid over the source model, and not the whole. Raises `JobError` for
     values that make no sense.
     """
@@ -45,6 +46,7 @@ class FineTuneJob:
     n_steps: int = 200
     batch: int = 8
     held_out: float = 0.3
+    n_most: int = 4000
     is_adapter_only: bool = False
     device: str = "auto"
     seed: int = 0
@@ -117,7 +119,15 @@ def fine_tune_model(
     model = load_segmenter(job.model)
     choice = choose_device(job.device)
     progress.info(f"Device: {choice.reason}")
-    chips = read_labelled_chips(rasters, scheme, source_card, seed=job.seed, progress=StepProgress(progress, 0, _READ))
+    chips = read_labelled_chips(
+        rasters,
+        scheme,
+        source_card,
+        n_most=job.n_most,
+        least_wanted=background_of(source_card),
+        seed=job.seed,
+        progress=StepProgress(progress, 0, _READ),
+    )
     learned, held_out = _split(chips, job, progress)
     progress.info(
         f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out."

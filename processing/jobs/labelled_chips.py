@@ -233,6 +233,7 @@ def cut_chips(
     block_px: int | None = None,
     n_most: int | None = None,
     only_labelled: bool = False,
+    least_wanted: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Chips:
@@ -241,8 +242,9 @@ def cut_chips(
     `bounds_px`: left, top, right, bottom in grid pixels (the whole raster without); beyond it nothing is valid.
     `stride_px`: distance of neighbours, `chip_px` by default (no overlap). `block_px`: side of the blocks that are held
     out together; by default the largest of 4, 2 or 1 chips that gives at least 8 blocks. `n_most`: keep at most so many
-    chips, drawn by `seed`. `only_labelled`: leave out chips without a label. Raises `JobError` where no chip is left,
-    and `Cancelled`.
+    chips, drawn by `seed`, those whose labels are all of the class `least_wanted` last. `only_labelled`: leave out
+    chips without a label; what `n_most` leaves out of the others is said to `progress`. Raises `JobError` where no chip
+    is left, and `Cancelled`.
     """
     progress = progress or NullProgress()
     cols = reader.grid_shape[1]
@@ -253,18 +255,20 @@ def cut_chips(
         for row in _starts(top, bottom, chip_px=chip_px, step=step)
         for col in _starts(left, right, chip_px=chip_px, step=step)
     ]
-    order = np.random.default_rng(seed).permutation(len(places)) if n_most else np.arange(len(places))
+    queue = (np.random.default_rng(seed).permutation(len(places)) if n_most else np.arange(len(places))).tolist()
     kept: list[int] = []
     pixels, valids, drawn = [], [], []
-    for number, n in enumerate(order, 1):
+    for number, n in enumerate(queue, 1):
         raise_if_cancelled(progress)
-        if n_most and len(kept) >= n_most:
-            break
         col, row = places[n]
         label = (
             np.full((chip_px, chip_px), IGNORE, np.uint8) if labels is None else labels.read(col, row, chip_px, chip_px)
         )
         if only_labelled and (label == IGNORE).all():
+            continue
+        is_first_look = number <= len(places)
+        if n_most and is_first_look and least_wanted is not None and np.isin(label, (IGNORE, least_wanted)).all():
+            queue.append(n)
             continue
         chip, valid = reader.read(col, row, chip_px, chip_px)
         # What hangs over the extent is other ground, and may be what others are judged on.
@@ -275,11 +279,18 @@ def cut_chips(
         label[~valid] = IGNORE
         if only_labelled and (label == IGNORE).all():
             continue
-        kept.append(int(n))
+        if n_most and len(kept) == n_most:
+            if only_labelled:
+                progress.info(
+                    f"More than {n_most} windows of {Path(reader.path).name} have labels; {n_most} are taken, the "
+                    "others left out."
+                )
+            break
+        kept.append(n)
         pixels.append(chip)
         valids.append(valid)
         drawn.append(label)
-        progress.set_fraction(number / len(order))
+        progress.set_fraction(number / len(queue))
     if not kept:
         what = ", and a label there" if only_labelled else ""
         raise JobError(

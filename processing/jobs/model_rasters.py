@@ -90,6 +90,7 @@ def read_labelled_chips(
     card: SegmenterCard,
     *,
     n_most: int | None = None,
+    least_wanted: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Chips:
@@ -102,6 +103,7 @@ def read_labelled_chips(
         gsd_m=card.gsd_m,
         stretch=stretch_of(card),
         n_most=n_most,
+        least_wanted=least_wanted,
         seed=seed,
         progress=progress,
     )

@@ -65,6 +65,7 @@ def read_training_chips(
     gsd_m: float | None = None,
     stretch: Stretch | None = None,
     n_most: int | None = None,
+    least_wanted: int | None = None,
     least_classes: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
@@ -72,10 +73,11 @@ def read_training_chips(
     """Labelled chips of all rasters; `blocks` say raster and block of ground (`place_of`).
 
     `chip_px`: side of the chips in grid pixels of `gsd_m` metres (each raster's own without). `n_bands`, `bands`,
-    `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, evenly over rasters and drawn by `seed`.
-    Where polygons of different classes overlap, pixels are left unlabelled. Rasters without a label and without a
-    completely labelled area are left out; both is said to `progress`. Raises `JobError` where no raster has labels, and
-    where chips hold fewer than `least_classes` classes; `RasterError`, `Cancelled`.
+    `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, evenly over rasters and drawn by `seed`,
+    those that hold the class `least_wanted` alone last. Where polygons of different classes overlap, pixels are left
+    unlabelled. Rasters without a label and without a completely labelled area are left out. All that is said to
+    `progress`. Raises `JobError` where no raster has labels, and where chips hold fewer than `least_classes` classes;
+    `RasterError`, `Cancelled`.
     """
     progress = progress or NullProgress()
     if not rasters:
@@ -92,7 +94,15 @@ def read_training_chips(
         ) as reader:
             try:
                 with _label_source(raster, scheme, reader) as labels:
-                    chips = _cut(reader, labels, chip_px=chip_px, n_most=each, seed=seed, progress=step)
+                    chips = _cut(
+                        reader,
+                        labels,
+                        chip_px=chip_px,
+                        n_most=each,
+                        least_wanted=least_wanted,
+                        seed=seed,
+                        progress=step,
+                    )
             except _NoLabelsError as error:
                 failures.append(str(error))
                 progress.info(f"{name} is left out: {error}")
@@ -207,7 +217,14 @@ def _painted(reader: BandReader, polygons: Sequence[BaseGeometry], ids: Sequence
 
 
 def _cut(
-    reader: BandReader, labels: LabelSource, *, chip_px: int, n_most: int | None, seed: int, progress: Progress
+    reader: BandReader,
+    labels: LabelSource,
+    *,
+    chip_px: int,
+    n_most: int | None,
+    least_wanted: int | None,
+    seed: int,
+    progress: Progress,
 ) -> Chips:
     try:
         return cut_chips(
@@ -216,6 +233,7 @@ def _cut(
             labels=labels,
             n_most=n_most,
             only_labelled=True,
+            least_wanted=least_wanted,
             seed=seed,
             progress=progress,
         )

@@ -181,6 +181,23 @@ def test_one_block_of_ground_is_split_by_chips(source, target, tmp_path, recorde
     assert (result.n_chips, result.n_held_out) == (3, 1)
 
 
+def test_of_many_labels_those_with_objects_are_learned_from(source, target, tmp_path, recorder, monkeypatch):
+    from segadapt.processing.jobs import fine_tune_model as module
+
+    read, seen = module.read_labelled_chips, []
+    monkeypatch.setattr(module, "read_labelled_chips", lambda *a, **k: seen.append(read(*a, **k)) or seen[-1])
+    monkeypatch.setattr(module, "fine_tune", lambda *a, **k: pytest.fail("read"))
+    rasters = [target(n=3)]
+    for n_most, n_roofs, is_said in ((2, 2, True), (5, 3, True), (16, 3, False)):
+        told = recorder()
+        with pytest.raises(pytest.fail.Exception):
+            tuned(rasters, job(source, tmp_path, "head", n_most=n_most), progress=told)
+        assert len(seen[-1]) == n_most
+        assert (seen[-1].labels == 1).any(axis=(1, 2)).sum() == n_roofs
+        sentence = f"More than {n_most} windows of target.tif have labels; {n_most} are taken, the others left out."
+        assert (sentence in told.texts) == is_said
+
+
 def test_samples_with_the_background_named_leave_the_rest_unknown(source, target, tmp_path):
     raster = target()
     ground_box = shapely.box(LEFT, TOP - 8, LEFT + 64, TOP).difference(shapely.union_all(raster.polygons))
