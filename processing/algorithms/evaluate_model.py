@@ -68,8 +68,9 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
             self.RASTERS: shared[self.RASTERS],
             **self.label_helps(),
             self.BANDS: self.tr(
-                "Numbers of the raster bands, one for each band of the models, such as 1, 2, 3; without it red, green "
-                "and blue where the model has three bands, else the first ones."
+                "Numbers of the raster bands, one for each band of the models, such as 1, 2, 3; without it the bands "
+                "of the same names where a raster has them all, else red, green and blue where the model has three "
+                "bands, else the first ones."
             ),
             self.CHIP: self.tr("Side of the windows in pixels; without it that of each model's training."),
             self.FLIPS: self.tr("Mean over four mirror images: better, and four times slower."),

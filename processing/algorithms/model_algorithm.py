@@ -90,8 +90,9 @@ class ModelAlgorithm(SegAdaptAlgorithm):
             self.RASTERS: self.tr("One or more raster files with the same bands, or folders of them."),
             self.MODEL: self.tr("Segmentation model that SegAdapt saved (.safetensors)."),
             self.BANDS: self.tr(
-                "One raster band for each band of the model, in the model's order; none means red, green and blue "
-                "where the model has three bands, else the first ones."
+                "One raster band for each band of the model, in the model's order; none means the bands of the same "
+                "names where the raster has them all, else red, green and blue where the model has three bands, else "
+                "the first ones."
             ),
             self.EXTENT: self.tr("Part of the raster to work on, in any CRS; without it the whole raster."),
             self.DEVICE: self.tr("Where the model runs; auto takes the fastest device that works, and says why."),

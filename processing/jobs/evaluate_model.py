@@ -51,8 +51,8 @@ class EvaluationOptions:
     """How models are judged.
 
     `chip_px`: side of the windows, None for what each model was trained on. `bands`: 1-based, None as for
-    `open_bands`. `n_most`: at most about so many windows, drawn by `seed`. `flips`: mean over mirror images.
-    `tolerance_px`: how far an outline may be off and still be right.
+    `open_bands` by the names on each card. `n_most`: at most about so many windows, drawn by `seed`. `flips`: mean over
+    mirror images. `tolerance_px`: how far an outline may be off and still be right.
     """
 
     chip_px: int | None = None
@@ -230,13 +230,13 @@ def evaluate_models(
     for number, (path, card, scheme, name) in enumerate(zip(paths, cards, schemes, names, strict=True)):
         step = StepProgress(progress, number / len(paths), (number + 1) / len(paths))
         chip_px = options.chip_px or card.chip_px
-        key = (len(card.bands), card.gsd_m, chip_px, card.stretch, scheme)
+        key = (card.bands, card.gsd_m, chip_px, card.stretch, scheme)
         if read is None or read[0] != key:
             chips = read_training_chips(
                 rasters,
                 scheme,
                 chip_px=chip_px,
-                n_bands=len(card.bands),
+                names=card.bands,
                 bands=options.bands,
                 gsd_m=card.gsd_m,
                 stretch=stretch_of(card),

@@ -16,7 +16,7 @@ from ..raster.band_reader import BandReader, open_bands
 from ..raster.stretch import Stretch
 from .class_scheme import ClassScheme
 from .labelled_chips import cut_chips
-from .training_data import LabelledRaster, read_training_chips
+from .training_data import LabelledRaster, read_training_chips, tell_bands
 
 MOST_CHIPS = 400
 """As many are enough to adapt to, and to rehearse."""
@@ -40,10 +40,8 @@ def stretch_of(card: SegmenterCard) -> Stretch | None:
 def open_for_model(
     card: SegmenterCard, path: str, *, bands: Sequence[int] | None = None, crs_wkt: str | None = None
 ) -> BandReader:
-    """Open a raster as a model wants it. Raises as `open_bands` does."""
-    return open_bands(
-        path, n_bands=len(card.bands), bands=bands, gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=crs_wkt
-    )
+    """Open a raster as a model wants it; without `bands` those that the card names. Raises as `open_bands` does."""
+    return open_bands(path, names=card.bands, bands=bands, gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=crs_wkt)
 
 
 def read_target_chips(
@@ -66,6 +64,7 @@ def read_target_chips(
     for number, target in enumerate(targets):
         step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
         with open_for_model(card, target.path, crs_wkt=target.crs_wkt) as reader:
+            tell_bands(reader, card.bands, progress)
             if card.gsd_m is not None and reader.gsd_m is None:
                 progress.info(
                     f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
@@ -99,7 +98,7 @@ def read_labelled_chips(
         rasters,
         scheme,
         chip_px=card.chip_px,
-        n_bands=len(card.bands),
+        names=card.bands,
         gsd_m=card.gsd_m,
         stretch=stretch_of(card),
         n_most=n_most,

@@ -36,6 +36,7 @@ from ..raster.vectorize import polygonize
 from .chip_segments import superpixels
 from .labelled_chips import PolygonLabels
 from .model_rasters import open_for_model
+from .training_data import tell_bands
 
 RegionKind = Literal["squares", "segments"]
 REGION_KINDS: tuple[RegionKind, ...] = ("squares", "segments")
@@ -145,6 +146,8 @@ def select_samples(
     model.to(choice.name)
     with ExitStack() as stack:
         readers = [stack.enter_context(open_for_model(card, raster.path, crs_wkt=raster.crs_wkt)) for raster in rasters]
+        for reader in readers:
+            tell_bands(reader, card.bands, progress)
         pixel_m2 = _pixel_m2(readers)
         region_px = _region_px(job, card, pixel_m2)
         size = "" if pixel_m2 is None else f" ({region_px * pixel_m2**0.5:.3g} m)"

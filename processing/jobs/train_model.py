@@ -148,7 +148,7 @@ def train_model(
         rasters,
         scheme,
         chip_px=options.chip_px,
-        n_bands=len(names),
+        names=names,
         bands=bands,
         gsd_m=gsd_m,
         n_most=options.n_most,

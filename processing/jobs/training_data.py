@@ -60,7 +60,7 @@ def read_training_chips(
     scheme: ClassScheme,
     *,
     chip_px: int,
-    n_bands: int | None = None,
+    names: Sequence[str] | None = None,
     bands: Sequence[int] | None = None,
     gsd_m: float | None = None,
     stretch: Stretch | None = None,
@@ -72,7 +72,7 @@ def read_training_chips(
 ) -> Chips:
     """Labelled chips of all rasters; `blocks` say raster and block of ground (`place_of`).
 
-    `chip_px`: side of the chips in grid pixels of `gsd_m` metres (each raster's own without). `n_bands`, `bands`,
+    `chip_px`: side of the chips in grid pixels of `gsd_m` metres (each raster's own without). `names`, `bands`,
     `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, evenly over rasters and drawn by `seed`,
     those that hold the class `least_wanted` alone last. Where polygons of different classes overlap, pixels are left
     unlabelled. Rasters without a label and without a completely labelled area are left out. All that is said to
@@ -87,11 +87,13 @@ def read_training_chips(
     each = None if n_most is None else max(1, n_most // len(rasters))
     for place, raster in enumerate(rasters):
         raise_if_cancelled(progress)
-        name = Path(raster.path).name
+        file_name = Path(raster.path).name
         step = StepProgress(progress, place / len(rasters), (place + 1) / len(rasters))
         with open_bands(
-            raster.path, n_bands=n_bands, bands=bands, gsd_m=gsd_m, stretch=stretch, crs_wkt=raster.crs_wkt
+            raster.path, names=names, bands=bands, gsd_m=gsd_m, stretch=stretch, crs_wkt=raster.crs_wkt
         ) as reader:
+            if names:
+                tell_bands(reader, names, progress)
             try:
                 with _label_source(raster, scheme, reader) as labels:
                     chips = _cut(
@@ -105,11 +107,12 @@ def read_training_chips(
                     )
             except _NoLabelsError as error:
                 failures.append(str(error))
-                progress.info(f"{name} is left out: {error}")
+                progress.info(f"{file_name} is left out: {error}")
                 continue
         if isinstance(labels, _PolygonSource) and labels.n_conflicts_px:
             progress.info(
-                f"Polygons of different classes overlap on {name}; {labels.n_conflicts_px} pixels are left unlabelled."
+                f"Polygons of different classes overlap on {file_name}; {labels.n_conflicts_px} pixels are left "
+                "unlabelled."
             )
         parts.append(_with_blocks(chips, chips.blocks + place * _PLACE))
     if not parts:
@@ -124,6 +127,14 @@ def read_training_chips(
             "label other places too, or make what no polygon covers the background."
         )
     return chips
+
+
+def tell_bands(reader: BandReader, names: Sequence[str], progress: Progress) -> None:
+    """Say which bands a model sees as which, unless they are the first ones and the raster calls them so, too."""
+    if reader.bands == tuple(range(1, len(names) + 1)) and reader.band_names == tuple(names):
+        return
+    used = ", ".join(f"{band} as {name}" for band, name in zip(reader.bands, names, strict=True))
+    progress.info(f"Bands of {Path(reader.path).name} that the model sees: {used}.")
 
 
 def place_of(chips: Chips) -> npt.NDArray[np.int64]:

@@ -24,6 +24,7 @@ from rasterio.windows import Window
 
 from ..errors import RasterError
 from .access import gdal_access
+from .band_names import bands_called, names_of
 from .bands import choose_bands, read_palette
 from .geodesy import pixel_side_m
 from .identity import raster_identity
@@ -50,8 +51,9 @@ Valid = npt.NDArray[np.bool_]
 class BandReader:
     """An open raster; make it with `open_bands`. Reading is safe from several threads, one at a time.
 
-    `bands`: 1-based, as the model sees them. `shape` and `transform` are the raster's, `grid_shape` and
-    `grid_transform` those of the grid; `scale`: grid pixels per raster pixel.
+    `bands`: 1-based, as the model sees them; `band_names`: what the raster calls them (`read_band_names`). `shape` and
+    `transform` are the raster's, `grid_shape` and `grid_transform` those of the grid; `scale`: grid pixels per raster
+    pixel.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class BandReader:
         self.path = path
         self.identity = raster_identity(dataset, path)
         self.bands = tuple(bands)
+        self.band_names = names_of(dataset, bands)
         self.stretch = stretch
         self.crs = crs
         self.scale = scale
@@ -187,6 +190,7 @@ def open_bands(
     path: str,
     *,
     n_bands: int | None = None,
+    names: Sequence[str] | None = None,
     bands: Sequence[int] | None = None,
     gsd_m: float | None = None,
     stretch: Stretch | None = None,
@@ -194,8 +198,9 @@ def open_bands(
 ) -> BandReader:
     """Open `path`, anything GDAL takes, to read some of its bands on a grid of `gsd_m` metres.
 
-    `bands`: 1-based; None takes red, green and blue where three are wanted, else the first `n_bands` that are not
-    alpha (all, without a number). `gsd_m`: None for the raster's own pixels, which are also kept where the raster has
+    `bands`: 1-based; None takes those that the raster calls by `names`, if it has each of these just once, else red,
+    green and blue where three are wanted, else the first `n_bands` (as many as `names`) that are not alpha (all,
+    without a number). `gsd_m`: None for the raster's own pixels, which are also kept where the raster has
     no scale or differs by less than a tenth. `stretch`: None estimates it from the whole raster. Raises `RasterError`
     where the raster cannot be opened, has too few bands, or is far too coarse or too fine.
     """
@@ -205,7 +210,7 @@ def open_bands(
         dataset = rasterio.open(path)
         try:
             check_usable(dataset, path)
-            chosen = _choose(dataset, path, bands=bands, n_bands=n_bands)
+            chosen = _choose(dataset, path, bands=bands, names=names, n_bands=len(names) if names else n_bands)
             crs = parse_crs(crs_wkt) if crs_wkt else dataset.crs
             own_m = pixel_side_m(map_transform(dataset), shape=dataset.shape, crs=crs)
             scale = _scale(own_m, gsd_m, path=path)
@@ -216,7 +221,14 @@ def open_bands(
             raise
 
 
-def _choose(dataset: DatasetReader, path: str, *, bands: Sequence[int] | None, n_bands: int | None) -> tuple[int, ...]:
+def _choose(
+    dataset: DatasetReader,
+    path: str,
+    *,
+    bands: Sequence[int] | None,
+    names: Sequence[str] | None,
+    n_bands: int | None,
+) -> tuple[int, ...]:
     if bands:
         missing = [band for band in bands if not 1 <= band <= dataset.count]
         if missing:
@@ -224,6 +236,9 @@ def _choose(dataset: DatasetReader, path: str, *, bands: Sequence[int] | None, n
         if n_bands is not None and len(bands) != n_bands:
             raise RasterError(f"{len(bands)} bands are chosen of {path}, the model sees {n_bands}; choose {n_bands}.")
         return tuple(bands)
+    called = bands_called(dataset, names) if names else None
+    if called is not None:
+        return called
     data = [band for band in dataset.indexes if dataset.colorinterp[band - 1] != ColorInterp.alpha] or [1]
     wanted = len(data) if n_bands is None else n_bands
     if wanted == 3 and (len(data) >= 3 or dataset.colorinterp[0] == ColorInterp.palette):

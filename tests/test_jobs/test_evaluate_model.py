@@ -130,6 +130,19 @@ def scene(raster_factory):
     return LabelledRaster(path=path, polygons=(roof,), names=("Roof",))
 
 
+def test_each_model_sees_the_bands_that_its_card_names(raster_factory, scene, tmp_path, monkeypatch):
+    pixels = np.full((3, 96, 128), 50, np.uint8)
+    pixels[2, :, :64] = 200
+    path = raster_factory(pixels, "bgr.tif", photometric="minisblack", descriptions=("blue", "green", "red"))
+    raster, paths = replace(scene, path=path), []
+    for name, bands in (("rgb", ("red", "green", "blue")), ("bgr", ("blue", "green", "red"))):
+        paths.append(tmp_path / f"{name}.safetensors")
+        save_segmenter(build_segmenter(replace(CARD, bands=bands, stretch=(0,) * 3 + (255,) * 3)), paths[-1])
+    monkeypatch.setattr(job, "load_segmenter", lambda path: Threshold())
+    found = evaluate_models(paths, [raster], lambda card: scheme_of_card(card, [raster]), device="cpu")
+    assert [one.accuracy for one in found] == [1, 0.5]
+
+
 def test_models_side_by_side_on_a_raster(scene, tmp_path, monkeypatch):
     paths = []
     for name, _sign in (("good", 1.0), ("bad", -1.0)):

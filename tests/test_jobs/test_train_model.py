@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,12 @@ from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import train_model as job
 from segadapt.processing.jobs.class_scheme import ClassScheme, parse_value_names, scheme_of_card, scheme_of_labels
 from segadapt.processing.jobs.labelled_chips import cut_chips
+from segadapt.processing.jobs.model_rasters import (
+    TargetRaster,
+    open_for_model,
+    read_labelled_chips,
+    read_target_chips,
+)
 from segadapt.processing.jobs.model_report import training_report
 from segadapt.processing.jobs.train_model import UNCHANGED, ModelOptions, train_model
 from segadapt.processing.jobs.training_data import LabelledRaster, place_of, read_training_chips, split_chips
@@ -218,6 +225,43 @@ def test_a_plain_picture_of_labels_lies_where_its_raster_does(houses, raster_fac
     raster = LabelledRaster(path=path, label_path=Path(labels), label_crs_wkt=CRS.from_epsg(32631).to_wkt())
     (chip,) = read_training_chips([raster], scheme_of_labels([raster]), chip_px=160).labels
     np.testing.assert_array_equal(chip, truth)
+
+
+def test_a_model_finds_its_bands_by_name_and_what_it_sees_is_said(houses, raster_factory, recorder):
+    path, boxes, _ = houses()
+    with open_bands(path) as reader:
+        pixels, _ = reader.read(0, 0, 160, 160)
+    named = raster_factory(
+        np.stack([pixels[0], pixels[0] // 2, pixels[0] // 3, pixels[0] // 4]),
+        "named.tif",
+        photometric="minisblack",
+        descriptions=("red", "green", "blue", "nir"),
+    )
+    raster = labelled(named, boxes)
+    scheme = scheme_of_labels([raster])
+    options = replace(QUICK, bands=(4, 1, 2), chip_px=160)
+    bands, names, gsd_m = job._look_at(raster, options)
+    told = recorder()
+    chips = read_training_chips([raster], scheme, chip_px=160, names=names, bands=bands, gsd_m=gsd_m, progress=told)
+    card = job._card(options, scheme, names=names, gsd_m=gsd_m, chips=chips, output=Path(named))
+    sentence = "Bands of named.tif that the model sees: 4 as nir, 1 as red, 2 as green."
+    assert sentence in told.texts
+    for read in (
+        lambda told: read_labelled_chips([raster], scheme, card, progress=told),
+        lambda told: read_target_chips([TargetRaster(named)], card, progress=told),
+    ):
+        told = recorder()
+        assert np.array_equal(read(told).pixels, chips.pixels)
+        assert told.texts.count(sentence) == 1
+    with open_for_model(card, named) as reader:
+        assert reader.bands == (4, 1, 2)
+    # Where the names say nothing, the first ones are taken, and said.
+    told = recorder()
+    read_labelled_chips([labelled(path, boxes)], scheme, card, progress=told)
+    assert "Bands of scene.tif that the model sees: 1 as nir, 2 as red, 3 as green." in told.texts
+    told = recorder()
+    read_training_chips([labelled(path, boxes)], scheme, chip_px=160, names=("red", "green", "blue"), progress=told)
+    assert not told.texts
 
 
 def test_labels_that_do_not_fit_are_refused_with_a_sentence(houses, raster_factory):

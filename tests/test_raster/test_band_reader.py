@@ -80,6 +80,37 @@ def test_validity_of_the_rasters_own_pixels(raster_factory, noise, nodata, gsd_m
     assert np.array_equal(valid, (noise[0] > 0)[20:87, 10:110] | (nodata is None))
 
 
+@pytest.mark.parametrize(
+    ("descriptions", "names", "bands"),
+    [
+        (("red", "green", "blue", "NIR"), ("nir", "red", "green"), (4, 1, 2)),
+        (("blue", "green", "red", "nir"), ("red", "green", "blue", "nir"), (3, 2, 1, 4)),
+        (("a", "b", "c", "d"), ("band 4", "b", "Band 1"), (4, 2, 1)),
+        (("a", "band 4", "c", "d"), ("band 4", "d"), (2, 4)),
+        (("a", "b", "c", "d"), ("d", "d", "d"), (4, 4, 4)),
+        # Not all of them, not one of each, beyond the last: the usual ones.
+        (("a", "b", "c", "d"), ("d", "x", "a"), (1, 2, 3)),
+        (("a", "d", "c", "d"), ("d", "c", "a"), (1, 2, 3)),
+        (("a", "b", "c", "d"), ("band 5", "a"), (1, 2)),
+        ((), ("nir", "red", "green"), (1, 2, 3)),
+    ],
+)
+def test_bands_are_found_by_name(raster_factory, noise, descriptions, names, bands):
+    path = raster_factory(noise, photometric="minisblack", descriptions=descriptions)
+    with open_bands(path, names=names) as reader:
+        assert reader.bands == bands
+        pixels, _ = reader.read(0, 0, 120, 90)
+    assert np.array_equal(pixels, noise[[band - 1 for band in bands]])
+    with open_bands(path, names=names, bands=(2,) * len(names)) as reader:
+        assert set(reader.bands) == {2}
+
+
+def test_alpha_has_no_name_of_a_band(raster_factory, noise):
+    path = raster_factory(noise, photometric="rgb", alpha="yes")
+    with pytest.raises(RasterError, match="3 band"):
+        open_bands(path, names=("red", "green", "blue", "band 4"))
+
+
 def test_what_does_not_fit_is_said(raster_factory, noise):
     path = raster_factory(noise, photometric="minisblack")
     with pytest.raises(RasterError, match="Band 5"):
