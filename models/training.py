@@ -110,12 +110,7 @@ def fit(
     chosen = list(model.parameters()) if parameters is None else list(parameters)
     optimiser = _optimiser(model, chosen, options)
     descent = Descent(optimiser)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        [group["lr"] for group in optimiser.param_groups],
-        total_steps=options.n_steps + 1,
-        pct_start=0.1,
-    )
+    schedule = one_cycle(optimiser, options.n_steps)
     n_classes = len(model.card.classes)
     weights = class_weights_of(chips.labels, n_classes).to(device) if options.is_balanced else None
     every = max(1, options.n_steps // options.n_checks)
@@ -192,6 +187,14 @@ def draw(
     if augmentation is None:
         return pixels, labels
     return augment(pixels, labels, augmentation, generator=generator)
+
+
+def one_cycle(optimiser: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Rates that rise to the optimiser's own over a tenth of `n_steps` steps, then fall; very few only fall."""
+    rates = [group["lr"] for group in optimiser.param_groups]
+    # With 9 steps a tenth would be a rise of no length, by which torch divides.
+    rise = 0.09 if n_steps == 9 else 0.1
+    return torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=n_steps + 1, pct_start=rise)
 
 
 class Descent:

@@ -15,7 +15,7 @@ from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, S
 from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.semantic.prediction import evaluate_chips
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter, load_published_encoder
-from segadapt.models.training import Descent, TrainingOptions, fit
+from segadapt.models.training import Descent, TrainingOptions, fit, one_cycle
 
 RGB = ("red", "green", "blue")
 
@@ -112,6 +112,20 @@ def test_training_learns_and_keeps_the_best_state():
     after = mean_iou(evaluate_chips(model, held_out))
     assert after > max(0.8, before)
     assert after == pytest.approx(training.best_score)
+
+
+@pytest.mark.parametrize("n_steps", range(1, 31))
+def test_rates_rise_and_fall_over_any_number_of_steps(n_steps):
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule, rates = one_cycle(optimiser, n_steps), []
+    for _ in range(n_steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    highest = rates.index(max(rates))
+    assert highest <= n_steps / 10
+    assert 0.25 < rates[highest] <= 0.5
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
