@@ -59,7 +59,7 @@ class TrainingOptions:
 class Check(NamedTuple):
     """What was measured after `step` steps.
 
-    Mean `loss` since the last check, `score` on the chips held out (mean IoU, NaN without), `seconds` since the start.
+    Mean `loss` since the last check, of the steps that were taken (NaN without), `score` on the chips held out (mean IoU, NaN without), `seconds` since the start.
     """
 
     step: int
@@ -109,7 +109,7 @@ def fit(
     generator = torch.Generator().manual_seed(options.seed)
     chosen = list(model.parameters()) if parameters is None else list(parameters)
     optimiser = _optimiser(model, chosen, options)
-    descent = Descent(optimiser)
+    descent = Descent(optimiser, model)
     schedule = one_cycle(optimiser, options.n_steps)
     n_classes = len(model.card.classes)
     weights = class_weights_of(chips.labels, n_classes).to(device) if options.is_balanced else None
@@ -134,13 +134,14 @@ def fit(
             with autocast(device):
                 logits = model(pixels)
             loss = segmentation_loss(logits.float(), labels, class_weights=weights, dice=options.dice)
-            descent.step(loss)
+            if descent.step(loss):
+                losses.append(float(loss.detach()))
             schedule.step()
-            losses.append(float(loss.detach()))
             progress.set_fraction(step / options.n_steps)
             if step % every and step != options.n_steps:
                 continue
-            check = Check(step, float(np.mean(losses)), score_of(model, held_out), time.perf_counter() - start)
+            mean_loss = float(np.mean(losses)) if losses else float("nan")
+            check = Check(step, mean_loss, score_of(model, held_out), time.perf_counter() - start)
             losses.clear()
             checks.append(check)
             if on_check is not None:
@@ -200,20 +201,26 @@ def one_cycle(optimiser: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_
 class Descent:
     """Steps of an optimiser downhill, of bounded length; one whose gradient is no number is left out.
 
-    In fp16 large values overflow now and then and small gradients vanish; there the loss is scaled (Micikevicius et al.
-    2018, https://arxiv.org/abs/1710.03740).
+    A step that is left out leaves the averages of `model`, which its forward pass may have spoiled, as they were after
+    the last step taken. In fp16 large values overflow now and then and small gradients vanish; there the loss is scaled
+    (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740).
     """
 
-    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(self, optimiser: torch.optim.Optimizer, model: nn.Module) -> None:
         self._optimiser = optimiser
         self._learning = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        self._averages = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._last_good = [buffer.clone() for buffer in self._averages]
         self._device = self._learning[0].device
         is_scaled = precision_of(str(self._device)) == "fp16"
         self._scaler = torch.amp.GradScaler(self._device.type, init_scale=_LOSS_SCALE, enabled=is_scaled)
         self._n_left_out = 0
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Take one step. Raises `ModelError` where ten in a row had to be left out: nothing would be learned."""
+    def step(self, loss: torch.Tensor) -> bool:
+        """Take one step, or leave it out; True where it was taken.
+
+        Raises `ModelError` where ten in a row had to be left out: nothing would be learned.
+        """
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
@@ -221,12 +228,18 @@ class Descent:
         if is_number or self._scaler.is_enabled():  # The scaler leaves such steps out itself, and learns from them.
             self._scaler.step(self._optimiser)
             self._scaler.update()
+        for average, good in zip(self._averages, self._last_good, strict=True):
+            if is_number:
+                good.copy_(average)
+            else:
+                average.copy_(good)
         self._n_left_out = 0 if is_number else self._n_left_out + 1
         if self._n_left_out == _MOST_LEFT_OUT:
             raise ModelError(
                 f"{_MOST_LEFT_OUT} training steps in a row gave no numbers on '{self._device}' (loss "
                 f"{float(loss.detach()):g}); choose another device, or another model to start from."
             )
+        return is_number
 
 
 class _Order:

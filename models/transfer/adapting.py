@@ -98,7 +98,7 @@ def learning_parts(model: Segmenter, *, rate: float, encoder_rate: float, has_he
         if parameter.requires_grad and (has_head or id(parameter) not in in_head):
             groups[rate * encoder_rate if id(parameter) in in_encoder else rate].append(parameter)
     found = [{"params": parameters, "lr": lr} for lr, parameters in groups.items() if parameters]
-    return Descent(torch.optim.AdamW(found, weight_decay=1e-4))
+    return Descent(torch.optim.AdamW(found, weight_decay=1e-4), model)
 
 
 def entropy_of(logits: torch.Tensor) -> torch.Tensor:

@@ -256,7 +256,7 @@ def _teach(
     project = _projection(teachers, student, chips, factor) if len(teachers) == 1 and options.features else None
     learning = [*(p for p in student.parameters() if p.requires_grad), *(project.parameters() if project else ())]
     optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
-    descent = Descent(optimiser)
+    descent = Descent(optimiser, student)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.n_steps)
     losses: list[float] = []
     for step in range(options.n_steps):

@@ -49,7 +49,7 @@ class Entropy(Method):
                     seed=problem.seed,
                     progress=StepProgress(progress, 0.0, 0.1),
                 )
-            descent = Descent(torch.optim.Adam(parameters, lr=self.rate))
+            descent = Descent(torch.optim.Adam(parameters, lr=self.rate), model)
             usable = usable_chips(seen.target)
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)

@@ -68,7 +68,7 @@ class MaskedImage(Method):
                     decoder = nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1).to(device)
                     rates = ((decoder.parameters(), self.rate), (learning, self.rate * self.encoder_rate))
                     groups = [{"params": part, "lr": rate} for part, rate in rates]
-                    learnt = decoder, Descent(torch.optim.AdamW(groups))
+                    learnt = decoder, Descent(torch.optim.AdamW(groups), model)
                 decoder, descent = learnt
                 drawing = functional.pixel_shuffle(decoder(deepest), zoom)[..., : pixels.shape[-2], : pixels.shape[-1]]
                 error = (drawing - (pixels - mean) / std).abs().mean(1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.errors import CheckpointError, ModelError
+from segadapt.models.losses import segmentation_loss
 from segadapt.models.metrics import boundary_f1, calibration, class_ious, confusion_matrix, mean_iou
 from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
 from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
@@ -132,7 +133,7 @@ def test_rates_rise_and_fall_over_any_number_of_steps(n_steps):
 def test_a_step_that_is_no_number_is_left_out(monkeypatch, precision):
     monkeypatch.setattr("segadapt.models.training.precision_of", lambda device: precision)
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    descent = Descent(torch.optim.SGD([weight], lr=0.5))
+    descent = Descent(torch.optim.SGD([weight], lr=0.5), torch.nn.Identity())
     descent.step(weight.sum())
     assert weight.tolist() == [0.5, 1.5]
     for _ in range(9):
@@ -146,11 +147,40 @@ def test_a_step_that_is_no_number_is_left_out(monkeypatch, precision):
         descent.step(weight.sum() * float("nan"))
 
 
+def test_a_step_that_is_left_out_leaves_no_trace_in_the_averages():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+    descent = Descent(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    values = torch.arange(8.0).reshape(4, 2)
+    assert descent.step(model(values).sum())
+    mean, variance = model[0].running_mean.clone(), model[0].running_var.clone()
+    assert mean.any()
+    assert not descent.step(model(values * float("inf")).sum())
+    assert torch.equal(model[0].running_mean, mean)
+    assert torch.equal(model[0].running_var, variance)
+    assert descent.step(model(values).sum())
+    assert (model[0].running_mean > mean).all()
+
+
+def test_the_loss_of_a_step_that_is_left_out_does_not_count(monkeypatch):
+    n_calls = iter(range(9))
+
+    def spoiled(*args, **options):
+        return segmentation_loss(*args, **options) * (float("nan") if next(n_calls) % 3 == 1 else 1)
+
+    monkeypatch.setattr("segadapt.models.training.segmentation_loss", spoiled)
+    model = build_segmenter(make_card(encoder="lcnet_050"))
+    training = fit(model, squares(4), None, TrainingOptions(n_steps=3, batch=2, n_checks=3, patience=None))
+    assert [np.isfinite(check.loss) for check in training.checks] == [True, False, True]
+    training = fit(model, squares(4), None, TrainingOptions(n_steps=3, batch=2, n_checks=1))
+    assert np.isfinite(training.checks[0].loss)
+
+
 def test_fp16_keeps_gradients_that_would_vanish(monkeypatch):
     monkeypatch.setattr("segadapt.models.training.precision_of", lambda device: "fp16")
     weight = torch.nn.Parameter(torch.tensor([1.0]))
     # Through fp16, whose least number above zero is 6e-8.
-    Descent(torch.optim.SGD([weight], lr=1e7)).step((weight.half() * 1.0).float().sum() * 1e-8)
+    descent = Descent(torch.optim.SGD([weight], lr=1e7), torch.nn.Identity())
+    descent.step((weight.half() * 1.0).float().sum() * 1e-8)
     assert weight.item() == pytest.approx(0.9, abs=1e-3)
 
 
