@@ -70,7 +70,10 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """How training went: the `checks`, the step and score of the state that was kept, and whether it was cancelled."""
+    """How training went: the `checks`, the step and score of the state that was kept, and whether it was cancelled.
+
+    Step 0 is the state that training started from.
+    """
 
     checks: tuple[Check, ...]
     best_step: int
@@ -96,11 +99,11 @@ def fit(
 ) -> Training:
     """Train `model` in place on labelled chips, and leave it in the best state of those checked on `held_out`.
 
-    Without chips held out the last state is kept. `parameters`: train only these (all by default). With
+    Without chips held out the last state checked is kept. `parameters`: train only these (all by default). With
     `freeze_statistics` batch normalisation keeps its averages, as few chips of another domain would spoil them.
     `replay`: chips of the source domain, of which every batch takes another half, so that it is not forgotten. A
-    cancel ends training early and keeps the best state so far. Raises `ChipError` where nothing is labelled, and
-    `ModelError` as `Descent` does.
+    cancel ends training early and keeps the best state so far; before the first check that is the one it started from.
+    Raises `ChipError` where nothing is labelled, and `ModelError` as `Descent` does.
     """
     options, progress = options or TrainingOptions(), progress or NullProgress()
     if not chips.n_labelled_px():
@@ -153,8 +156,7 @@ def fit(
                 n_since_best += 1
             if options.patience is not None and n_since_best >= options.patience:
                 break
-    if not (is_cancelled and not checks):
-        model.load_state_dict(best_state)
+    model.load_state_dict(best_state)
     model.eval()
     return Training(tuple(checks), best_step, best_score, is_cancelled)
 

@@ -12,6 +12,7 @@ from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.errors import CheckpointError, ModelError
 from segadapt.models.losses import segmentation_loss
 from segadapt.models.metrics import boundary_f1, calibration, class_ious, confusion_matrix, mean_iou
+from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
 from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.semantic.prediction import evaluate_chips
@@ -182,6 +183,26 @@ def test_fp16_keeps_gradients_that_would_vanish(monkeypatch):
     descent = Descent(torch.optim.SGD([weight], lr=1e7), torch.nn.Identity())
     descent.step((weight.half() * 1.0).float().sum() * 1e-8)
     assert weight.item() == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_cancel_before_the_first_check_leaves_the_model_as_it_was():
+    class Stopped(NullProgress):
+        n_left = 2
+
+        def is_cancelled(self):
+            self.n_left -= 1
+            return self.n_left < 0
+
+    model = build_segmenter(make_card(encoder="lcnet_050"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = fit(
+        model, squares(4), squares(2, seed=1), TrainingOptions(n_steps=4, batch=2, n_checks=1), progress=Stopped()
+    )
+    assert training.is_cancelled
+    assert (training.checks, training.best_step) == ((), 0)
+    assert training.best_score == mean_iou(evaluate_chips(model, squares(2, seed=1)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
 
 
 def test_only_the_chosen_parameters_learn():
