@@ -307,10 +307,12 @@ def load_published_encoder(
         path = fetch_checkpoint(get_card(LITE0), folder=checkpoint_folder, offline=offline, progress=progress)
         published = build_network(load_state_dict(path)).state_dict()
     else:
-        published = _from_hub(name, offline=offline)
+        # Plain transformers are built whole for DPT, which takes what is between their blocks.
+        published = _from_hub(name, offline=offline, features_only=model.card.decoder != "dpt")
     own = encoder.model.state_dict()
     first = _first_convolution(encoder.model)
-    published[first] = _for_bands(published[first], model.card.bands)
+    if first in published:
+        published[first] = _for_bands(published[first], model.card.bands)
     fitting = {key: value for key, value in published.items() if key in own and value.shape == own[key].shape}
     missing = [key for key in own if key not in fitting]
     if missing:
@@ -321,7 +323,7 @@ def load_published_encoder(
     encoder.model.load_state_dict(fitting)
 
 
-def _from_hub(name: str, *, offline: bool) -> dict[str, torch.Tensor]:
+def _from_hub(name: str, *, offline: bool, features_only: bool) -> dict[str, torch.Tensor]:
     import timm
 
     if offline:
@@ -330,7 +332,7 @@ def _from_hub(name: str, *, offline: bool) -> dict[str, torch.Tensor]:
             f"choose '{DEFAULT_ENCODER}'."
         )
     try:
-        model: Any = timm.create_model(name, pretrained=True, features_only=True)
+        model: Any = timm.create_model(name, pretrained=True, features_only=features_only)
     except Exception as error:
         raise CheckpointError(
             f"The weights of '{name}' cannot be fetched from the Hugging Face Hub ({type(error).__name__}); check the "

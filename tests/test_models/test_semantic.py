@@ -102,6 +102,30 @@ def test_published_weights_see_any_bands():
     assert torch.allclose(second[:, 3], first.mean(1) * 0.75)
 
 
+@pytest.mark.parametrize(("decoder", "encoder"), [("dpt", "vit_tiny_patch16_224"), ("fpn", "resnet18")])
+def test_every_kind_of_encoder_takes_weights_from_the_hub(monkeypatch, decoder, encoder):
+    import timm
+
+    create, made = timm.create_model, []
+
+    def at_hand(*args, pretrained, **options):
+        made.append(create(*args, pretrained=False, **options))
+        return made[-1]
+
+    model = build_segmenter(make_card(decoder=decoder, encoder=encoder))
+    monkeypatch.setattr(timm, "create_model", at_hand)
+    load_published_encoder(model)
+    published = made[0].state_dict()
+    for name, value in model.encoder.model.state_dict().items():
+        assert torch.equal(value, published[name]), name
+
+
+def test_published_weights_that_lack_the_first_layer_are_refused(monkeypatch):
+    monkeypatch.setattr("segadapt.models.semantic.segmenter._from_hub", lambda name, **options: {})
+    with pytest.raises(CheckpointError, match="published weights of 'resnet18' lack"):
+        load_published_encoder(build_segmenter(make_card(encoder="resnet18")))
+
+
 def test_training_learns_and_keeps_the_best_state():
     chips = squares()
     train, held_out = split_by_block(chips, held_out=0.3)
