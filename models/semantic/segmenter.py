@@ -120,9 +120,11 @@ class Segmenter(nn.Module):
         `tokens.TOKENS`. Raises `ModelError` for fewer than two tokens or a rank under one.
         """
         encoder: Any = self.encoder
-        # The first stage of a pyramid is the image itself.
-        n_untouched = 0 if self.card.decoder in ("dpt", "light") else 1
-        channels = [int(n) for n in encoder.out_channels][n_untouched:]
+        channels = [int(n) for n in encoder.out_channels]
+        # The first stage of a pyramid is the image itself; where an encoder starts at a quarter of its size, an empty
+        # stage of no channels fills the place in between.
+        n_untouched = 0 if self.card.decoder in ("dpt", "light") else 1 + channels.count(0)
+        channels = channels[n_untouched:]
         self.tokens = StageTokens(channels, n_untouched=n_untouched, n_tokens=n_tokens, rank=rank)
         return self.tokens
 

@@ -64,6 +64,17 @@ def test_logits_have_the_size_of_the_pixels(decoder):
     assert len(model.encoder_blocks()) == 16
 
 
+@pytest.mark.parametrize("encoder", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_encoders_that_start_at_a_quarter_take_tokens(encoder):
+    model = build_segmenter(make_card(encoder=encoder, options={"tokens": {"n": 4, "rank": 2}}))
+    pixels = torch.rand(1, 3, 224, 224) * 255
+    with torch.inference_mode():
+        answer = model(pixels)
+        assert len(model.tokens.stages) == 4
+        model.tokens = None
+        assert torch.equal(answer, model(pixels))
+
+
 def test_a_plain_transformer_takes_dpt():
     model = build_segmenter(make_card(decoder="dpt", encoder="vit_tiny_patch16_224"))
     with torch.inference_mode():
