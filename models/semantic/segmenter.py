@@ -175,7 +175,7 @@ class Segmenter(nn.Module):
             groups = getattr(model, name, None)
             if isinstance(groups, nn.Sequential | nn.ModuleList):
                 return [block for group in groups for block in _inner_blocks(group)]
-        return list(model.children())
+        return [block for child in model.children() for block in _inner_blocks(child)]
 
     def _mapped(self, pixels: torch.Tensor) -> torch.Tensor:
         """Look every value up, between two levels linearly: augmented pixels are not whole."""

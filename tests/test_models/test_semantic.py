@@ -75,6 +75,18 @@ def test_encoders_that_start_at_a_quarter_take_tokens(encoder):
         assert torch.equal(answer, model(pixels))
 
 
+@pytest.mark.parametrize(("encoder", "n_blocks", "most"), [("convnext_atto", 12, 0.7), ("resnet18", 8, 0.95)])
+def test_the_last_blocks_are_not_the_whole_encoder(encoder, n_blocks, most):
+    def size(*modules):
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    model = build_segmenter(make_card(encoder=encoder))
+    blocks = model.encoder_blocks()
+    assert n_blocks <= len(blocks) <= n_blocks + 4
+    assert size(*blocks[-1:]) < 0.5 * size(model.encoder)
+    assert size(*blocks[-4:]) < most * size(model.encoder)
+
+
 def test_a_plain_transformer_takes_dpt():
     model = build_segmenter(make_card(decoder="dpt", encoder="vit_tiny_patch16_224"))
     with torch.inference_mode():
