@@ -516,6 +516,12 @@ def test_a_shift_is_far_and_its_absence_near(world):
             assert names_of(method)
 
 
+def test_a_model_that_maps_values_is_not_told_to_map_them(world):
+    shift = measure_shift(adapted(world, "quantile"), world.test, statistics=world.tensors)
+    assert shift.bands < 0.2
+    assert not any("Map them first" in sentence for sentence in advise(world.model, shift).sentences)
+
+
 def test_without_statistics_little_is_known(world):
     plain = copy.deepcopy(world.model)
     plain.card = replace(plain.card, statistics={})
