@@ -36,7 +36,7 @@ class Entropy(Method):
     margin: float = 0.6
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
-        """Adapt. Raises `TransferError` for a model without normalisation layers."""
+        """Adapt. Raises `TransferError` for a model without normalisation layers, and as `estimate` does."""
         parameters = norm_parameters(model)
         device = device_of(model)
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
@@ -86,7 +86,7 @@ class EntropyDiversity(Method):
     pull: float = 1.0
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
-        """Adapt."""
+        """Adapt. Raises `TransferError` as `estimate` does."""
         device = device_of(model)
         n_classes = len(model.card.classes)
         shares = np.array(model.card.statistics.get("class_shares", ()), np.float64)

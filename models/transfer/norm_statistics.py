@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -34,7 +36,7 @@ class NormStatistics(Method):
     n_passes: int = 1
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
-        """Estimate. Raises `TransferError` for a model without batch normalisation."""
+        """Estimate. Raises `TransferError` for a model without batch normalisation, and as `estimate` does."""
         if not has_batch_norm(model):
             raise TransferError(
                 f"'{model.card.name}' ({model.card.encoder}) has no batch normalisation whose averages could be "
@@ -59,8 +61,9 @@ def has_batch_norm(model: Segmenter) -> bool:
 def estimate(model: Segmenter, chips: Chips, *, alpha: float, batch: int, seed: int, progress: Progress) -> None:
     """Replace the share `alpha` of the averages by those of `chips`; the model is left in evaluation mode.
 
-    The averages are the means over batches of `batch` chips, each normalised by its own. Raises `Cancelled` between
-    batches, with the averages as they were.
+    The averages are the means over equal batches of at most `batch` chips (two or three where it is 2), each normalised
+    by its own. Raises `TransferError` where a layer sees a single value per channel of a batch of one chip, and
+    `Cancelled` between batches, both with the averages as they were.
     """
     layers = _layers(model)
     before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[union-attr]
@@ -76,12 +79,13 @@ def estimate(model: Segmenter, chips: Chips, *, alpha: float, batch: int, seed: 
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches
             layer.train()
-        for start in range(0, len(order), batch):
+        parts = _parts(order, batch)
+        for number, part in enumerate(parts, 1):
             raise_if_cancelled(progress)
-            pixels = torch.from_numpy(chips.pixels[order[start : start + batch]]).to(device).float()
+            pixels = torch.from_numpy(chips.pixels[part]).to(device).float()
             with torch.no_grad(), autocast(device):
-                model(pixels)
-            progress.set_fraction(min(1.0, (start + batch) / len(order)))
+                _look(model, pixels)
+            progress.set_fraction(number / len(parts))
         is_done = True
     finally:
         share = alpha if is_done else 0.0
@@ -90,6 +94,26 @@ def estimate(model: Segmenter, chips: Chips, *, alpha: float, batch: int, seed: 
             layer.running_mean = mean.lerp(layer.running_mean, share)  # type: ignore[arg-type]
             layer.running_var = variance.lerp(layer.running_var, share)  # type: ignore[arg-type]
         model.eval()
+
+
+def _parts(order: list[int], batch: int) -> list[npt.NDArray[np.intp]]:
+    """Equal batches, as each counts the same; none of one chip, which may be too little for an average."""
+    n_parts = -(-len(order) // batch)
+    if batch > 1:
+        n_parts = max(1, min(n_parts, len(order) // 2))
+    return np.array_split(np.array(order, np.intp), n_parts)
+
+
+def _look(model: Segmenter, pixels: torch.Tensor) -> None:
+    try:
+        model(pixels)
+    except ValueError as error:
+        if len(pixels) > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise TransferError(
+            f"One chip of {pixels.shape[3]} x {pixels.shape[2]} px at a time is too little to estimate the averages of "
+            f"'{model.card.name}' from; give more chips with data and a batch of 2 or more."
+        ) from error
 
 
 def _layers(model: Segmenter) -> list[BatchNorm]:

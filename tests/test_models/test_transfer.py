@@ -31,7 +31,7 @@ from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_o
 from segadapt.models.transfer.entropy import Entropy
 from segadapt.models.transfer.fourier import restyled
 from segadapt.models.transfer.masked_consistency import patch_mask
-from segadapt.models.transfer.norm_statistics import NormStatistics
+from segadapt.models.transfer.norm_statistics import NormStatistics, estimate
 from segadapt.models.transfer.pseudo_labels import aligned, class_mix, pseudo_labels, rare_first
 from segadapt.models.transfer.radiometric import Quantile, Reinhard
 from segadapt.models.transfer.self_training import SelfTraining
@@ -266,6 +266,26 @@ def test_a_cancel_leaves_averages_as_they_were(world):
     averages = [name for name in after if "running_" in name]
     assert len(averages) > 40
     assert all(torch.equal(after[name], world.model.state_dict()[name]) for name in averages)
+
+
+@pytest.mark.parametrize(("n", "batch", "sizes"), [(9, 4, [3, 3, 3]), (8, 4, [4, 4]), (5, 2, [3, 2]), (3, 1, [1] * 3)])
+def test_averages_come_from_equal_batches(world, monkeypatch, n, batch, sizes):
+    model, seen = copy.deepcopy(world.model), []
+    monkeypatch.setattr(model, "forward", lambda pixels: seen.append(len(pixels)))
+    estimate(model, world.target.take(range(n)), alpha=1.0, batch=batch, seed=0, progress=NullProgress())
+    assert seen == sizes
+
+
+def test_averages_of_chips_that_leave_one_value():
+    """Of chips of 32 px the deepest cell is the only one."""
+    model = build_segmenter(make_card(encoder="lcnet_050"))
+    chips = unlabelled_chips(np.random.default_rng(0).integers(0, 255, (3, 3, 32, 32)).astype(np.uint8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TransferError, match="One chip of 32 x 32 px at a time"):
+        NormStatistics().adapt(model, Problem(target=chips, batch=1), NullProgress())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
+    NormStatistics().adapt(model, Problem(target=chips, batch=2), NullProgress())
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
 
 
 def test_what_a_method_needs_is_said(world):
