@@ -50,7 +50,10 @@ _PROMPTABLE_ZOOM = 2
 
 
 class Outputs(NamedTuple):
-    """`logits` (B, C, rows, cols); `features` (B, D, h, w), what the last layer sees; `deep` (B, E), the chip."""
+    """`logits` (B, C, rows, cols); `features` (B, D, h, w), what the last layer sees; `deep` (B, E), the chip.
+
+    Where pixels were padded, `features` are cut to the cells that the pixels reach; `deep` is the mean of all.
+    """
 
     logits: torch.Tensor
     features: torch.Tensor
@@ -146,13 +149,19 @@ class Segmenter(nn.Module):
         stages = self.encode(pixels)
         features = self.decode(stages)
         logits = self.network.segmentation_head(features)[:, :, :rows, :cols]
+        below, right = self.padded(rows), self.padded(cols)
+        features = features[:, :, : -(-features.shape[2] * rows // below), : -(-features.shape[3] * cols // right)]
         deep = (stages[0] if isinstance(stages, tuple) else stages)[-1].float().mean((2, 3))
         return Outputs(logits.float(), features, deep)
 
+    def padded(self, px: int) -> int:
+        """Rows or columns of the pixels that the encoder sees where a chip has `px`: whole cells."""
+        return px + -px % self._multiple_px
+
     def encode(self, pixels: torch.Tensor) -> Any:
         """What the encoder makes of pixels, for `decode`."""
-        step = self._multiple_px
-        right, below = -pixels.shape[3] % step, -pixels.shape[2] % step
+        rows, cols = pixels.shape[2:]
+        below, right = self.padded(rows) - rows, self.padded(cols) - cols
         seen = self._mapped(pixels.float()) if self._is_mapped else pixels.float()
         seen = (seen - self._mean) / self._std
         if right or below:

@@ -62,7 +62,7 @@ class MaskedImage(Method):
                 with autocast(device):
                     stages = model.encode(torch.where(is_hidden[:, None], mean, pixels))
                 deepest = (stages[0] if isinstance(stages, tuple) else stages)[-1].float()
-                zoom = -(-pixels.shape[-1] // deepest.shape[-1])
+                zoom = model.padded(pixels.shape[-1]) // deepest.shape[-1]
                 if learnt is None:
                     # As SimMIM's head: each deepest cell draws its own pixels.
                     decoder = nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1).to(device)

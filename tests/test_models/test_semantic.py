@@ -87,6 +87,19 @@ def test_the_last_blocks_are_not_the_whole_encoder(encoder, n_blocks, most):
     assert size(*blocks[-4:]) < most * size(model.encoder)
 
 
+def test_features_cover_the_chip_and_not_what_is_padded():
+    model = build_segmenter(make_card())
+    pixels = torch.rand(1, 3, 70, 64) * 255
+    with torch.inference_mode():
+        outputs = model.outputs(pixels)
+        padded = torch.nn.functional.pad(pixels, (0, 0, 0, 26), mode="replicate")
+        whole = model.outputs(padded).features
+    assert whole.shape[2:] == (24, 16)
+    # Cells of 4 px; the last one is half padding.
+    assert outputs.features.shape[2:] == (18, 16)
+    assert torch.equal(outputs.features, whole[:, :, :18])
+
+
 def test_a_plain_transformer_takes_dpt():
     model = build_segmenter(make_card(decoder="dpt", encoder="vit_tiny_patch16_224"))
     with torch.inference_mode():

@@ -31,6 +31,7 @@ from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_o
 from segadapt.models.transfer.entropy import Entropy
 from segadapt.models.transfer.fourier import restyled
 from segadapt.models.transfer.masked_consistency import patch_mask
+from segadapt.models.transfer.masked_image import MaskedImage
 from segadapt.models.transfer.norm_statistics import NormStatistics, estimate
 from segadapt.models.transfer.pseudo_labels import aligned, class_mix, pseudo_labels, rare_first
 from segadapt.models.transfer.radiometric import Quantile, Reinhard
@@ -286,6 +287,15 @@ def test_averages_of_chips_that_leave_one_value():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
     NormStatistics().adapt(model, Problem(target=chips, batch=2), NullProgress())
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
+
+
+def test_a_drawing_lies_over_the_chip_that_was_padded(world, monkeypatch):
+    """Each deepest cell draws its own 32 px, where the chip ends within one, too."""
+    zooms, shuffle = [], torch.nn.functional.pixel_shuffle
+    monkeypatch.setattr(torch.nn.functional, "pixel_shuffle", lambda x, zoom: zooms.append(zoom) or shuffle(x, zoom))
+    chips = unlabelled_chips(world.target.pixels[:2, :, :50, :40])
+    MaskedImage(steps=1).adapt(copy.deepcopy(world.model), Problem(target=chips, n_steps=1, batch=2), NullProgress())
+    assert zooms == [32]
 
 
 def test_what_a_method_needs_is_said(world):
