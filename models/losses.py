@@ -47,7 +47,7 @@ def segmentation_loss(
     """Cross-entropy plus `dice` times soft dice over the classes present; pixels labelled `IGNORE` do not count.
 
     `logits` (B, C, rows, cols) float, `labels` (B, rows, cols) integer, `class_weights` (C,). 0 where nothing is
-    labelled, so that a batch of unlabelled chips changes nothing.
+    labelled, with a gradient of 0: what an optimiser does of itself (momentum, weight decay) goes on.
     """
     counted = labels != IGNORE
     if not bool(counted.any()):

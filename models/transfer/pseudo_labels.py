@@ -126,8 +126,8 @@ def pseudo_labels(
     """Labels int64 (B, rows, cols) of probabilities (B, C, rows, cols); `IGNORE` where unsure or not `valid`.
 
     `segments` integer (B, rows, cols): all pixels of a segment (0: none) get its majority's label where the mean
-    probability of that class over the segment reaches the class's threshold; segments of which the majority holds
-    less than `purity` are mixed, and dropped.
+    probability of that class over the segment reaches half way from chance (one over C) to the class's threshold;
+    segments of which the majority holds less than `purity` are mixed, and dropped.
     """
     sure, labels = answer.max(1)
     limits = thresholds.to(answer.device)

@@ -162,6 +162,14 @@ def test_published_weights_that_lack_the_first_layer_are_refused(monkeypatch):
         load_published_encoder(build_segmenter(make_card(encoder="resnet18")))
 
 
+def test_a_batch_without_labels_gives_a_gradient_of_nothing():
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 4, 4), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
 def test_training_learns_and_keeps_the_best_state():
     chips = squares()
     train, held_out = split_by_block(chips, held_out=0.3)

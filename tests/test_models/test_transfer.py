@@ -385,6 +385,12 @@ def test_pseudo_labels_know_thresholds_data_and_segments():
     # A segment is of one mind: unsure pixels get its label; a mixed one is dropped; outside, pixels decide.
     one = torch.tensor([[[1, 1, 1, 0]]])
     assert pseudo_labels(answer, limits, valid=valid, segments=one).tolist() == [[[0, 0, 0, 1]]]
+    # Half way from chance (0.5) to a threshold of 0.7 is 0.6.
+    for chances, label in (([0.65, 0.56], 0), ([0.65, 0.54], IGNORE)):
+        pair = torch.tensor([[[chances], [[1 - chance for chance in chances]]]]).reshape(1, 2, 1, 2)
+        all_valid = torch.ones(1, 1, 2, dtype=torch.bool)
+        found = pseudo_labels(pair, limits, valid=all_valid, segments=torch.ones(1, 1, 2, dtype=torch.long))
+        assert found.tolist() == [[[label, label]]]
     mixed = torch.tensor([[[0, 0, 2, 2]]])
     assert pseudo_labels(answer, limits, valid=valid, segments=mixed).tolist() == [[[0, IGNORE, IGNORE, IGNORE]]]
 
