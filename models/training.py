@@ -59,7 +59,8 @@ class TrainingOptions:
 class Check(NamedTuple):
     """What was measured after `step` steps.
 
-    Mean `loss` since the last check, of the steps that were taken (NaN without), `score` on the chips held out (mean IoU, NaN without), `seconds` since the start.
+    Mean `loss` of the steps taken since the last check (NaN without), `score` on the chips held out (mean IoU, NaN
+    without), `seconds` since the start.
     """
 
     step: int

@@ -43,7 +43,8 @@ class DomainShift:
     `frechet_halves`: the same between two halves of the target, which is what chance and the ground alone bring.
     `proxy_a`: proxy A-distance, 0 (no classifier tells source from target) to 2 (a linear one always does).
     `band_distances` (bands,): how far quantiles of each band lie apart, in deviations of the source, of values as the
-    model's input map sends them to the network. `shares`: how much of the target the model would have to call something else to have the source's shares of classes, 0 to 1.
+    model's input map sends them to the network. `shares`: how much of the target the model would have to call something
+    else to have the source's shares of classes, 0 to 1.
     `agreement`: of the model as it is on the target.
     """
 
