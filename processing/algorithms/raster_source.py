@@ -139,7 +139,10 @@ def read_shown_source(layer: QgsRasterLayer) -> RasterSource:
 
 
 def file_path(layer: QgsRasterLayer) -> str:
-    """Return the file or subdataset behind a layer. Raises `RasterError` for a layer that is no file."""
+    """Return what GDAL opens behind a layer: a file, one in an archive, or a subdataset.
+
+    Raises `RasterError` for a layer that is no file.
+    """
     if layer.providerType() != "gdal":
         raise RasterError(
             f"'{layer.name()}' comes from the provider '{layer.providerType()}', not from a file; export it "
@@ -147,7 +150,10 @@ def file_path(layer: QgsRasterLayer) -> str:
         )
     parts = QgsProviderRegistry.instance().decodeUri("gdal", layer.source())
     # A subdataset (NetCDF, GeoPackage) is only found by its whole name.
-    return str(layer.source() if parts.get("layerName") else parts.get("path") or layer.source())
+    if parts.get("layerName") or not parts.get("path"):
+        return str(layer.source())
+    # QGIS splits a path into an archive: /vsizip/, the archive, the name within.
+    return "".join(str(parts[name]) for name in ("vsiPrefix", "path", "vsiSuffix") if parts.get(name))
 
 
 def _shown_ranges(layer: QgsRasterLayer) -> dict[int, tuple[float, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,32 @@ def test_results_come_with_a_legend(
     style.postProcessLayer(polygons, context, feedback)
     shown = [(one.label(), one.symbol().color().name()) for one in polygons.renderer().categories()]
     assert shown == [("other", "#5a5a5a"), ("roof", "#e6550d")]
+
+
+def test_rasters_in_archives(
+    run: Any, package: Path, raster: str, raster_factory: Callable[..., str], tmp_path: Path
+) -> None:
+    """Two rasters of one zip are two, and a gzipped one is read as it is."""
+    other = raster_factory(np.full((2, 60, 70), 120, np.uint8), "other.tif")
+    packed = tmp_path / "two.zip", tmp_path / "other.tif.gz"
+    with zipfile.ZipFile(packed[0], "w") as archive:
+        for file in (raster, other):
+            archive.write(file, Path(file).name)
+    with gzip.open(packed[1], "wb") as stream:
+        stream.write(Path(other).read_bytes())
+
+    def labels(source: str) -> Any:
+        layer = QgsRasterLayer(source, "packed or not")
+        asked = {"INPUT": layer, "MODEL": str(package), "DEVICE": "cpu", "OUTPUT": str(tmp_path / "labels.tif")}
+        return read(run("segmentraster", asked)["OUTPUT"])
+
+    for file, sources in (
+        (raster, (f"/vsizip/{packed[0]}/scene.tif",)),
+        (other, (f"/vsizip/{packed[0]}/other.tif", str(packed[1]))),
+    ):
+        expected = labels(file)
+        for source in sources:
+            assert np.array_equal(labels(source), expected)
 
 
 def test_an_extent_in_another_crs_and_a_temporary_output(run: Any, package: Path, raster: str) -> None:
