@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -98,8 +97,7 @@ class SegAdaptAlgorithm(QgsProcessingAlgorithm):
         if not file:
             return None
         path = Path(file)
-        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise JobError(f"The folder of {path} cannot be written to; choose another one for the {name.lower()}.")
+        check_folder(path, name.lower())
         return path
 
     def shortHelpString(self) -> str:
@@ -141,6 +139,17 @@ class SegAdaptAlgorithm(QgsProcessingAlgorithm):
         # what the frames behind it hold: layers, and the engine with its weights. So raise a new one, from here.
         del parameters, context, feedback
         raise QgsProcessingException(sentence)
+
+
+def check_folder(path: Path, what: str) -> None:
+    """Raise `JobError` where the folder of `path` cannot be written to; `what` is to be saved there."""
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        # Only a file that is there is proof: Windows says of every folder that it can be written to.
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise JobError(f"The folder of {path} cannot be written to; choose another one for the {what}.") from error
 
 
 def sentence_for_error(error: Exception, feedback: QgsProcessingFeedback) -> str:

@@ -21,6 +21,7 @@ from qgis.core import (
 from ...models.progress import raise_if_cancelled
 from ..errors import JobError
 from . import outputs
+from .base import check_folder
 from .feedback import FeedbackProgress
 from .prompt_source import PromptFields, read_prompts
 from .raster_algorithm import RasterAlgorithm
@@ -153,6 +154,8 @@ class ClassMapAlgorithm(RasterAlgorithm):
         output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
         entropy = self.parameterAsOutputLayer(parameters, self.ENTROPY, context)
         saved = self.parameterAsFileOutput(parameters, self.SAVED_MODEL, context)
+        if saved:
+            check_folder(Path(saved), "class map model")
         with (
             self.open_scene(parameters, context, progress=progress, settings=settings) as scene,
             outputs.class_output(

@@ -7,7 +7,7 @@ from typing import Any
 
 from qgis.core import QgsProcessingContext, QgsProcessingParameterFileDestination
 
-from ..errors import JobError
+from .base import check_folder
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
@@ -74,8 +74,7 @@ class ExportModelAlgorithm(ModelAlgorithm):
 
         path, card = self.package(parameters, context)
         output = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(SUFFIX)
-        if not output.parent.is_dir():
-            raise JobError(f"The folder of {output} does not exist; choose another one for the model.")
+        check_folder(output, "model")
         tile = self.parameterAsInt(parameters, self.CHIP, context) if parameters.get(self.CHIP) else None
         export_onnx(load_segmenter(path), output, tile_px=tile)
         progress.info(

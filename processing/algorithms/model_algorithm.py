@@ -27,7 +27,7 @@ from qgis.core import (
 
 from ...models.semantic.card import SegmenterCard, read_card
 from ..errors import JobError, RasterError
-from .base import SegAdaptAlgorithm
+from .base import SegAdaptAlgorithm, check_folder
 from .raster_algorithm import AUTO, DEVICES
 from .raster_source import file_path
 from .settings import EngineSettings
@@ -248,10 +248,12 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         return path, read_card(path)
 
     def model_output(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
-        """Where the model is to be saved; raises `JobError` for a folder that does not exist."""
+        """Where the model is to be saved; to be asked before the work.
+
+        Raises `JobError` for a folder that cannot be written to.
+        """
         path = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(".safetensors")
-        if not path.parent.is_dir():
-            raise JobError(f"The folder of {path} does not exist; choose another one for the model.")
+        check_folder(path, "model")
         return path
 
     def device(self, parameters: dict[str, Any], context: QgsProcessingContext, settings: EngineSettings) -> str:

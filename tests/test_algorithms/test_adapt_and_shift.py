@@ -84,7 +84,9 @@ def test_source_rasters_are_rehearsed(
     [
         ({"METHODS": "fourier"}, "labelled chips of the source"),
         ({"MODEL": "target"}, "no segmentation model of SegAdapt"),
-        ({"OUTPUT": "/nowhere/at/all.safetensors"}, "does not exist"),
+        ({"OUTPUT": "/nowhere/at/all.safetensors"}, "cannot be written to; choose another one for the model"),
+        # A folder that is there and takes no file, not even from an administrator.
+        ({"OUTPUT": "/proc/model.safetensors"}, "cannot be written to; choose another one for the model"),
         ({"OUTPUT": "package"}, "another file"),
         ({"REPORT": "/nowhere/at/all.html"}, "cannot be written to"),
         ({"RASTERS": "two bands"}, "2 band"),

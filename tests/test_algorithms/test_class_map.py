@@ -131,3 +131,18 @@ def test_neither_clicks_nor_model(run: Any, raster_factory: Any, tmp_path: Path)
     scene = raster_factory(np.full((3, 32, 32), 9, np.uint8))
     with pytest.raises(QgsProcessingException, match="one of the two"):
         run("classmap", {"INPUT": scene, "DEVICE": "cpu", "OUTPUT": str(tmp_path / "map.tif")})
+
+
+def test_a_model_that_cannot_be_saved_is_told_before_the_work(
+    failure: Any, halves: tuple[str, QgsVectorLayer], tmp_path: Path
+) -> None:
+    scene, named_places = halves
+    parameters = {
+        "INPUT": scene,
+        "CLICKS": named_places,
+        "DEVICE": "cpu",
+        "OUTPUT": str(tmp_path / "map.tif"),
+        "SAVED_MODEL": "/proc/classes.safetensors",
+    }
+    assert "cannot be written to; choose another one for the class map model" in failure("classmap", parameters)
+    assert not (tmp_path / "map.tif").exists()

@@ -60,3 +60,9 @@ def test_a_file_that_is_no_model_is_told(failure: Any, tmp_path: Path) -> None:
         "exportmodel", {"MODEL": str(other), "OUTPUT": str(tmp_path / "a.onnx")}
     )
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_folder_that_takes_no_file_is_told_at_once(failure: Any, package: Path) -> None:
+    """Before the work, and not after it."""
+    asked = {"MODEL": str(package), "OUTPUT": "/proc/model.onnx"}
+    assert "/proc/model.onnx cannot be written to; choose another one for the model" in failure("exportmodel", asked)
