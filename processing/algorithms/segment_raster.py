@@ -17,6 +17,7 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterRasterDestination,
+    QgsProcessingUtils,
     QgsRendererCategory,
 )
 from qgis.PyQt import sip
@@ -64,8 +65,9 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         return self.tr(
             "Gives every pixel of a raster the class that a segmentation model sees there. The model looks at "
             "overlapping windows in its own resolution, whose answers are blended without seams and brought back to "
-            "the raster's pixels. Rasters of any size are worked out block by block; after a crash the same call "
-            "goes on with the blocks that are finished."
+            "the raster's pixels. Rasters of any size are worked out block by block; after a crash or an error a run "
+            "with the same inputs and the same output file goes on with the blocks that are finished, which lie in a "
+            "hidden folder beside it. Another output file and a temporary one start anew."
         )
 
     def helps(self) -> dict[str, str]:
@@ -146,7 +148,11 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
             if parameters.get(name)
         }
         output = self.parameterAsOutputLayer(parameters, self.OUTPUT, context)
-        places = SegmentOutputs(labels=Path(output), **{name.lower(): Path(path) for name, path in extras.items()})
+        places = SegmentOutputs(
+            labels=Path(output),
+            **{name.lower(): Path(path) for name, path in extras.items()},
+            is_temporary=Path(output).is_relative_to(QgsProcessingUtils.tempFolder()),
+        )
         options = SegmentOptions(
             overlap=self.parameterAsDouble(parameters, self.OVERLAP, context),
             flips=self.parameterAsBool(parameters, self.FLIPS, context),

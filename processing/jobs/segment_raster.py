@@ -27,7 +27,7 @@ from ..raster.band_reader import BandReader
 from ..raster.blend import Block, Bounds
 from ..raster.geodesy import apply_affine
 from ..raster.regions import Region, RegionOutliner, thin_strips
-from ..raster.tile_store import Layer, TileStore
+from ..raster.tile_store import REMEDY, Layer, TileStore
 from .page import version
 from .segment_blocks import EXTRAS, SegmentTask, Spent, open_model, run_blocks
 
@@ -39,6 +39,7 @@ _FAR_SCALE = 4.0
 _BLOCKS_SHARE = 0.95
 _STRIP_ROWS = 512
 _FOLDER_SUFFIX = ".blocks"
+_GOES_ON = " with the same output file, which goes on with what is finished; another output starts anew"
 _CLASS_TITLES = {"confidence": "Confidence (%)", "entropy": "Entropy (%)"}
 
 
@@ -70,13 +71,15 @@ class SegmentOutputs:
     """Where results go, as GeoTIFF; None leaves one out.
 
     `labels`: class ids, 255 where the raster has no data. `confidence`: the largest probability, `entropy`: 0 certain
-    to 100 unknown, `probabilities`: one band per class; all in whole per cent, 255 is nodata.
+    to 100 unknown, `probabilities`: one band per class; all in whole per cent, 255 is nodata. `is_temporary`: every run
+    has other paths, so that none can go on with the blocks of another.
     """
 
     labels: Path
     confidence: Path | None = None
     entropy: Path | None = None
     probabilities: Path | None = None
+    is_temporary: bool = False
 
     def __post_init__(self) -> None:
         """Check the names. Raises `RasterError` and `JobError`."""
@@ -124,8 +127,9 @@ def segment_raster(
     """Segment a raster (`model_rasters.open_for_model`) and write the results; all of them, or none.
 
     `bounds`: left, top, right, bottom in pixels of the reader's grid, None for the whole raster. Finished blocks lie
-    in a hidden folder beside the labels: after a kill or an error the same call goes on with them and gives the
-    same result; a cancel removes them. Raises `RasterError`, `JobError`, `ModelError` and `Cancelled`.
+    in a hidden folder beside the labels and named after them: after a kill or an error a call with the same inputs and
+    the same path for the labels goes on with them and gives the same result. A cancel removes them, and so does an
+    error where the outputs are temporary. Raises `RasterError`, `JobError`, `ModelError` and `Cancelled`.
     """
     started = time.perf_counter()
     options, progress = options or SegmentOptions(), progress or NullProgress()
@@ -162,11 +166,12 @@ def segment_raster(
     limits = _limits(reader, bounds)
     blocks = task.blocks(reader, limits)
     name = outputs.labels.name
+    remedy = REMEDY if outputs.is_temporary else REMEDY + _GOES_ON
     try:
         with file_lock(outputs.labels.with_name(f".{name}.lock"), progress=progress):
             folder = outputs.labels.with_name(f".{name}-{task.key(limits)[:12]}{_FOLDER_SUFFIX}")
             _remove_others(folder, f".{name}-")
-            store = TileStore(folder)
+            store = TileStore(folder, remedy=remedy)
             pending = [block for block in blocks if not store.holds(block)]
             if len(pending) < len(blocks):
                 progress.info(f"{len(blocks) - len(pending)} of {len(blocks)} blocks are finished already; going on.")
@@ -178,14 +183,17 @@ def segment_raster(
                     raise _NoDataError(f"{reader.path} has no data in this extent; choose another raster or extent.")
                 layers = _layers(task, card, outputs, reader)
                 store.write(layers, blocks, bounds=limits, transform=reader.transform, crs=reader.crs)
-                _write_style(outputs.labels, card.classes)
+                _write_style(outputs.labels, card.classes, remedy=remedy)
             except (Cancelled, _NoDataError):
                 store.remove()
                 raise
             except BaseException:
                 n_kept = sum(store.holds(block) for block in blocks)
-                if n_kept:
-                    progress.info(f"{n_kept} finished blocks are kept in {folder} for a next run with the same inputs.")
+                if n_kept and not outputs.is_temporary:
+                    progress.info(
+                        f"{n_kept} finished blocks are kept in {folder}: a run with the same inputs and the same "
+                        "output file goes on with them."
+                    )
                 else:
                     store.remove()
                 raise
@@ -321,7 +329,7 @@ def _layers(task: SegmentTask, card: SegmenterCard, outputs: SegmentOutputs, rea
     return layers
 
 
-def _write_style(labels: Path, classes: Sequence[SegmenterClass]) -> None:
+def _write_style(labels: Path, classes: Sequence[SegmenterClass], *, remedy: str) -> None:
     """The default style beside the labels, where QGIS looks for it: classes by name."""
     root = Xml.Element("qgis", version="3.22.0", styleCategories="Symbology")
     pipe = Xml.SubElement(root, "pipe")
@@ -334,5 +342,7 @@ def _write_style(labels: Path, classes: Sequence[SegmenterClass]) -> None:
     try:
         part.write_bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True))
         part.replace(labels.with_suffix(".qml"))
+    except OSError as error:
+        raise RasterError(f"The style of {labels} cannot be written ({error.strerror or error}); {remedy}.") from error
     finally:
         part.unlink(missing_ok=True)

@@ -31,7 +31,9 @@ from .blend import Block, Bounds
 NODATA = 255
 """Value of pixels without an answer, in every layer."""
 
-_REMEDY = "choose a folder that you may write to, with space left; what is finished is kept for the next run"
+REMEDY = "free space there, or close the program that holds the file, and run again"
+"""What helps where a block or a result cannot be written."""
+
 _TILE_PX = 512
 
 Colour = tuple[int, int, int]
@@ -78,14 +80,20 @@ def encode_tile(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 class TileStore:
-    """Blocks by name in `folder`, which is made. Raises `RasterError` where nothing can be written."""
+    """Blocks by name in `folder`, which is made. Raises `RasterError` where nothing can be written.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `remedy` ends the sentence of what cannot be written later on: it depends on what becomes of the blocks.
+    """
+
+    def __init__(self, folder: Path, *, remedy: str = REMEDY) -> None:
+        self.folder, self._remedy = folder, remedy
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise RasterError(f"{folder.parent} cannot be written ({error.strerror}); {_REMEDY}.") from error
+            raise RasterError(
+                f"{folder.parent} cannot be written ({error.strerror}); choose a folder that you may write to, with "
+                "space left."
+            ) from error
 
     def holds(self, block: Block) -> bool:
         """Whether a block is finished."""
@@ -109,7 +117,7 @@ class TileStore:
         except OSError as error:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise RasterError(f"{file} cannot be written ({error.strerror or error}); {_REMEDY}.") from error
+            raise RasterError(f"{file} cannot be written ({error.strerror or error}); {self._remedy}.") from error
 
     def write(
         self, layers: Sequence[Layer], blocks: Sequence[Block], *, bounds: Bounds, transform: Affine, crs: CRS | None
@@ -125,14 +133,16 @@ class TileStore:
             for number, (layer, part) in enumerate(zip(layers, parts, strict=True)):
                 mosaic = self.folder / f"layer{number}.vrt"
                 mosaic.write_text(_mosaic(layer, used, bounds=bounds, transform=placed, crs=crs), encoding="utf-8")
-                with gdal_access(str(layer.path), verb="written", remedy=_REMEDY):
+                with gdal_access(str(layer.path), verb="written", remedy=self._remedy):
                     _copy(mosaic, part, is_classes=bool(layer.colours))
             for layer, part in zip(layers, parts, strict=True):
                 part.replace(layer.path)
                 # What QGIS remembered of the file that was there: its statistics and histogram.
                 layer.path.with_name(f"{layer.path.name}.aux.xml").unlink(missing_ok=True)
         except OSError as error:
-            raise RasterError(f"{error.filename or layers[0].path} cannot be written ({error}); {_REMEDY}.") from error
+            raise RasterError(
+                f"{error.filename or layers[0].path} cannot be written ({error}); {self._remedy}."
+            ) from error
         finally:
             for part in parts:
                 # GDAL has files of its own beside it.

@@ -167,6 +167,26 @@ def test_an_extent_in_another_crs_and_a_temporary_output(run: Any, package: Path
     assert layer.width() < 100
 
 
+def test_a_failed_run_leaves_no_blocks_of_a_temporary_output(
+    failure: Any, package: Path, raster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is another one each time, so nothing would go on with them."""
+    from segadapt.processing.errors import RasterError
+    from segadapt.processing.raster.tile_store import TileStore
+
+    folders = []
+
+    def full(store: TileStore, *_values: Any, **_named: Any) -> None:
+        folders.append(store.folder)
+        assert list(store.folder.glob("*.tif"))
+        raise RasterError("The disk is full.")
+
+    monkeypatch.setattr(TileStore, "write", full)
+    given = {"INPUT": raster, "MODEL": str(package), "DEVICE": "cpu", "OUTPUT": "TEMPORARY_OUTPUT"}
+    assert "The disk is full" in failure("segmentraster", given)
+    assert [folder.exists() for folder in folders] == [False]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -348,7 +348,7 @@ def test_a_full_disk_keeps_the_older_file_and_the_finished_blocks(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(RasterError, match=r"No space left on device.*with space left"):
+        with pytest.raises(RasterError, match=r"No space left on device.*the same output file, which goes on"):
             run(path, package, out / "labels.tif")
     assert (out / "labels.tif").read_bytes() == b"older"
     assert not [thread for thread in threading.enumerate() if thread.name == "SegAdapt"]
@@ -356,6 +356,33 @@ def test_a_full_disk_keeps_the_older_file_and_the_finished_blocks(
     assert done.n_found == 3
     assert (read(out / "labels.tif") == read(tmp_path / "expected.tif")).all()
     assert hidden(out) == []
+
+
+@pytest.mark.parametrize("is_temporary", [True, False])
+def test_blocks_are_kept_only_where_another_run_finds_them(
+    model, package, raster_factory, tmp_path, monkeypatch, recorder, is_temporary
+):
+    """A temporary output has another name each time."""
+    path, out, progress = raster_factory(scene(100, 100)), tmp_path / "out", recorder()
+    out.mkdir()
+
+    def full(*_arguments, **_options):
+        raise CPLE_AppDefinedError(1, 1, "TIFFAppendToStrip: Write error")
+
+    monkeypatch.setattr(rasterio.shutil, "copy", full)
+    outputs = SegmentOutputs(labels=out / "labels.tif", is_temporary=is_temporary)
+    with pytest.raises(RasterError, match="free space there") as caught:
+        run(path, package, outputs, progress=progress)
+    assert ("the same output file" in str(caught.value)) is not is_temporary
+    assert any("the same output file" in text for text in progress.texts) is not is_temporary
+    assert bool(hidden(out)) is not is_temporary
+
+
+def test_a_style_that_cannot_be_written_is_told(model, package, raster_factory, tmp_path):
+    out = tmp_path / "out"
+    (out / "labels.qml").mkdir(parents=True)
+    with pytest.raises(RasterError, match=r"The style of .*labels.tif cannot be written .*the same output file"):
+        run(raster_factory(scene(100, 100)), package, out / "labels.tif")
 
 
 def test_a_full_disk_at_the_end_leaves_no_part_of_a_file(model, package, raster_factory, tmp_path, monkeypatch):
@@ -372,7 +399,7 @@ def test_a_full_disk_at_the_end_leaves_no_part_of_a_file(model, package, raster_
 
     with monkeypatch.context() as patch:
         patch.setattr(rasterio.shutil, "copy", full)
-        with pytest.raises(RasterError, match=r"Write error.*with space left"):
+        with pytest.raises(RasterError, match=r"Write error.*free space there"):
             run(path, package, outputs)
     assert not list(out.glob("*.tif"))
     assert not list(out.glob(".*.part*"))
