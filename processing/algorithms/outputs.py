@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -12,6 +13,7 @@ from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
     QgsCoordinateTransformContext,
+    QgsDataSourceUri,
     QgsDistanceArea,
     QgsFeature,
     QgsFeatureSink,
@@ -21,9 +23,15 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
+    QgsProcessingFeatureSourceDefinition,
+    QgsProcessingOutputLayerDefinition,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingUtils,
+    QgsProperty,
     QgsProviderConnectionException,
     QgsProviderRegistry,
     QgsUnitTypes,
+    QgsVectorLayer,
     QgsWkbTypes,
 )
 from qgis.PyQt.QtCore import QMetaType, QVariant
@@ -201,22 +209,109 @@ def feature_output(
 ) -> Iterator[FeatureOutput]:
     """Open the sink `name` for features of a `kind`; if the work inside fails or is cancelled, what it wrote goes.
 
-    `provenance` goes into the metadata of the layer or of the GeoPackage's table. Open it before the work, so that an
-    output that cannot be written is known at once.
+    An older file of that name comes back then. `provenance` goes into the metadata of the layer or of the GeoPackage's
+    table. Open it before the work, so that an output that cannot be written is known at once. Raises `JobError` where
+    it would replace an input of the algorithm, or cannot replace an older file.
     """
-    sink, destination = algorithm.parameterAsSink(parameters, name, context, fields, kind, crs)
-    if sink is None:
-        raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
-    output = FeatureOutput(sink, destination, fields=fields)
-    del sink  # the output holds the only reference, so that closing it completes the file
-    try:
-        yield output
-    except BaseException:
+    path, table = _file_and_table(parameters.get(name), context)
+    _check_inputs(algorithm, parameters, context, path=path, table=table)
+    # A table goes into the file that is there.
+    with nullcontext() if table else _older_kept(path):
+        sink, destination = algorithm.parameterAsSink(parameters, name, context, fields, kind, crs)
+        if sink is None:
+            raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
+        output = FeatureOutput(sink, destination, fields=fields)
+        del sink  # the output holds the only reference, so that closing it completes the file
+        try:
+            yield output
+        except BaseException:
+            output.close()
+            _remove(destination, context)
+            raise
         output.close()
-        _remove(destination, context)
+        _record(destination, context, provenance)
+
+
+def _file_and_table(chosen: Any, context: QgsProcessingContext) -> tuple[Path, str]:
+    """The file of a sink, and the table where it is one in a database; a name without a file for other sinks."""
+    if isinstance(chosen, QgsProcessingOutputLayerDefinition):
+        chosen = chosen.sink
+    if isinstance(chosen, QgsProperty):
+        chosen, _ = chosen.valueAsString(context.expressionContext(), "")
+    text = str(chosen or "")
+    if text.startswith("ogr:"):
+        uri = QgsDataSourceUri(text[len("ogr:") :])
+        return Path(uri.database()), uri.table()
+    return Path(QgsProviderRegistry.instance().decodeUri("ogr", text).get("path") or text), ""
+
+
+def _check_inputs(
+    algorithm: QgsProcessingAlgorithm,
+    parameters: dict[str, Any],
+    context: QgsProcessingContext,
+    *,
+    path: Path,
+    table: str,
+) -> None:
+    """Raise `JobError` where writing to `path` would destroy a layer that the algorithm reads."""
+    if not path.is_file():
+        return
+    for definition in algorithm.parameterDefinitions():
+        if not isinstance(definition, QgsProcessingParameterFeatureSource):
+            continue
+        given = parameters.get(definition.name())
+        if isinstance(given, QgsProcessingFeatureSourceDefinition):
+            given = given.source
+        if isinstance(given, QgsProperty):
+            given, _ = given.valueAsString(context.expressionContext(), "")
+        layer = QgsProcessingUtils.mapLayerFromString(given, context) if isinstance(given, str) else given
+        if not isinstance(layer, QgsVectorLayer):
+            continue
+        parts = QgsProviderRegistry.instance().decodeUri(layer.providerType(), layer.source())
+        file = Path(parts.get("path") or "")
+        if not (file.is_file() and file.samefile(path)):
+            continue
+        if not table or table == (parts.get("layerName") or file.stem):
+            raise JobError(
+                f"The result would replace {path}, from which '{definition.description()}' is read; choose another "
+                "file for the result."
+            )
+
+
+@contextmanager
+def _older_kept(path: Path) -> Iterator[None]:
+    """Set an older file with its companions aside; it comes back where the body fails, and goes where it does not."""
+    older = {file: file.with_name(f".{file.name}.{os.getpid()}.older") for file in _files(path) if file.is_file()}
+    try:
+        for file, aside in older.items():
+            file.replace(aside)
+    except OSError as error:
+        _bring_back(older)
+        raise JobError(
+            f"{path} cannot be replaced ({error.strerror or error}); close the program that holds it, or choose "
+            "another file for the result."
+        ) from error
+    try:
+        yield
+    except BaseException:
+        _bring_back(older)
         raise
-    output.close()
-    _record(destination, context, provenance)
+    for aside in older.values():
+        aside.unlink(missing_ok=True)
+
+
+def _bring_back(older: Mapping[Path, Path]) -> None:
+    for file, aside in older.items():
+        if aside.exists():
+            aside.replace(file)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file of polygons, and what may lie beside it as a part of it."""
+    files = [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))]
+    if path.suffix == ".shp":
+        files += [path.with_suffix(suffix) for suffix in (".shx", ".dbf", ".prj", ".cpg", ".qmd")]
+    return files
 
 
 def _record(destination: str, context: QgsProcessingContext, provenance: Mapping[str, str]) -> None:
@@ -277,7 +372,5 @@ def _remove(destination: str, context: QgsProcessingContext) -> None:
             return
     except QgsProviderConnectionException as error:
         raise JobError(f"Cannot remove the unfinished table of {path} ({error}); delete it yourself.") from error
-    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))):
+    for file in _files(path):
         file.unlink(missing_ok=True)
-    for suffix in (".shx", ".dbf", ".prj", ".cpg", ".qmd") if path.suffix == ".shp" else ():
-        path.with_suffix(suffix).unlink(missing_ok=True)

@@ -94,7 +94,8 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
             ),
             self.LABELLED: self.tr(
                 "Polygons that are labelled already, in any CRS: regions there are left out. If the layer has a field "
-                "class, polygons where it is empty do not count, so the output of an earlier round serves as it is."
+                "class, polygons where it is empty do not count, so the output of an earlier round serves as it is; "
+                "the new regions go into another file."
             ),
             self.OUTPUT: self.tr(
                 "Regions by rank, in the CRS of the first raster, with score (0 to 1, how doubtful the model is), "
@@ -155,6 +156,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
             device=self.device(parameters, context, settings),
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )
+        labelled = self._sample_rasters(parameters, context, rasters, progress)
         provenance = {"SEGADAPT_MODEL": card.name, "SEGADAPT_STRATEGY": job.strategy, "SEGADAPT_SEED": str(job.seed)}
         with outputs.feature_output(
             self,
@@ -165,9 +167,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
             fields=outputs.make_fields(_FIELDS),
             provenance=provenance,
         ) as output:
-            chosen = jobs.select_samples(
-                model, self._sample_rasters(parameters, context, rasters, progress), job, progress=progress
-            )
+            chosen = jobs.select_samples(model, labelled, job, progress=progress)
             area_m2 = self._write(output, chosen, rasters, context, progress)
             destination = output.destination
         progress.info(

@@ -92,6 +92,48 @@ def test_the_next_round_takes_the_output_of_the_last_one(
     assert left <= asked
 
 
+@pytest.mark.parametrize("way", ["layer", "path", "path|layername", "definition"])
+def test_the_labels_of_the_last_round_are_not_overwritten(
+    failure: Any, roof_model: Path, scene_file: Path, roofs: Any, tmp_path: Path, way: str
+) -> None:
+    """However the layer is named, and before anything is opened for writing."""
+    from qgis.core import QgsProcessingFeatureSourceDefinition, QgsProcessingOutputLayerDefinition, QgsVectorLayer
+
+    path = label_layer(tmp_path / "round.gpkg", roofs)
+    labelled = {
+        "layer": QgsVectorLayer(path, "round 1", "ogr"),
+        "path": path,
+        "path|layername": f"{path}|layername=round",
+        "definition": QgsProcessingFeatureSourceDefinition(path),
+    }[way]
+    output = QgsProcessingOutputLayerDefinition(path) if way == "definition" else path
+    said = failure("selectsamples", samples(roof_model, scene_file, tmp_path / "s", LABELLED=labelled, OUTPUT=output))
+    assert f"The result would replace {path}, from which 'Labelled already' is read; choose another file" in said
+    assert QgsVectorLayer(path, "labels", "ogr").featureCount() == len(roofs)
+
+
+@pytest.mark.parametrize("name", ["s.gpkg", "s.shp"])
+def test_a_run_that_fails_leaves_the_older_file(
+    failure: Any, run: Any, roof_model: Path, scene_file: Path, roofs: Any, tmp_path: Path, name: str
+) -> None:
+    """With all that belongs to it; one that succeeds replaces it."""
+    from qgis.core import QgsVectorFileWriter, QgsVectorLayer
+
+    older = QgsVectorLayer(label_layer(tmp_path / "labels.gpkg", roofs), "labels", "ogr")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = "GPKG" if name == "s.gpkg" else "ESRI Shapefile"
+    QgsVectorFileWriter.writeAsVectorFormatV3(older, str(folder / name), older.transformContext(), options)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    asked = samples(roof_model, scene_file, folder / name, BUDGET=30000, BUDGET_UNIT="m2")
+    assert "larger than the image" in failure("selectsamples", asked)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    run("selectsamples", samples(roof_model, scene_file, folder / name))
+    assert len(features_of(str(folder / name))) == 6
+    assert {file.name for file in folder.iterdir()} <= set(before)
+
+
 def test_segments_and_a_budget_in_square_metres(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
     """Segments are of about the size asked for, and together stay under the budget."""
     parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
