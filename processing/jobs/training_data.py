@@ -37,8 +37,8 @@ class LabelledRaster:
     `names`: the class of each polygon; None where somebody drew without saying what, which leaves its pixels unknown;
     "" where the labels tell no classes apart. `area`: polygons within which every pixel without a label is background,
     on rasters without any other polygon, too; None means everywhere on rasters with a polygon (where the scheme has a
-    background at all), () nowhere. `crs_wkt`: CRS of a raster that
-    carries none itself; `label_crs_wkt`: CRS of the label raster as the user sees it, None for the file's own.
+    background at all), () nowhere. `crs_wkt`: CRS of a raster that carries none itself; `label_crs_wkt`: CRS of the
+    label raster as the user sees it, None for the file's own.
     """
 
     path: str
