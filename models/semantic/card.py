@@ -45,8 +45,9 @@ class SegmenterCard:
     the input bands in order. `gsd_m`: metres per pixel of what it was trained on, None for pictures without a scale.
     `chip_px`: side of its training chips. `mean`, `std`: per band on the 0-255 scale. `stretch`: lows, then highs of
     the bands that become 0..255, None for each raster's own (`processing.raster.stretch`). `statistics`: what is known
-    of the source domain (`band_quantiles`, `class_shares`). `history`: what was done to the model, oldest first.
-    `base_sha256`: weights that an adapter is laid over, None for a whole model.
+    of the source domain (`band_quantiles`, `class_shares`), which is the ground of the last training with labels.
+    `history`: what was done to the model, oldest first. `base_sha256`: weights that an adapter is laid
+    over, None for a whole model.
     """
 
     name: str

@@ -26,6 +26,13 @@ NORMS: tuple[type[nn.Module], ...] = (
 _LEAST_VALID = 0.5
 
 
+def chips_of_network(model: Segmenter, chips: Chips) -> Chips:
+    """The chips with the values that the network sees: through the model's input map, in whole numbers."""
+    table = np.rint(model.input_map.detach().cpu().numpy().clip(0, 255)).astype(np.uint8)
+    pixels = np.stack([table[band][chips.pixels[:, band]] for band in range(chips.n_bands)], axis=1)
+    return Chips(pixels, chips.labels, chips.valid, chips.blocks, chips.origins)
+
+
 @contextmanager
 def network_values(model: Segmenter, problem: Problem) -> Iterator[Problem]:
     """The problem with the target's pixels as the network sees them; meanwhile the model maps nothing.
@@ -34,10 +41,7 @@ def network_values(model: Segmenter, problem: Problem) -> Iterator[Problem]:
     chips of both can only be mixed in the values that the network sees. The map is put back afterwards.
     """
     levels = model.input_map.detach().clone()
-    table = np.rint(levels.cpu().numpy().clip(0, 255)).astype(np.uint8)
-    target = problem.target
-    pixels = np.stack([table[band][target.pixels[:, band]] for band in range(target.n_bands)], axis=1)
-    mapped = Chips(pixels, target.labels, target.valid, target.blocks, target.origins)
+    mapped = chips_of_network(model, problem.target)
     model.set_input_map(torch.arange(LEVELS, dtype=torch.float32).repeat(len(levels), 1))
     try:
         yield replace(problem, target=mapped)

@@ -16,7 +16,8 @@ import torch
 
 from ..chips import Chips
 from ..progress import NullProgress, Progress, StepProgress
-from ..semantic.segmenter import LEVELS, Segmenter
+from ..semantic.segmenter import Segmenter
+from .adapting import chips_of_network
 from .agreement import Agreement, measure_agreement
 from .base import TransferError
 from .norm_statistics import has_batch_norm
@@ -42,9 +43,9 @@ class DomainShift:
     `frechet`: squared Frechet distance of deep features over the source's variance, 0 for the same domain.
     `frechet_halves`: the same between two halves of the target, which is what chance and the ground alone bring.
     `proxy_a`: proxy A-distance, 0 (no classifier tells source from target) to 2 (a linear one always does).
-    `band_distances` (bands,): how far quantiles of each band lie apart, in deviations of the source, of values as the
-    model's input map sends them to the network. `shares`: how much of the target the model would have to call something
-    else to have the source's shares of classes, 0 to 1.
+    `band_distances` (bands,): how far quantiles of each band lie apart as the network sees them, through its input map,
+    in deviations of the source. `shares`: how much of the target the model would have to call something else to have
+    the source's shares of classes, 0 to 1.
     `agreement`: of the model as it is on the target.
     """
 
@@ -255,12 +256,9 @@ def _halves(chips: Chips) -> npt.NDArray[np.intp]:
 
 def _band_distances(model: Segmenter, chips: Chips) -> tuple[float, ...]:
     known = np.array(model.card.statistics.get("band_quantiles", ()), np.float64)
-    found = band_quantiles(chips)
+    found = band_quantiles(chips_of_network(model, chips))
     if known.shape != found.shape or not np.isfinite(known).all():
         return ()
-    # As the network sees them: a model that maps its target's values already is not told to map them again.
-    levels = model.input_map.cpu().numpy().astype(np.float64)
-    found = np.stack([np.interp(row, np.arange(LEVELS), seen) for row, seen in zip(found, levels, strict=True)])
     # The mean distance of quantiles is the Wasserstein distance of the bands' histograms.
     fine = np.stack([np.interp(np.linspace(0, 1, 1025), np.linspace(0, 1, known.shape[1]), row) for row in known])
     return tuple(float(x) for x in np.abs(known - found).mean(axis=1) / np.maximum(fine.std(axis=1), 1.0))

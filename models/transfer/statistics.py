@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 
 from ..chips import Chips
 from ..progress import NullProgress, Progress, raise_if_cancelled
+from ..semantic.package import changed_tensors
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
+from .adapting import chips_of_network
 
 QUANTILES = np.linspace(0, 1, 33)
 """Shares of pixels at which the values of a band are remembered."""
@@ -70,19 +73,34 @@ def source_statistics(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What goes onto the card (`band_quantiles`, `class_shares`) and beside the weights (features, amplitude).
 
-    `chips`: labelled chips of the source domain, of which at most 256 are looked at.
+    `chips`: labelled chips of the source domain, of which at most 256 are looked at; values are remembered as the
+    network sees them, through the model's input map.
     """
     chosen = np.random.default_rng(seed).permutation(len(chips))[:_MOST_CHIPS]
     sample = chips.take(np.sort(chosen))
     features = deep_features(model, sample)
+    seen = chips_of_network(model, sample)
     card = {
-        "band_quantiles": [[round(float(value), 2) for value in row] for row in band_quantiles(sample)],
+        "band_quantiles": [[round(float(value), 2) for value in row] for row in band_quantiles(seen)],
         "class_shares": [round(float(share), 5) for share in class_shares(chips.labels, len(model.card.classes))],
         "n_chips": len(chips),
     }
     tensors = {
         FEATURE_MEAN: features.mean(axis=0),
         FEATURE_COVARIANCE: np.cov(features, rowvar=False),
-        AMPLITUDE: amplitude_of(sample),
+        AMPLITUDE: amplitude_of(seen),
     }
     return card, {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in tensors.items()}
+
+
+def lasting_tensors(
+    before: Segmenter, after: Segmenter, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Those of the tensors beside the weights of `before` that hold for `after`, which learned without labels.
+
+    Features are of a network: they go where another weight than the input map changed, which only brings a target to
+    the values that the same network knows. Both models are on one device.
+    """
+    changed = changed_tensors(before.state_dict(), after.state_dict()).keys() - {"input_map"}
+    gone = {FEATURE_MEAN, FEATURE_COVARIANCE} if changed else set()
+    return {name: value for name, value in tensors.items() if name not in gone}

@@ -148,12 +148,11 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         )
         choice = choose_device(self.device(parameters, context, settings))
         progress.info(choice.reason)
-        statistics = load_extra(path)
         found = compare_adaptation(
             load_segmenter(path).to(choice.name),
             chips,
             job,
-            statistics=statistics,
+            statistics=load_extra(path),
             progress=StepProgress(progress, 0.05, 1.0),
         )
         for sentence in recommendation(found):
@@ -166,7 +165,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         }
         saved = ""
         if output is not None:
-            save_segmenter(found.model, output, extra=statistics)
+            save_segmenter(found.model, output, extra=found.statistics)
             results[self.OUTPUT] = str(output)
             saved = f"{output.name} holds the model of this run: {found.best.title}."
         if table:

@@ -21,7 +21,7 @@ from ...models.semantic.prediction import predict_labels
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement
 from ...models.transfer.base import Problem
 from ...models.transfer.chain import SEPARATOR, adapt_in_order, is_rehearsed, names_of
-from ...models.transfer.statistics import band_quantiles
+from ...models.transfer.statistics import band_quantiles, lasting_tensors
 from ..errors import JobError
 from .chip_segments import SegmentEngine, SegmentKind, Segments, model_segments, superpixels
 from .model_rasters import TargetRaster, read_target_chips
@@ -162,7 +162,8 @@ def adapt_model(
     raise_if_cancelled(progress)
     if verdict.is_kept:
         adapted.card = _adapted_card(source_card, job, targets, learned, before, after, seconds)
-        save_segmenter(adapted.cpu(), job.output, extra=problem.statistics)
+        lasting = lasting_tensors(model, adapted, problem.statistics)
+        save_segmenter(adapted.cpu(), job.output, extra=lasting)
     else:
         save_unchanged(model, job.model, job.output, extra=problem.statistics)
     progress.set_fraction(1.0)

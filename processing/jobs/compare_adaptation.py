@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from ...models.semantic.segmenter import Segmenter
 from ...models.transfer.base import Problem
 from ...models.transfer.chain import adapt_in_order, names_of
 from ...models.transfer.fine_tuning import LAYERS, FineTuning, fine_tune, usual_training
+from ...models.transfer.statistics import lasting_tensors, source_statistics
 from ..errors import JobError
 from .peak_memory import PeakMemory
 
@@ -110,13 +111,15 @@ class Run:
 class Comparison:
     """All `runs` in the order in which they were made, the source model first, and what there was no time for.
 
-    `model`: that of the best run, on the CPU; the source model where none is better.
+    `model`: that of the best run, on the CPU; the source model where none is better. `statistics`: the tensors to save
+    beside its weights.
     """
 
     job: CompareAdaptation
     runs: tuple[Run, ...]
     left_out: tuple[str, ...]
     model: Segmenter
+    statistics: Tensors
     n_parameters: int
     n_pool: int
     n_held_out: int
@@ -177,9 +180,16 @@ def compare_adaptation(
     progress.set_fraction(1.0)
     chosen = copy.deepcopy(best[1]).cpu()
     won = max((run for run in runs if not math.isnan(run.miou)), key=lambda run: run.miou)
+    tensors: Tensors = statistics or {}
     if best[1] is not model:
+        card = chosen.card
+        if won.kind == TUNING:
+            on_card, tensors = source_statistics(best[1], runner.learned(won.budget)[0], seed=job.seed)
+            card = replace(card, statistics=on_card)
+        else:
+            tensors = lasting_tensors(model, best[1], tensors)
         chosen.card = with_event(
-            chosen.card,
+            card,
             "adapted, best of a comparison",
             what=won.title,
             miou=round(won.miou, 4),
@@ -192,6 +202,7 @@ def compare_adaptation(
         runs=tuple(runs),
         left_out=left_out,
         model=chosen,
+        statistics=tensors,
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         n_pool=len(pool),
         n_held_out=len(held_out),
@@ -263,9 +274,8 @@ class _Runner:
                 if kind == METHOD:
                     adapted = self._adapted(name, watched)
                 else:
-                    chips = budget_of(self.pool, budget, seed=self.job.seed)
-                    n_px = chips.n_labelled_px()
-                    adapted, n_trainable, remark = self._tuned(name, chips, watched)
+                    n_px = budget_of(self.pool, budget, seed=self.job.seed).n_labelled_px()
+                    adapted, n_trainable, remark = self._tuned(name, budget, watched)
             except Cancelled:
                 raise_if_cancelled(self.progress)
                 remark = "not finished in time"
@@ -287,8 +297,12 @@ class _Runner:
         adapt_in_order(adapted, problem, names_of(name), progress)
         return adapted
 
-    def _tuned(self, layers: str, chips: Chips, progress: _Deadline) -> tuple[Segmenter, int, str]:
-        learned, checking = _checking(chips, seed=self.job.seed)
+    def learned(self, budget: float) -> tuple[Chips, Chips]:
+        """What fine-tuning with a share of the labels learns from, and what decides which state is kept."""
+        return _checking(budget_of(self.pool, budget, seed=self.job.seed), seed=self.job.seed)
+
+    def _tuned(self, layers: str, budget: float, progress: _Deadline) -> tuple[Segmenter, int, str]:
+        learned, checking = self.learned(budget)
         training = usual_training(layers, n_steps=self.job.n_steps, batch=self.job.batch, seed=self.job.seed)
         tuned = fine_tune(self.model, learned, checking, FineTuning(layers=layers), training, progress=progress)
         raise_if_cancelled(self.progress)

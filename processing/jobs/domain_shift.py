@@ -15,6 +15,7 @@ from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard
 from ...models.semantic.package import load_extra, load_segmenter
 from ...models.semantic.prediction import predict_labels
+from ...models.transfer.adapting import chips_of_network
 from ...models.transfer.shift import Advice, DomainShift, advise, measure_shift
 from ...models.transfer.statistics import band_quantiles
 from .chip_segments import superpixels
@@ -28,7 +29,7 @@ _N_SHOWN = 4
 class ShiftResult:
     """What was measured on the `chips` of the target; `labels` uint8 (n, rows, cols) of some of them, `shown`.
 
-    `quantiles` (bands, 33): values of the target at the shares `statistics.QUANTILES`.
+    `quantiles` (bands, 33): values of the target, as the network sees them, at the shares `statistics.QUANTILES`.
     """
 
     card: SegmenterCard
@@ -79,4 +80,5 @@ def domain_shift(
     shown = chips.take(np.unique(np.linspace(0, len(chips) - 1, _N_SHOWN).round()).astype(np.intp))
     labels = predict_labels(model, shown, batch=batch)
     progress.set_fraction(1.0)
-    return ShiftResult(model.card, shift, advice, band_quantiles(chips), len(chips), shown, labels, choice.name)
+    quantiles = band_quantiles(chips_of_network(model, chips))
+    return ShiftResult(model.card, shift, advice, quantiles, len(chips), shown, labels, choice.name)

@@ -18,6 +18,7 @@ from ...models.semantic.card import SegmenterCard, read_card, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.training import Check, Training
 from ...models.transfer.fine_tuning import FineTuned, FineTuning, fine_tune, usual_training
+from ...models.transfer.statistics import source_statistics
 from ..errors import JobError
 from .class_scheme import ClassScheme, background_of
 from .evaluate_model import Evaluation, EvaluationOptions, judge
@@ -105,6 +106,9 @@ def fine_tune_model(
 ) -> FineTuneResult:
     """Fine-tune on labelled rasters, judge on chips that were held out, and save: the result, or the source unchanged.
 
+    What is saved remembers the ground that it was tuned on, in place of the source's: a whole model all of it, an
+    adapter the values and the shares of classes, on its card.
+
     `scheme`: how the labels name the classes of the model (`class_scheme.scheme_of_card`). A cancel during training
     saves the best state so far if it is better than the source model; else `Cancelled` is raised and nothing written.
     Raises `JobError` for labels that do not reach for a split, and for an adapter that is to be laid over an adapter;
@@ -155,7 +159,7 @@ def fine_tune_model(
     progress.info(verdict(tuned.before, tuned.after, is_adapted=tuned.is_accepted))
     if after is not None:
         card = _card(job, tuned, after, rasters, learned, held_out, seconds)
-        _save(tuned, card, job)
+        card = _save(tuned, card, learned, job)
     else:
         card = source_card
         save_unchanged(model, job.model, job.output, extra=load_extra(job.model))
@@ -248,12 +252,16 @@ def _card(
     return card
 
 
-def _save(tuned: FineTuned, card: SegmenterCard, job: FineTuneJob) -> None:
-    tuned.model.card = card
+def _save(tuned: FineTuned, card: SegmenterCard, learned: Chips, job: FineTuneJob) -> SegmenterCard:
+    """Save the tuned model with what it knows of the ground that it was tuned on, and return its card."""
+    statistics, tensors = source_statistics(tuned.model, learned, seed=job.seed)
+    tuned.model.card = replace(card, statistics=statistics)
     if job.is_adapter_only:
+        # Small: the features would outweigh what learned.
         save_segmenter(tuned.model, job.output, adapter=tuned.adapter)
     else:
-        save_segmenter(tuned.model, job.output, extra=load_extra(job.model))
+        save_segmenter(tuned.model, job.output, extra=tensors)
+    return tuned.model.card
 
 
 def _line(check: Check, n_steps: int) -> str:

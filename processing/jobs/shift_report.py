@@ -100,7 +100,11 @@ def _bands(result: ShiftResult) -> list[str]:
         if known:
             axes.plot(100 * QUANTILES, known[number], color=colour, linestyle="--", label=plain(f"{name}, source"))
     axes.legend(fontsize=8)
-    text = "Solid: the target; dashed: the source." if known else "The model does not say which values its source had."
+    text = (
+        "Solid: the target, as the network sees it; dashed: the source."
+        if known
+        else "The model does not say which values its source had."
+    )
     return [picture(figure, "Quantiles of the bands of source and target"), note(text)]
 
 

@@ -15,7 +15,7 @@ from segadapt.models.semantic.card import PackageError, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.transfer.agreement import judge
 from segadapt.models.transfer.base import _METHODS, Method, TransferError
-from segadapt.models.transfer.statistics import FEATURE_MEAN
+from segadapt.models.transfer.statistics import AMPLITUDE, FEATURE_MEAN
 from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs.adapt_model import CHAINS, AdaptJob, adapt_model
 from segadapt.processing.jobs.adaptation_report import adaptation_report
@@ -77,9 +77,14 @@ def test_haze_is_overcome_and_the_package_tells_of_it(town, town_model, target, 
     assert event["target"] == ["hazy ä.tif"]
     assert event["n_chips"] + len(result.held_out) == 16
     assert event["agreement_after"] == pytest.approx(result.after.score, abs=1e-4)
-    # What the source was is still known: the next adaptation starts from it.
+    # What the source was is still known: the next adaptation starts from it. Its features were another network's.
     assert read_card(output).statistics == read_card(town_model).statistics
-    assert torch.equal(load_extra(output)[FEATURE_MEAN], load_extra(town_model)[FEATURE_MEAN])
+    assert set(load_extra(output)) == {AMPLITUDE}
+    measured = domain_shift([raster], output, device="cpu")
+    assert np.isnan([measured.shift.frechet, measured.shift.proxy_a]).all()
+    assert measured.shift.bands < 0.1
+    assert measured.advice.level != "unknown"
+    assert "halves of the target differ by unknown" in shift_report(measured, [raster])
     page = adaptation_report(result, [raster])
     assert "hazy ä.tif" in page
     assert "The adapted model is saved." in page
@@ -335,3 +340,5 @@ def test_what_is_recommended_helps(town_model, target, tmp_path):
         domain_shift([target[0]], output, device="cpu").shift.frechet
         < 0.5 * domain_shift([target[0]], town_model, device="cpu").shift.frechet
     )
+    # Values are mapped to those of the source, so that the network and its features stay what they were.
+    assert torch.equal(load_extra(output)[FEATURE_MEAN], load_extra(town_model)[FEATURE_MEAN])

@@ -82,6 +82,11 @@ def test_what_helps_is_found(source, comparison):
     assert score_of(comparison.model, squares(8, seed=9, shifted=True)) > 0.8
     assert comparison.model.card.history[-1]["what"] == comparison.best.title
     assert not source[0].card.history
+    # The best is a tuned one, which knows its own ground, or one with other values, which has the source's network.
+    is_tuned = comparison.best.kind == TUNING
+    assert (comparison.model.card.statistics != source[0].card.statistics) is is_tuned
+    features = comparison.statistics["feature_mean"]
+    assert torch.equal(features, source[1]["feature_mean"]) is not is_tuned
 
 
 def test_promising_runs_come_first_and_budgets_are_kept(comparison):
@@ -156,7 +161,7 @@ def test_a_method_that_cannot_be_used_is_told_and_the_rest_goes_on(source):
 
 def made(*runs):
     source = Run(SOURCE, SOURCE, 0.0, 0, 0.5, 0.45, 0.55, 0, 1.0, 100.0)
-    return Comparison(CompareAdaptation(), (source, *runs), (), None, 1000, 10, 5, 3, "cpu")
+    return Comparison(CompareAdaptation(), (source, *runs), (), None, {}, 1000, 10, 5, 3, "cpu")
 
 
 def test_the_recommendation_says_what_follows():

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import shapely
-import torch
 from segadapt.models.chips import Chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.metrics import mean_iou
@@ -15,10 +14,13 @@ from segadapt.models.semantic.card import IGNORE, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from segadapt.models.semantic.prediction import evaluate_chips, predict_labels
 from segadapt.models.transfer.fine_tuning import FineTuning
+from segadapt.models.transfer.statistics import source_statistics
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs.class_scheme import scheme_of_card
+from segadapt.processing.jobs.domain_shift import domain_shift
 from segadapt.processing.jobs.fine_tune_model import FineTuneJob, fine_tune_model
 from segadapt.processing.jobs.fine_tuning_report import fine_tuning_report
+from segadapt.processing.jobs.model_rasters import TargetRaster
 from segadapt.processing.jobs.training_data import LabelledRaster
 
 CHIP_PX, LEFT, TOP = 32, 590_000, 5_750_000
@@ -51,7 +53,9 @@ def source(train_roofs, tmp_path_factory):
     pixels, _, truth = ground(4 * CHIP_PX, seed=0)
     model, _ = train_roofs(name="roofs of the north", chips=chips_of(pixels, truth), chip_px=CHIP_PX, n_steps=40)
     path = tmp_path_factory.mktemp("models") / "north.safetensors"
-    save_segmenter(model, path, extra={"feature_mean": torch.arange(3.0)})
+    statistics, extra = source_statistics(model, chips_of(pixels, truth))
+    model.card = replace(model.card, statistics=statistics)
+    save_segmenter(model, path, extra=extra)
     return path
 
 
@@ -106,8 +110,12 @@ def test_few_labels_bring_the_model_to_new_ground(source, target, tmp_path, reco
     assert event["mean_iou_after"] == pytest.approx(result.mean_iou_after, abs=1e-4)
     assert event["n_chips"] + event["n_held_out"] == 16
     assert card.metrics["held_out"]["mean_iou"] == pytest.approx(result.mean_iou_after, abs=1e-4)
-    # What is known of the source domain goes on.
-    assert torch.equal(load_extra(tmp_path / "south.safetensors")["feature_mean"], torch.arange(3.0))
+    # It knows the ground that it was tuned on, as the network that it is now sees it.
+    home = TargetRaster(target("home.tif", seed=9).path)
+    near = domain_shift([home], tmp_path / "south.safetensors", device="cpu")
+    assert near.advice.level == "near"
+    assert near.shift.frechet < 0.3
+    assert card.statistics["class_shares"][1] == pytest.approx(15 * 15 / CHIP_PX**2, abs=0.05)
     assert [path.name for path in tmp_path.glob("*safetensors*")] == ["south.safetensors"]
     assert any("The fine-tuned model is kept" in text for text in told.texts)
 
@@ -129,6 +137,9 @@ def test_an_adapter_is_laid_over_its_base(source, target, layers, tmp_path):
     assert mean_iou(evaluate_chips(loaded, chips_of(pixels, truth))) > score(source) + 0.05
     assert read_card(one.output).base_sha256 == package_sha256(source)
     assert source.read_bytes() == before
+    # Small: what it knows of its ground fits on the card, the features of the network do not.
+    assert read_card(one.output).statistics != read_card(source).statistics
+    assert load_extra(one.output) == {}
     with pytest.raises(JobError, match="adapter itself"):
         tuned([target()], replace(one, model=one.output, output=tmp_path / "third.safetensors"))
     # The whole model over an adapter is one.
