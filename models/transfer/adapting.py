@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..chips import Chips
+from ..semantic.card import IGNORE
 from ..semantic.segmenter import LEVELS, Segmenter
 from ..training import Descent
 from .base import Problem, TransferError
@@ -24,6 +25,7 @@ NORMS: tuple[type[nn.Module], ...] = (
 """Layers that normalise; subclasses (timm's own) count too."""
 
 _LEAST_VALID = 0.5
+_ENOUGH_WHOLE = 8
 
 
 def chips_of_network(model: Segmenter, chips: Chips) -> Chips:
@@ -64,6 +66,29 @@ def usable_chips(chips: Chips) -> list[int]:
     shares = chips.valid.mean(axis=(1, 2))
     chosen = np.flatnonzero(shares >= _LEAST_VALID)
     return [int(n) for n in (chosen if len(chosen) else np.arange(len(chips)))]
+
+
+def whole_chips(chips: Chips) -> list[int]:
+    """Chips with data on every pixel, for what cannot leave pixels out; `usable_chips` where fewer than eight are."""
+    whole = np.flatnonzero(chips.valid.all(axis=(1, 2)))
+    return [int(n) for n in whole] if len(whole) >= _ENOUGH_WHOLE else usable_chips(chips)
+
+
+def with_data_as_labels(chips: Chips) -> Chips:
+    """The chips labelled 0 where they have data, `IGNORE` where not: so that this turns with them when drawn."""
+    return chips.with_labels(np.where(chips.valid, 0, IGNORE).astype(np.uint8))
+
+
+def mean_where(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` over the pixels `counted`, bool (B, rows, cols); 0 where there are none.
+
+    One number of values (B, rows, cols), (C,) of (B, C, rows, cols).
+    """
+    axes = (0, -2, -1)
+    if bool(counted.all()):
+        return values.mean(axes)
+    weights = counted if values.ndim == 3 else counted[:, None]
+    return (values * weights).sum(axes) / counted.sum().clamp(min=1)
 
 
 def drawn(n: int, choices: Sequence[int], generator: torch.Generator) -> list[int]:

@@ -26,7 +26,7 @@ from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import DEFAULT_ENCODER, FPN_WIDTHS, Outputs, Segmenter, build_segmenter
 from ..semantic.tokens import TOKENS
 from ..training import Descent, draw, set_training
-from .adapting import drawn, seeded, usable_chips
+from .adapting import drawn, seeded, usable_chips, with_data_as_labels
 from .base import TransferError
 
 COARSER = 2
@@ -250,8 +250,7 @@ def _teach(
 ) -> tuple[float, ...]:
     """Take all steps; the mean losses."""
     device = device_of(student)
-    # Valid pixels travel as labels, so that they turn with the chip.
-    masked = chips.with_labels(np.where(chips.valid, 0, IGNORE).astype(np.uint8))
+    masked = with_data_as_labels(chips)
     usable = usable_chips(chips)
     project = _projection(teachers, student, chips, factor) if len(teachers) == 1 and options.features else None
     learning = [*(p for p in student.parameters() if p.requires_grad), *(project.parameters() if project else ())]

@@ -9,10 +9,21 @@ import torch
 
 from ..augmentation import WEAK
 from ..progress import Progress, StepProgress, raise_if_cancelled
+from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from ..training import Descent, draw, set_training
-from .adapting import drawn, entropy_of, learning_parts, network_values, norm_parameters, seeded, usable_chips
+from .adapting import (
+    drawn,
+    entropy_of,
+    learning_parts,
+    mean_where,
+    network_values,
+    norm_parameters,
+    seeded,
+    usable_chips,
+    with_data_as_labels,
+)
 from .base import Method, Problem, register_method
 from .norm_statistics import estimate, has_batch_norm
 
@@ -50,18 +61,17 @@ class Entropy(Method):
                     progress=StepProgress(progress, 0.0, 0.1),
                 )
             descent = Descent(torch.optim.Adam(parameters, lr=self.rate), model)
-            usable = usable_chips(seen.target)
+            usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)
                 set_training(model, freeze_statistics=True)
-                pixels, _ = draw(
-                    seen.target.unlabelled(), drawn(problem.batch, usable, generator), WEAK, generator, device
-                )
+                pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+                has_data = labels != IGNORE
                 with autocast(device):
                     logits = model(pixels)
                 entropy = entropy_of(logits.float())
-                is_sure = entropy.detach() < self.margin
-                weight = _balance(logits.detach()) * is_sure
+                is_counted = (entropy.detach() < self.margin) & has_data
+                weight = _balance(logits.detach(), has_data) * is_counted
                 descent.step((entropy * weight).sum() / weight.sum().clamp(min=1))
                 progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
 
@@ -105,21 +115,22 @@ class EntropyDiversity(Method):
                     progress=StepProgress(progress, 0.0, 0.1),
                 )
             descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
-            usable, target = usable_chips(seen.target), seen.target.unlabelled()
+            usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)
                 set_training(model, freeze_statistics=True)
-                pixels, _ = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+                pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+                has_data = labels != IGNORE
                 with autocast(device):
                     logits = model(pixels).float()
-                marginal = logits.softmax(1).mean((0, 2, 3))
+                marginal = mean_where(logits.softmax(1), has_data)
                 divergence = (marginal * (marginal.clamp(min=1e-6) / prior).log()).sum()
-                descent.step(entropy_of(logits).mean() + self.pull * divergence)
+                descent.step(mean_where(entropy_of(logits), has_data) + self.pull * divergence)
                 progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
 
 
-def _balance(logits: torch.Tensor) -> torch.Tensor:
+def _balance(logits: torch.Tensor, has_data: torch.Tensor) -> torch.Tensor:
     """Weights (B, rows, cols) that keep rare classes from being swallowed: one over the square root of the share."""
     labels, n_classes = logits.argmax(1), logits.shape[1]
-    shares = torch.bincount(labels.flatten(), minlength=n_classes) / labels.numel()
+    shares = torch.bincount(labels[has_data], minlength=n_classes) / max(1, int(has_data.sum()))
     return shares.clamp(min=1e-3).rsqrt()[labels]

@@ -9,10 +9,20 @@ import torch
 from ..augmentation import USUAL
 from ..losses import class_weights_of, segmentation_loss
 from ..progress import Progress, raise_if_cancelled
+from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
-from .adapting import drawn, entropy_of, learning_parts, network_values, seeded, usable_chips
+from .adapting import (
+    drawn,
+    entropy_of,
+    learning_parts,
+    mean_where,
+    network_values,
+    seeded,
+    whole_chips,
+    with_data_as_labels,
+)
 from .base import Method, Problem, TransferError, register_method
 
 
@@ -46,20 +56,20 @@ class Fourier(Method):
         device = device_of(model)
         weights = class_weights_of(problem.source.labels, len(model.card.classes)).to(device)
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
-            source, target = problem.source, seen.target.unlabelled()
+            source, target = problem.source, with_data_as_labels(seen.target)
             descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate)
-            usable, n_half = usable_chips(target), max(1, problem.batch // 2)
+            usable, n_half = whole_chips(target), max(1, problem.batch // 2)
             for step in range(problem.n_steps):
                 raise_if_cancelled(progress)
                 set_training(model)
                 pixels, labels = draw(source, drawn(n_half, range(len(source)), generator), USUAL, generator, device)
-                styles, _ = draw(target, drawn(n_half, usable, generator), None, generator, device)
+                styles, has_data = draw(target, drawn(n_half, usable, generator), None, generator, device)
                 styled = restyled(pixels, styles, beta=self.beta)
                 with autocast(device):
                     logits = model(torch.cat([styled, styles])).float()
                 loss = segmentation_loss(logits[:n_half], labels, class_weights=weights)
-                robust = (entropy_of(logits[n_half:]).square() + 1e-6).square().mean()
-                descent.step(loss + self.entropy_weight * robust)
+                robust = (entropy_of(logits[n_half:]).square() + 1e-6).square()
+                descent.step(loss + self.entropy_weight * mean_where(robust, has_data != IGNORE))
                 progress.set_fraction((step + 1) / problem.n_steps)
 
 

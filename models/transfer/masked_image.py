@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from ..augmentation import WEAK
 from ..progress import Progress, raise_if_cancelled
+from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from ..training import Descent, draw, set_training
-from .adapting import drawn, network_values, seeded, usable_chips
+from .adapting import drawn, network_values, seeded, usable_chips, with_data_as_labels
 from .base import Method, Problem, TransferError, register_method
 from .masked_consistency import patch_mask
 
@@ -49,7 +50,7 @@ class MaskedImage(Method):
             )
         device, n_bands = device_of(model), problem.target.n_bands
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
-            target, usable = seen.target.unlabelled(), usable_chips(seen.target)
+            target, usable = with_data_as_labels(seen.target), usable_chips(seen.target)
             mean = torch.tensor(model.card.mean, device=device)[None, :, None, None]
             std = torch.tensor(model.card.std, device=device)[None, :, None, None]
             learnt: tuple[nn.Conv2d, Descent] | None = None
@@ -57,7 +58,7 @@ class MaskedImage(Method):
             for step in range(n_steps):
                 raise_if_cancelled(progress)
                 set_training(model, freeze_statistics=True)
-                pixels, _ = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+                pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
                 is_hidden = self._hidden(pixels, generator)
                 with autocast(device):
                     stages = model.encode(torch.where(is_hidden[:, None], mean, pixels))
@@ -72,7 +73,8 @@ class MaskedImage(Method):
                 decoder, descent = learnt
                 drawing = functional.pixel_shuffle(decoder(deepest), zoom)[..., : pixels.shape[-2], : pixels.shape[-1]]
                 error = (drawing - (pixels - mean) / std).abs().mean(1)
-                descent.step((error * is_hidden).sum() / is_hidden.sum().clamp(min=1))
+                is_counted = is_hidden & (labels != IGNORE)
+                descent.step((error * is_counted).sum() / is_counted.sum().clamp(min=1))
                 progress.set_fraction((step + 1) / n_steps)
 
     def _hidden(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..chips import Chips
 from ..progress import Progress, raise_if_cancelled
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
-from .adapting import usable_chips
+from .adapting import whole_chips
 from .base import Method, Problem, TransferError, register_method
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -70,7 +70,7 @@ def estimate(model: Segmenter, chips: Chips, *, alpha: float, batch: int, seed: 
     momenta = [layer.momentum for layer in layers]
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
-    usable = usable_chips(chips)
+    usable = whole_chips(chips)
     order = [usable[n] for n in torch.randperm(len(usable), generator=generator).tolist()]
     model.eval()
     is_done = False

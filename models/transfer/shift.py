@@ -17,7 +17,7 @@ import torch
 from ..chips import Chips
 from ..progress import NullProgress, Progress, StepProgress
 from ..semantic.segmenter import Segmenter
-from .adapting import chips_of_network
+from .adapting import chips_of_network, whole_chips
 from .agreement import Agreement, measure_agreement
 from .base import TransferError
 from .norm_statistics import has_batch_norm
@@ -99,6 +99,7 @@ def measure_shift(
 ) -> DomainShift:
     """Measure how far unlabelled chips of a target are from the source of `model`.
 
+    Features are compared on chips without missing data, unless these are few (`adapting.whole_chips`).
     `statistics`: the tensors beside the weights (`package.load_extra`). `segments`: as for `measure_agreement`. Raises
     `TransferError` where the target has no data or statistics do not fit the model, and `Cancelled`.
     """
@@ -106,7 +107,8 @@ def measure_shift(
     agreement = measure_agreement(
         model, chips, segments=segments, batch=batch, progress=StepProgress(progress, 0.0, 0.7)
     )
-    features = deep_features(model, chips, batch=batch, progress=StepProgress(progress, 0.7, 1.0))
+    whole = chips.take(whole_chips(chips))
+    features = deep_features(model, whole, batch=batch, progress=StepProgress(progress, 0.7, 1.0))
     frechet = halves = proxy = float("nan")
     known = statistics or {}
     if FEATURE_MEAN in known and FEATURE_COVARIANCE in known:
@@ -117,7 +119,7 @@ def measure_shift(
                 f"The package of '{model.card.name}' describes {len(mean)} features, the model has "
                 f"{features.shape[1]}; train it anew with SegAdapt."
             )
-        groups = np.repeat(_halves(chips), _PER_CHIP)
+        groups = np.repeat(_halves(whole), _PER_CHIP)
         frechet = _relative_frechet(mean, covariance, features)
         halves = _frechet_of_halves(covariance, features, groups)
         proxy = proxy_a_distance(mean, covariance, features, groups=groups, seed=seed)

@@ -14,7 +14,7 @@ from ..progress import NullProgress, Progress, raise_if_cancelled
 from ..semantic.package import changed_tensors
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
-from .adapting import chips_of_network
+from .adapting import chips_of_network, whole_chips
 
 QUANTILES = np.linspace(0, 1, 33)
 """Shares of pixels at which the values of a band are remembered."""
@@ -74,11 +74,13 @@ def source_statistics(
     """What goes onto the card (`band_quantiles`, `class_shares`) and beside the weights (features, amplitude).
 
     `chips`: labelled chips of the source domain, of which at most 256 are looked at; values are remembered as the
-    network sees them, through the model's input map.
+    network sees them, through the model's input map. Features and amplitude are of those without missing data, unless
+    these are few (`adapting.whole_chips`).
     """
     chosen = np.random.default_rng(seed).permutation(len(chips))[:_MOST_CHIPS]
     sample = chips.take(np.sort(chosen))
-    features = deep_features(model, sample)
+    whole = whole_chips(sample)
+    features = deep_features(model, sample.take(whole))
     seen = chips_of_network(model, sample)
     card = {
         "band_quantiles": [[round(float(value), 2) for value in row] for row in band_quantiles(seen)],
@@ -88,7 +90,7 @@ def source_statistics(
     tensors = {
         FEATURE_MEAN: features.mean(axis=0),
         FEATURE_COVARIANCE: np.cov(features, rowvar=False),
-        AMPLITUDE: amplitude_of(seen),
+        AMPLITUDE: amplitude_of(seen.take(whole)),
     }
     return card, {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in tensors.items()}
 

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from segadapt.models.chips import Chips, unlabelled_chips
+from segadapt.models.chips import Chips, joined_chips, unlabelled_chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.metrics import mean_iou
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, SegmenterCard, SegmenterClass
 from segadapt.models.semantic.prediction import evaluate_chips
 from segadapt.models.semantic.segmenter import build_segmenter, load_published_encoder
-from segadapt.models.training import TrainingOptions, fit
+from segadapt.models.training import Descent, TrainingOptions, fit
 from segadapt.models.transfer import agreement as no_harm
-from segadapt.models.transfer.adapting import norm_parameters
+from segadapt.models.transfer.adapting import mean_where, norm_parameters, usable_chips, whole_chips
 from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement
 from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
 from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_of
@@ -287,6 +287,62 @@ def test_averages_of_chips_that_leave_one_value():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
     NormStatistics().adapt(model, Problem(target=chips, batch=2), NullProgress())
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name)
+
+
+def torn(chips):
+    """The chips without data in their last quarter."""
+    pixels, valid, first = chips.pixels.copy(), chips.valid.copy(), 3 * SIDE // 4
+    pixels[..., first:], valid[..., first:] = 0, False
+    return Chips(pixels, chips.labels, valid, chips.blocks, chips.origins)
+
+
+def test_what_has_no_data_does_not_count():
+    values = torch.arange(12.0).reshape(1, 3, 2, 2)
+    counted = torch.tensor([[[True, False], [True, False]]])
+    assert mean_where(values, counted).tolist() == [1.0, 5.0, 9.0]
+    assert mean_where(values[:, 0], counted).item() == 1.0
+    assert mean_where(values[:, 0], ~torch.zeros_like(counted)).item() == 1.5
+    assert mean_where(values, torch.zeros_like(counted)).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["entropy", "entropy_diversity", "masked_image", "fourier"])
+def test_no_gradient_comes_from_pixels_without_data(world, monkeypatch, method):
+    """The loss of chips that have none anywhere is that of the source alone."""
+    losses = []
+    monkeypatch.setattr(Descent, "step", lambda self, loss: losses.append(loss.item()))
+    monkeypatch.setattr("segadapt.models.transfer.fourier.segmentation_loss", lambda *args, **more: 0)
+    empty = replace_valid(world.target, np.zeros_like(world.target.valid))
+    for target in (world.target, empty):
+        model = copy.deepcopy(world.model)
+        get_method(method)().adapt(
+            model, Problem(target=target, source=world.source, n_steps=1, batch=2), NullProgress()
+        )
+    assert losses[0] != 0
+    assert losses[1] == 0
+
+
+def test_whole_chips_come_first_where_there_are_enough(world):
+    target = world.target
+    ragged = torn(target)
+    mixed = joined_chips([ragged, target.take(range(8))])
+    assert whole_chips(mixed) == list(range(24, 32))
+    assert whole_chips(joined_chips([ragged, target.take(range(7))])) == list(range(31))
+    assert whole_chips(target) == usable_chips(target)
+    # So that nothing of the ragged ones is in the averages, and in the features of either domain.
+    means = []
+    for chips in (mixed, target.take(range(8))):
+        model = copy.deepcopy(world.model)
+        estimate(model, chips, alpha=1.0, batch=8, seed=0, progress=NullProgress())
+        means.append(model.encoder.model.bn1.running_mean)
+    assert torch.allclose(*means, atol=1e-5)
+    source = world.source.take(range(8))
+    alone = source_statistics(world.model, source)[1]
+    for name, value in source_statistics(world.model, joined_chips([source, torn(world.source)]))[1].items():
+        assert torch.allclose(value, alone[name], atol=1e-5), name
+    one, other = (
+        measure_shift(world.model, chips, statistics=world.tensors) for chips in (mixed, target.take(range(8)))
+    )
+    assert one.frechet == pytest.approx(other.frechet)
 
 
 def test_a_drawing_lies_over_the_chip_that_was_padded(world, monkeypatch):
