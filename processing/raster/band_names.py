@@ -29,7 +29,7 @@ def has_palette(path: str) -> bool:
 def read_band_names(path: str, bands: Sequence[int]) -> tuple[str, ...]:
     """Names of `bands` (1-based): what the file calls a colour, its description, or "band 4".
 
-    Three bands of which the file says nothing are red, green and blue, in this order, as everywhere in SegAdapt.
+    Bands 1, 2 and 3 of which the file says nothing are red, green and blue, as everywhere in SegAdapt.
     Raises `RasterError` where the raster cannot be opened.
     """
     with gdal_access(path, verb="opened", remedy=OPEN_REMEDY), warnings.catch_warnings():
@@ -43,7 +43,7 @@ def names_of(dataset: DatasetReader, bands: Sequence[int]) -> tuple[str, ...]:
     meanings = [dataset.colorinterp[band - 1] for band in bands]
     described = [(dataset.descriptions[band - 1] or "").strip().lower() for band in bands]
     found = [text if text in _RGB else _COLOURS.get(kind, "") for kind, text in zip(meanings, described, strict=True)]
-    if len(bands) == 3 and not set(found) & set(_RGB) and not any(described):
+    if tuple(bands) == (1, 2, 3) and not set(found) & set(_RGB) and not any(described):
         return _RGB
     return tuple(
         name if name in _RGB else text or name or f"band {band}"

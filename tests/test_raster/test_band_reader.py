@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from segadapt.processing.errors import RasterError
 from segadapt.processing.raster import band_reader
+from segadapt.processing.raster.band_names import read_band_names
 from segadapt.processing.raster.band_reader import open_bands
 
 
@@ -103,6 +104,13 @@ def test_bands_are_found_by_name(raster_factory, noise, descriptions, names, ban
     assert np.array_equal(pixels, noise[[band - 1 for band in bands]])
     with open_bands(path, names=names, bands=(2,) * len(names)) as reader:
         assert set(reader.bands) == {2}
+
+
+def test_bands_without_a_name_are_found_again(raster_factory, noise):
+    path = raster_factory(noise, photometric="minisblack")
+    for bands in ((4, 1, 2), (1, 2, 3), (2, 4)):
+        with open_bands(path, names=read_band_names(path, bands)) as reader:
+            assert reader.bands == bands
 
 
 def test_alpha_has_no_name_of_a_band(raster_factory, noise):
