@@ -369,9 +369,9 @@ class SceneControl(QObject):
         blocks = None if self._spec is None else self._spec.source.blocks
         if blocks is None or self.mapping is None or self._source is None:
             return False
-        finest = drawn_units_per_px(self._source, self.mapping.units_per_px())
+        wanted = drawn_units_per_px(self._source, self.mapping.units_per_px())
         is_inside = QgsRectangle(*blocks.bounds_map).contains(self.mapping.centre())
-        return not is_inside or _COARSER * finest <= blocks.units_per_px
+        return not is_inside or _COARSER * wanted <= blocks.units_per_px
 
     def _on_opened(self, spec: SceneSpec, info: SceneInfo) -> None:
         if spec is self._spec:

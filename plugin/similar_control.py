@@ -152,7 +152,9 @@ class SimilarControl(QObject):
 
     def accept(self) -> None:
         """The candidate in white is one: it goes to the target layer, one step of undo."""
-        if self.review is not None and self.current is not None and self._store(self.current):
+        if self.review is None or self.current is None:
+            return
+        if self._store(self.current, self._outline(self.current, self.review)):
             self.accepted.emit(self.review.candidates[self.current].wkb)
             self._go_on()
 
@@ -280,7 +282,7 @@ class SimilarControl(QObject):
                 except CoordinateError as error:
                     self.notified.emit(str(error))
 
-    def _store(self, number: int) -> bool:
+    def _store(self, number: int, outline: QgsGeometry) -> bool:
         """Put a candidate into the target layer. Return False, and say why, where that cannot be."""
         review = self.review
         if review is None:
@@ -294,7 +296,7 @@ class SimilarControl(QObject):
                 answer,
                 class_name=review.class_name,
                 colour=colour,
-                geometry=self._outline(number, review),
+                geometry=outline,
                 n_clicks=1,
                 seconds=seconds,
                 on_top=self._shape_options().new_on_top,
@@ -319,9 +321,10 @@ class SimilarControl(QObject):
         if not self._accepting or self.review is None:
             return
         number = self._accepting.pop(0)
-        if self._outline(number, self.review).isEmpty():
+        outline = self._outline(number, self.review)
+        if outline.isEmpty():
             self.review.drop(number)  # Others have its ground already: no reason to stop.
-        elif not self._store(number):
+        elif not self._store(number, outline):
             self._accepting.clear()
         if self.current == number:
             self.current = None

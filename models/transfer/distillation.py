@@ -271,11 +271,11 @@ def _teach(
         loss = _answer_loss(answers, own, labels, factor=factor, temperature=options.temperature)
         if project is not None:
             loss = loss + options.features * _feature_loss(answers[0].features, own.features, project)
-        descent.step(loss)
+        if descent.step(loss):
+            losses.append(float(loss.detach()))
         schedule.step()
-        losses.append(float(loss.detach()))
         progress.set_fraction((step + 1) / options.n_steps)
-    return tuple(float(np.mean(part)) for part in np.array_split(losses, min(_N_LOSSES, len(losses))))
+    return tuple(float(np.mean(part)) for part in np.array_split(losses, max(1, min(_N_LOSSES, len(losses)))))
 
 
 def _answer_loss(
