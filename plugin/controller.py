@@ -341,10 +341,7 @@ class Controller(QObject):
         write_setting(key, value)  # type: ignore[arg-type]  # the panel emits keys and values of this kind
         if read_settings() == before:
             return  # A field that was only looked into says so, too.
-        if self.scene.has_work:
-            self._notify("The setting holds once the raster is opened again: what you have begun would be lost now.")
-        else:
-            self.scene.reset()
+        self.scene.reset_when_free("The setting does not hold yet")
 
     def _on_link(self, link: str) -> None:
         if link == SETTINGS_LINK:

@@ -137,21 +137,19 @@ def read_layer_source(source: LayerSource, *, centre: QgsPointXY, units_per_px: 
     return RasterSource(source.name, source.name, wkt, (1, 2, 3), None, blocks=grid)
 
 
-def note_reload(source: LayerSource, *, folder: Path) -> bool:
-    """Let online layers be drawn anew when they are opened next, also in later sessions; return whether there are any.
+def note_reload(source: LayerSource, *, folder: Path) -> None:
+    """Let online layers be drawn anew when they are opened next, also in later sessions.
 
     What `folder` holds of them is older than the reload. Of other layers the source itself tells whether it has
     changed. Raises `RasterError` where that cannot be noted.
     """
-    online = [layer for layer in source.layers if _is_online(layer)]
-    for layer in online:
+    for layer in filter(_is_online, source.layers):
         note = _reload_note(layer, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             note.write_text(secrets.token_hex(8), encoding="ascii")
         except OSError as error:
             raise RasterError(f"{note} cannot be written ({error}); choose another cache folder.") from error
-    return bool(online)
 
 
 def rendered_folder(embeddings_folder: Path | None) -> Path:

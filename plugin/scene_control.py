@@ -79,7 +79,7 @@ class SceneControl(QObject):
         self._reload.timeout.connect(self._on_reloaded)
         self._providers: list[QgsRasterDataProvider] = []
         self._works: list[Callable[[], bool]] = []
-        self._is_told = False
+        self._is_told = self._is_due = False
         self._resume = QTimer(self)
         self._resume.setSingleShot(True)
         self._resume.setInterval(_RESUME_MS)
@@ -162,9 +162,9 @@ class SceneControl(QObject):
             self.notified.emit(str(error))
 
     def choose_model(self, name: str, *, title: str) -> None:
-        """Let another model look at the raster."""
+        """Let another model look at the raster, at once where that costs no work."""
         self._model, self._model_title = name, title
-        self.reset()
+        self.reset_when_free(f"{title} does not answer yet")
 
     def set_tool_active(self, is_active: bool) -> None:
         """Follow the tool: opening and encoding cost time that is spent only for its sake."""
@@ -192,6 +192,14 @@ class SceneControl(QObject):
         if self.status.is_tool_active and self.status.phase is Phase.CLOSED:
             self.open()
 
+    def reset_when_free(self, waiting: str) -> None:
+        """Start over, or say what is `waiting` for a move of the map after the work that would be lost is finished."""
+        if self._spec is None or not self.has_work:
+            self.reset()
+        else:
+            self._is_due = True
+            self._tell(waiting)
+
     def close(self) -> None:
         """Let go of the scene, or stop opening it; the choices stay."""
         if self._spec is not None:
@@ -211,7 +219,7 @@ class SceneControl(QObject):
         if self._source is None:
             return
         self._drop_renderer()
-        self._is_told = False
+        self._is_told = self._is_due = False
         try:
             self._spec = self._new_spec(self._source)
         except (RasterError, CoordinateError) as error:
@@ -312,21 +320,16 @@ class SceneControl(QObject):
             return
         keys = [None if one.blocks is None else one.blocks.key for one in (raster, before)]
         if keys[0] != keys[1] or (raster.blocks is None and raster != before):
-            self.reset()
+            self.reset_when_free(f"'{self.name}' is not drawn anew")
 
     def _on_reloaded(self) -> None:
         """Draw online layers anew that the user reloads: QGIS may show something else of them today."""
         if self._source is None or not self._source.is_drawn:
             return
         try:
-            is_online = note_reload(self._source, folder=rendered_folder(read_settings().cache_folder))
+            note_reload(self._source, folder=rendered_folder(read_settings().cache_folder))
         except RasterError as error:
             self.notified.emit(str(error))
-            return
-        if is_online and self.has_work:
-            self.notified.emit(
-                f"'{self.name}' is not drawn anew, for the sake of what you have begun; finish that and refresh again."
-            )
         else:
             self._on_style_changed()
 
@@ -346,16 +349,12 @@ class SceneControl(QObject):
             return
         try:
             view = self.mapping.view()
-            if self._is_outgrown():
+            if self._is_due or self._is_outgrown():
                 if not self.has_work:
                     self.reset()
                     return
                 if not self._is_told:
-                    self._is_told = True
-                    self.notified.emit(
-                        f"'{self.name}' is not drawn anew for this view, for the sake of what you have begun; finish "
-                        "that and move the map."
-                    )
+                    self._tell(f"'{self.name}' is not drawn anew for this view")
         except CoordinateError as error:
             self.notified.emit(str(error))
             return
@@ -363,6 +362,10 @@ class SceneControl(QObject):
         self._update(is_in_view=is_in_view)
         if is_in_view:
             self._worker.encode_view(view, ahead_map=self._heading.ahead(view))
+
+    def _tell(self, waiting: str) -> None:
+        self._is_told = True
+        self.notified.emit(f"{waiting}, for the sake of what you have begun; finish that and move the map.")
 
     def _is_outgrown(self) -> bool:
         """Say whether the user looks at what the picture that is open does not show, or shows much coarser."""

@@ -15,6 +15,7 @@ from qgis.gui import QgsStatusBar
 from qgis.PyQt import sip
 from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QToolBar
+from segadapt.plugin.prompt_tool import Command
 from segadapt.plugin.status import Phase
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -164,19 +165,27 @@ def test_a_setting_that_stays_as_it_is_changes_nothing_and_another_waits_for_wha
     assert gui.notices == []
     panel.changed.emit("device", "cpu")
     assert QgsSettings().value("segadapt/device") == "cpu"
-    assert "The setting holds once the raster is opened again" in gui.notices[0]
+    assert gui.notices == [
+        "The setting does not hold yet, for the sake of what you have begun; finish that and move the map."
+    ]
     assert not gui.session.is_empty
     assert gui.backend.calls.count("open") == 1
 
 
-def test_changing_the_model_opens_the_scene_again_and_drops_the_prompts(gui: Any, at: Any, make_gui: Any) -> None:
+def test_changing_the_model_opens_the_scene_again_and_waits_for_what_is_begun(gui: Any, at: Any, make_gui: Any) -> None:
     gui.start()
     gui.click(at(300, 400))
     gui.wait_for_answer()
     gui.dock.model_combo.setCurrentIndex(gui.dock.model_combo.findData("sam_vit_b"))
-    assert gui.session.is_empty
+    assert "does not answer yet, for the sake of what you have begun" in gui.notices[0]
+    assert not gui.session.is_empty
+    gui.prompts.command(Command.DROP)
+    gui.canvas.setCenter(at(500, 512))
+    gui.wait_for(lambda: gui.backend.calls.count("open") == 2)
     gui.wait_for(lambda: gui.controller.scene.is_ready)
-    assert gui.backend.calls.count("open") == 2
+    gui.dock.model_combo.setCurrentIndex(0)
+    gui.wait_for(lambda: gui.backend.calls.count("open") == 3)
+    gui.dock.model_combo.setCurrentIndex(gui.dock.model_combo.findData("sam_vit_b"))
     gui.dispose()
     assert make_gui(gui.backend).dock.model_combo.currentData() == "sam_vit_b"  # remembered
 

@@ -471,7 +471,7 @@ def test_reloaded_tiles_are_drawn_anew_in_later_sessions_too(tiles: Any, server:
     first = draw(layer_source(tiles))
     first.read(PLACE)
     folder = first.grid.folder.parent
-    assert note_reload(layer_source(tiles), folder=folder)
+    note_reload(layer_source(tiles), folder=folder)
     second = draw(layer_source(tiles))
     assert second.reader.identity != first.reader.identity  # embeddings are those of the new picture
     second.read(PLACE)
@@ -484,7 +484,7 @@ def test_reloaded_tiles_are_drawn_anew_in_later_sessions_too(tiles: Any, server:
 
 def test_a_reload_leaves_what_is_no_online_layer(raster_layer: Any, red_square: Any, tmp_path: Path) -> None:
     for layer in (raster_layer, red_square):
-        assert not note_reload(layer_source(layer, Look.RENDERED), folder=tmp_path / "rendered")
+        note_reload(layer_source(layer, Look.RENDERED), folder=tmp_path / "rendered")
     assert not (tmp_path / "rendered").exists()
     (tmp_path / "rendered").touch()  # no folder can be made there
     with pytest.raises(RasterError, match="choose another cache folder"):
@@ -529,11 +529,13 @@ def test_refreshing_the_map_keeps_what_is_begun(drawn_gui: Any, tiles: Any) -> N
     gui.wait_for_answer()
     gui.canvas.refreshAllLayers()
     gui.wait_for(lambda: gui.notices)
-    assert "finish that and refresh again" in gui.notices[0]
+    assert gui.notices == [
+        "'tiles' is not drawn anew, for the sake of what you have begun; finish that and move the map."
+    ]
     assert scene._spec is spec
     assert not gui.prompts.session.is_empty
     gui.prompts.command(Command.DROP)
-    gui.canvas.refreshAllLayers()
+    gui.canvas.setCenter(QgsPointXY(PLACE.x() + 5, PLACE.y()))
     gui.wait_for(lambda: scene._spec is not None and scene._spec is not spec)
 
 
@@ -585,6 +587,32 @@ def test_another_style_of_a_drawn_layer_opens_it_again(gui: Any) -> None:
     gui.layer.emitStyleChanged()
     QTest.qWait(50)
     assert gui.backend.calls.count("open") == 3
+
+
+@pytest.mark.parametrize("look", [Look.RENDERED, Look.BANDS])
+def test_another_style_waits_for_what_is_begun(gui: Any, at: Any, look: Look) -> None:
+    scene = gui.controller.scene
+    scene.choose_layer(gui.layer, look)
+    gui.controller.activate_tool(True)
+    gui.wait_for(lambda: scene.is_ready)
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    if look is Look.RENDERED:
+        gui.layer.renderer().setOpacity(0.5)
+    else:
+        gui.layer.renderer().setRedBand(2)
+    gui.layer.emitStyleChanged()
+    assert gui.notices == [
+        "'scene' is not drawn anew, for the sake of what you have begun; finish that and move the map."
+    ]
+    gui.canvas.setCenter(at(520, 512))
+    QTest.qWait(400)
+    assert not gui.session.is_empty
+    assert gui.backend.calls.count("open") == 1
+    gui.prompts.command(Command.DROP)
+    gui.canvas.setCenter(at(512, 512))
+    gui.wait_for(lambda: gui.backend.calls.count("open") == 2)
+    assert len(gui.notices) == 1
 
 
 def test_the_map_goes_with_one_of_its_layers(gui: Any) -> None:
