@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from .class_map_tasks import (
     MapTask,
     MapView,
     NextPlace,
+    RenameClass,
     SaveClassModel,
+    SetColours,
     SetSnapping,
     UndoStroke,
     WriteMap,
@@ -180,6 +182,14 @@ class ClassMapControl(QObject):
         """Take the last click or scribble back."""
         self._do(UndoStroke)
 
+    def rename_class(self, old: str, new: str) -> None:
+        """Follow a class that has another name now."""
+        self._follow(RenameClass, old=old, new=new)
+
+    def set_colours(self, colours: Mapping[str, QColor]) -> None:
+        """Follow the colours of the classes, by name."""
+        self._follow(SetColours, colours={name: colour.getRgb()[:3] for name, colour in colours.items()})
+
     def show_next(self) -> None:
         """Take the canvas to the place that is most in doubt."""
         if self._picture is None or not self._picture.n_strokes:
@@ -241,6 +251,11 @@ class ClassMapControl(QObject):
         task = kind(self._handle, view, **values)
         self._worker.do(task)
         return task
+
+    def _follow(self, kind: type[Any], **values: Any) -> None:
+        """Hand a task to the worker where a class map is begun."""
+        if self._handle is not None and self._scene.is_ready:
+            self._do(kind, **values)
 
     def _encode_view(self) -> None:
         if not self.wants_clicks() or not self._scene.is_ready:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -107,6 +107,34 @@ class UndoStroke(MapTask):
         """Forget and draw."""
         mapper = self.handle.mapper(segmenter, progress)
         mapper.undo()
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class SetColours(MapTask):
+    """Draw classes in the colours that they have by name. Yields the picture."""
+
+    colours: Mapping[str, tuple[int, int, int]]
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Recolour and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        for one in mapper.classes:
+            mapper.add_class(one.name, self.colours.get(one.name))
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class RenameClass(MapTask):
+    """Give a class another name, so that later strokes of that name are of the same class. Yields the picture."""
+
+    old: str
+    new: str
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Rename and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        mapper.rename_class(self.old, self.new)
         yield picture(mapper, self.view_map)
 
 

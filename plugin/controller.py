@@ -241,6 +241,8 @@ class Controller(QObject):
         self.class_panel.list.itemClicked.connect(self._on_class_clicked)
         self.classes.chosen.connect(prompts.redraw)
         self.classes.changed.connect(prompts.redraw)
+        self.classes.changed.connect(self._show_colours)
+        self.classes.renamed.connect(self.class_map.rename_class)
         self.shape_panel.changed.connect(lambda _options: prompts.redraw())
         self._tool_actions.mode_chosen.connect(self._activate_on_raster)
         self.scene.changed.connect(self._on_scene_changed)
@@ -326,6 +328,9 @@ class Controller(QObject):
         # Not while its name is edited: the second click of a double click comes here, too.
         if not any(editor.isVisible() for editor in self.class_panel.list.findChildren(QLineEdit)):
             self._canvas.setFocus()
+
+    def _show_colours(self) -> None:
+        self.class_map.set_colours({name: self.classes.colour(name) for name in self.classes.names()})
 
     def _on_coverage_wanted(self, is_on: bool) -> None:
         write_setting(COVERAGE, is_on)

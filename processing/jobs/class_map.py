@@ -10,7 +10,7 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -174,6 +174,27 @@ class ClassMapper:
             colour = known.colour if known is not None else _PALETTE[(class_id - 1) % len(_PALETTE)]
         self._classes[class_id] = MapClass(class_id, name, colour)
         return self._classes[class_id]
+
+    def rename_class(self, old: str, new: str) -> None:
+        """Give a class another name where it is known; a name that another one has makes one class of both.
+
+        Raises `JobError` where a loaded model tells the two apart.
+        """
+        ids = {one.name: class_id for class_id, one in self._classes.items()}
+        if old not in ids:
+            return
+        if new not in ids:
+            self._classes[ids[old]] = replace(self._classes[ids[old]], name=new)
+            return
+        if self._head is not None and not self._strokes:
+            raise JobError(f"A loaded model tells '{old}' from '{new}'; click to begin a map of your own.")
+        del self._classes[ids[old]]
+        now = {ids[old]: ids[new]}
+        # New objects, all of them: by the last one a block knows whether what was said there is still up to date.
+        self._strokes = [
+            replace(stroke, class_id=now.get(stroke.class_id, stroke.class_id)) for stroke in self._strokes
+        ]
+        self._head = None
 
     def click(self, x: float, y: float, class_id: int) -> None:
         """Say that the pixel at (`x`, `y`) is of a class; encodes its window where that was not done yet."""

@@ -178,6 +178,20 @@ def test_classes_can_be_added_at_any_time(scene):
     assert set(np.unique(mapper.labels())) == {4, 5}
 
 
+def test_a_class_that_is_renamed_stays_one_class(scene, truth):
+    mapper = mapped(scene)
+    mapper.rename_class("2", "wood")
+    assert mapper.add_class("wood").class_id == 2
+    before = mapper.labels()
+    mapper.rename_class("nobody", "knows")
+    assert [one.name for one in mapper.classes] == ["1", "wood", "3"]
+    mapper.rename_class("3", "wood")  # as where 'wood' was removed from the panel and its name given to another
+    assert [one.name for one in mapper.classes] == ["1", "wood"]
+    assert np.array_equal(mapper.labels(), np.where(before == 3, 2, before))
+    assert mapper.undo()
+    assert mapper.learned().history[-1]["strokes"] == {"1": 2, "wood": 2}
+
+
 def test_bad_input_gets_a_sentence(scene):
     mapper = ClassMapper(scene, FakeBackbone())
     with pytest.raises(JobError, match="outside the raster"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
 from qgis.core import QgsCoordinateReferenceSystem
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QImage, QPainter
+from segadapt.plugin import class_map_tasks
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.class_map_control import ClassMapControl
 from segadapt.plugin.class_map_tasks import (
@@ -187,6 +190,32 @@ def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> No
     assert "map.tif" in control.said[-1]
     worker.failed.emit(Failure("The disk is full; free some space.", task=worker.last(AddStroke)))
     assert control.said[-1].startswith("The disk is full")
+
+
+def test_the_map_follows_names_and_colours_of_the_panel(gui: Any, at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gui.start()
+    control, classes, tasks = gui.controller.class_map, gui.controller.classes, []
+    monkeypatch.setattr(gui.controller.worker, "do", tasks.append)
+    classes.choose("roof")
+    assert tasks == []  # no map is begun
+    control.click((1.0, 2.0), True)
+    handle = tasks[0].handle
+    classes.rename("roof", "house")
+    classes.set_colour("house", QColor(*BLUE))
+    renamed, recoloured = tasks[-2:]
+    assert (renamed.handle, renamed.old, renamed.new) == (handle, "roof", "house")
+    assert recoloured.colours == {"house": BLUE}
+    mapper = Mock(classes=[SimpleNamespace(name="house"), SimpleNamespace(name="removed")])
+    monkeypatch.setattr(handle, "mapper", lambda _segmenter, _progress: mapper)
+    monkeypatch.setattr(class_map_tasks, "picture", lambda _mapper, _view: "picture")
+    assert [*renamed.run(None, None), *recoloured.run(None, None)] == ["picture", "picture"]
+    assert mapper.mock_calls == [
+        call.rename_class("roof", "house"), call.add_class("house", BLUE), call.add_class("removed", None),
+    ]  # fmt: skip
+    gui.controller.scene.reset()
+    tasks.clear()
+    classes.rename("house", "roof")
+    assert tasks == []
 
 
 def test_another_scene_begins_anew(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
