@@ -5,12 +5,10 @@ Everything here runs in the worker thread. torch and rasterio are imported when 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..models.errors import ModelError
 from ..models.progress import Progress
@@ -96,12 +94,12 @@ class SceneBackend:
         self._engine_key: tuple[Any, ...] | None = None
         self._segmenter: InteractiveSegmenter | None = None
         self._is_overtaken: Callable[[], bool] = lambda: False
-        self._left: tuple[object, _Learned] | None = None
+        self._left: tuple[object, InteractiveSegmenter] | None = None
 
     def open(self, spec: SceneSpec, progress: Progress) -> SceneInfo:
         """Open a scene in place of the present one; the engine stays where model and device do.
 
-        What was learned stays, too, where the same raster is opened again for the same model.
+        What was learned and loaded stays, too, where the same raster is opened again for the same model.
         """
         self.close_scene()
         activate(spec.settings.environment)
@@ -119,8 +117,8 @@ class SceneBackend:
         self._segmenter = InteractiveSegmenter(Scene(self._reader, engine, cache))
         left, self._left = self._left, None
         if left is not None and left[0] == _ground(spec):
-            _restore(self._segmenter, left[1])
-        return _info(spec, engine, engine.device_reason, n_learned=self._segmenter.n_learned)
+            self._segmenter.take_over(left[1])
+        return _info(spec, self._segmenter, engine.device_reason)
 
     def view_windows(self, view_map: Bounds) -> Sequence[SquareWindow]:
         """Windows that clicks in the view will need and that are not encoded, the view's centre first."""
@@ -194,29 +192,27 @@ class SceneBackend:
     def fall_back(self, error: Exception, progress: Progress) -> SceneInfo | None:
         """Open the engine again on the CPU after a failure of the device; None where the error is another one.
 
-        What was learned is taken along where the device still hands it out.
+        What was learned and loaded is taken along.
         """
         if self._engine is None or self._segmenter is None or self._spec is None or self._engine.device == "cpu":
             return None
         if not is_device_failure(error):
             return None
         spec, failed, device = self._spec, self._segmenter, self._engine.device
-        learned = _learned(failed)
         self._close_engine()
         from ..processing.jobs.interactive import InteractiveSegmenter
         from ..processing.jobs.scene import Scene
 
         engine = self._load_engine(spec, "cpu", progress)
         self._segmenter = InteractiveSegmenter(Scene(failed.scene.reader, engine, failed.scene.cache), failed.options)
-        if learned is not None:
-            _restore(self._segmenter, learned)
-        return _info(spec, engine, f"CPU, because {device} failed.", n_learned=self._segmenter.n_learned)
+        self._segmenter.take_over(failed)
+        return _info(spec, self._segmenter, f"CPU, because {device} failed.")
 
     def close_scene(self) -> None:
         """Let go of the raster; the engine stays."""
         if self._segmenter is not None and self._spec is not None:
-            learned = _learned(self._segmenter)
-            self._left = None if learned is None else (_ground(self._spec), learned)
+            self._left = _ground(self._spec), self._segmenter
+            self._segmenter.scene.cache.clear_memory()
         self._segmenter = self._spec = None
         if self._reader is not None:
             self._reader.close()
@@ -307,11 +303,11 @@ def _ground(spec: SceneSpec) -> object:
     return spec.model, replace(spec.source, blocks=None), None if blocks is None else blocks.units_per_px
 
 
-def _info(spec: SceneSpec, engine: InferenceEngine, reason: str, *, n_learned: int) -> SceneInfo:
+def _info(spec: SceneSpec, segmenter: InteractiveSegmenter, reason: str) -> SceneInfo:
     from ..models.registry import get_card
 
-    title = get_card(spec.model).title.partition(" (")[0]
-    return SceneInfo(spec.source.name, title, engine.device, reason, n_learned)
+    title, device = get_card(spec.model).title.partition(" (")[0], segmenter.scene.engine.device
+    return SceneInfo(spec.source.name, title, device, reason, segmenter.n_learned, segmenter.loaded_name)
 
 
 def is_device_failure(error: Exception) -> bool:
@@ -324,32 +320,6 @@ def is_device_failure(error: Exception) -> bool:
     return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") or any(
         sign in text for sign in _DEVICE_SIGNS
     )
-
-
-class _Learned(NamedTuple):
-    """An adapter file, and from how many accepted objects it is."""
-
-    adapter: bytes
-    n_learned: int
-
-
-def _learned(segmenter: InteractiveSegmenter) -> _Learned | None:
-    """What a segmenter has learned, None for nothing or where the device keeps it."""
-    if not segmenter.n_learned:
-        return None
-    with tempfile.TemporaryDirectory() as folder, suppress(RuntimeError, OSError):
-        path = Path(folder) / "learned.safetensors"
-        segmenter.save(path)
-        return _Learned(path.read_bytes(), segmenter.n_learned)
-    return None
-
-
-def _restore(segmenter: InteractiveSegmenter, learned: _Learned) -> None:
-    with tempfile.TemporaryDirectory() as folder, suppress(RuntimeError, OSError):
-        path = Path(folder) / "learned.safetensors"
-        path.write_bytes(learned.adapter)
-        segmenter.load(path)
-        segmenter.n_learned = learned.n_learned
 
 
 def _answer(result: PromptResult, model: str) -> Answer:

@@ -49,7 +49,8 @@ class SceneSpec:
 class SceneInfo:
     """What was opened: the raster's name, the model's title, the device and in a sentence why that one.
 
-    `n_learned`: accepted objects of which the model has kept what it learned, from before the scene was opened anew.
+    `n_learned`: accepted objects of which the model has kept what it learned, from before the scene was opened anew;
+    `loaded_name`: the adapter that it has kept, "" for none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class SceneInfo:
     device: str
     reason: str
     n_learned: int = 0
+    loaded_name: str = ""
 
 
 @dataclass(frozen=True, eq=False)

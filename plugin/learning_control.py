@@ -11,7 +11,7 @@ from qgis.PyQt.QtCore import QObject, Qt, pyqtSignal
 from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
 from .engine_worker import EngineWorker
-from .exchange import Answer, Task
+from .exchange import Answer, SceneInfo, Task
 from .scene_control import SceneControl
 from .settings import LEARNING, write_setting
 from .tasks import Learn, LearnOutline, LoadAdapter, ResetLearning, SaveAdapter, SetLearning
@@ -110,12 +110,18 @@ class LearningControl(QObject):
 
     def _show(self) -> None:
         is_on = self.panel.is_on.isChecked()
-        info = self._scene.status.info
-        n_learned = 0 if info is None else info.n_learned
-        kept = f"Goes on with what {n_learned} accepted objects taught the model." if n_learned else _NOTHING
-        self.panel.report.setText(kept if is_on else _OFF)
+        self.panel.report.setText(_kept(self._scene.status.info) if is_on else _OFF)
         for button in (self.panel.reset, self.panel.save, self.panel.load):
             button.setEnabled(self._scene.is_ready)
+
+
+def _kept(info: SceneInfo | None) -> str:
+    """Say what the model goes on with in a scene."""
+    if info is None or not (info.n_learned or info.loaded_name):
+        return _NOTHING
+    objects = "1 accepted object" if info.n_learned == 1 else f"{info.n_learned} accepted objects"
+    taught = f"what {objects} taught the model" if info.n_learned else ""
+    return f"Goes on with {' and '.join(filter(None, (info.loaded_name, taught)))}."
 
 
 def _button(text: str, tip: str) -> QToolButton:

@@ -134,7 +134,7 @@ class OnlineAdapter:
 
     def __init__(self, shipped: MaskRefiner | None, *, half: bool, seed: int = 0) -> None:
         self._shipped = shipped
-        self._half = half
+        self.half = half
         self._seed = seed
         self.reset()
 
@@ -160,7 +160,7 @@ class OnlineAdapter:
 
     def refined(self, view: Look, *, cell_px: float) -> torch.Tensor:
         """Logits (256, 256) of the chosen mask; a first answer is moved to where accepted objects lie."""
-        logits = view.refined(self.refiner, half=self._half)
+        logits = view.refined(self.refiner, half=self.half)
         return logits if view.seen.is_correction else self.offset.moved(logits, cell_px=cell_px)
 
     def adjusted(self, view: Look, logits: torch.Tensor, *, points: Points, labels: Labels) -> torch.Tensor:
@@ -208,7 +208,7 @@ class OnlineAdapter:
         for _ in range(_OBJECT_STEPS):
             optimizer.zero_grad()
             targets = torch.stack([one for _, one in batch])
-            loss = example_loss(candidate, [one for one, _ in batch], targets, half=self._half)
+            loss = example_loss(candidate, [one for one, _ in batch], targets, half=self.half)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)
             optimizer.step()
@@ -256,7 +256,7 @@ class OnlineAdapter:
 
     def _mean_iou(self, refiner: MaskRefiner, judged: Sequence[tuple[RefinerInput, torch.Tensor]]) -> float:
         with torch.no_grad():
-            change = changes(refiner, [one for one, _ in judged], half=self._half)
+            change = changes(refiner, [one for one, _ in judged], half=self.half)
         masks = torch.stack([one.base.float() for one, _ in judged]) + change > 0
         truths = torch.stack([one for _, one in judged]) > 0.5
         overlap = (masks & truths).sum((1, 2, 3)).float()

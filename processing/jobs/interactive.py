@@ -76,12 +76,16 @@ class LearningReport:
 
 
 class InteractiveSegmenter:
-    """Answers prompts on one scene and learns from what the analyst accepts. One thread at a time."""
+    """Answers prompts on one scene and learns from what the analyst accepts. One thread at a time.
+
+    `n_learned`: accepted objects learned from since the model was as shipped or loaded; `loaded_name`: of the adapter
+    that was loaded, "" for none.
+    """
 
     def __init__(self, scene: Scene, options: InteractiveOptions | None = None) -> None:
         self.scene, self.options = scene, options or InteractiveOptions()
         self.n_learned = 0
-        self._loaded_name = ""
+        self.loaded_name = ""
         engine, half = scene.engine, scene.engine.precision == "bf16"
         shipped = shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
         self._base_name = SHIPPED_NAME if shipped is not None else ""
@@ -93,7 +97,7 @@ class InteractiveSegmenter:
     def adapter_name(self) -> str:
         """What is laid over the model: shipped, loaded, learned here; "" for nothing."""
         learned = f"learned from {self.n_learned}" if self.n_learned else ""
-        return " + ".join(name for name in (self._loaded_name or self._base_name, learned) if name)
+        return " + ".join(name for name in (self.loaded_name or self._base_name, learned) if name)
 
     def answer(self, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
         """Answer a request.
@@ -155,7 +159,7 @@ class InteractiveSegmenter:
 
     def reset(self) -> None:
         """Forget what was learned and loaded; the shipped adapter stays."""
-        self.n_learned, self._loaded_name = 0, ""
+        self.n_learned, self.loaded_name = 0, ""
         self._online.reset()
 
     def save(self, path: Path) -> None:
@@ -168,7 +172,7 @@ class InteractiveSegmenter:
             base_model=engine.card.name,
             base_sha256=engine.checkpoint_sha256,
             method="mask refiner, choice and offset of masks, learned from accepted objects",
-            trained_on=tuple(filter(None, (self._loaded_name or self._base_name, Path(self.scene.reader.path).name))),
+            trained_on=tuple(filter(None, (self.loaded_name or self._base_name, Path(self.scene.reader.path).name))),
             n_objects=self.n_learned,
             licence="of its maker",
             made_on=datetime.now(timezone.utc).date().isoformat(),
@@ -180,7 +184,17 @@ class InteractiveSegmenter:
         engine = self.scene.engine
         adapter = load_adapter(path, base_model=engine.card.name, base_sha256=engine.checkpoint_sha256)
         self._online.load(adapter)
-        self._loaded_name = adapter.card.name
+        self.n_learned, self.loaded_name = 0, adapter.card.name
+
+    def take_over(self, other: InteractiveSegmenter) -> None:
+        """Go on with all that another one has learned and loaded, for the same model; `other` is of no use after it.
+
+        It lies in the memory of the CPU, so that it outlives the device of the other one.
+        """
+        half = self._online.half
+        self._online = other._online
+        self._online.half = half
+        self.n_learned, self.loaded_name = other.n_learned, other.loaded_name
 
     def _window(self, request: PromptRequest, prompts: ObjectPrompts) -> tuple[SquareWindow, PreviousAnswer | None]:
         previous = request.previous

@@ -119,6 +119,30 @@ def test_what_was_learned_goes_to_another_scene(scene, tmp_path, paint_scene, op
         other.load(tmp_path / "roofs.safetensors")
 
 
+def test_all_that_was_learned_and_loaded_is_taken_over(scene, tmp_path, fake_engine):
+    segmenter = InteractiveSegmenter(scene)
+    for roof in ROOFS[:4]:
+        segmenter.learn(session(segmenter, roof), outline(segmenter, roof))
+    segmenter.save(tmp_path / "my_city.safetensors")
+    segmenter.load(tmp_path / "my_city.safetensors")
+    assert (segmenter.n_learned, segmenter.adapter_name) == (0, "my_city")  # it replaces what was learned here
+    loaded = InteractiveSegmenter(scene)
+    loaded.take_over(segmenter)
+    assert loaded.adapter_name == "my_city"
+    loaded.learn(session(loaded, ROOFS[4]), outline(loaded, ROOFS[4]))
+    fake_engine.precision = "bf16"
+    other = InteractiveSegmenter(scene)
+    other.take_over(loaded)
+    assert other.adapter_name == "my_city + learned from 1"
+    assert len(other._online._remembered) == 5
+    assert other._online.half
+    fake_engine.precision = "fp32"
+    last = InteractiveSegmenter(scene)
+    last.take_over(other)
+    assert session(last, ROOFS[5]).geometry.equals(session(loaded, ROOFS[5]).geometry)
+    assert last.learn(session(last, ROOFS[5])).n_objects == 2
+
+
 def test_clicks_hold_in_the_answer_whatever_the_model_says(scene):
     segmenter = InteractiveSegmenter(scene)
     roof = ROOFS[0]

@@ -49,7 +49,7 @@ class FakeSegmenter:
         from segadapt.processing.jobs.interactive import InteractiveOptions
 
         self.scene, self.options = scene, options or InteractiveOptions()
-        self.n_learned, self.adapter_name = 0, ""
+        self.n_learned, self.adapter_name, self.loaded_name = 0, "", ""
         self.learned: list[Any] = []
 
     def answer(self, request: Any, *, only_if_encoded: bool = False) -> Any:
@@ -88,7 +88,10 @@ class FakeSegmenter:
         path.write_text(str(self.n_learned))
 
     def load(self, path: Path) -> None:
-        self.n_learned = int(path.read_text())
+        self.n_learned, self.loaded_name = int(path.read_text()), path.stem
+
+    def take_over(self, other: FakeSegmenter) -> None:
+        self.n_learned, self.loaded_name = other.n_learned, other.loaded_name
 
 
 class FakeEngine:
@@ -275,6 +278,10 @@ def test_what_was_learned_stays_while_the_same_raster_is_opened_again(
     assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 1
     backend_on.close_scene()
     assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 1
+    (tmp_path / "my_city").write_text("0")
+    list(backend_on.run_task(LoadAdapter(tmp_path / "my_city"), NullProgress()))
+    info = backend_on.open(backend_on.spec, NullProgress())
+    assert (info.n_learned, info.loaded_name) == (0, "my_city")
     write_raster(tmp_path / "other.tif", 50)
     layer = QgsRasterLayer(str(tmp_path / "other.tif"), "other", "gdal")
     other = replace(backend_on.spec, source=read_source(layer, [], use_layer_stretch=False))

@@ -116,6 +116,26 @@ def test_learning_can_be_switched_off_and_stays_off(gui: Any, at: Any, learner: 
     gui.wait_for(lambda: learner.options.per_object)
 
 
+@pytest.mark.parametrize(
+    ("n_learned", "loaded_name", "text"),
+    [
+        (0, "", "Nothing learned yet: every accepted object teaches the model a little."),
+        (1, "", "Goes on with what 1 accepted object taught the model."),
+        (0, "my_city", "Goes on with my_city."),
+        (5, "my_city", "Goes on with my_city and what 5 accepted objects taught the model."),
+    ],
+)
+def test_the_page_says_what_the_model_goes_on_with(
+    gui: Any, monkeypatch: pytest.MonkeyPatch, n_learned: int, loaded_name: str, text: str
+) -> None:
+    opened = gui.backend.open
+    monkeypatch.setattr(
+        gui.backend, "open", lambda *spec: replace(opened(*spec), n_learned=n_learned, loaded_name=loaded_name)
+    )
+    gui.start()
+    assert gui.controller.learning.panel.report.text() == text
+
+
 def test_what_was_learned_is_saved_loaded_and_forgotten(
     gui: Any, at: Any, learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

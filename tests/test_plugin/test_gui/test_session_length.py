@@ -28,7 +28,7 @@ VIEW_PX = (600, 650, 850, 400)
 class QuickSegmenter:
     """Answers with a square, fresh logits of real size and a look into the cache; nothing is computed."""
 
-    n_learned, adapter_name = 0, ""
+    n_learned, adapter_name, loaded_name = 0, "", ""
 
     def __init__(self, scene: Any, options: Any = None) -> None:
         self.scene, self.options = scene, options
