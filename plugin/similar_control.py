@@ -192,19 +192,15 @@ class SimilarControl(QObject):
         if not under:
             self.notified.emit("No candidate is there; click inside one, or leave the review with Esc.")
             return
-        self.current = under[0]
-        if is_foreground:
-            self.accept()
-        else:
-            self.reject()
+        self._answer(under[0], is_foreground)
 
     def scribble(self, points_raster: Sequence[Point], is_foreground: bool) -> None:
         """Answer for every candidate that a line in the raster's CRS crosses."""
-        for point in points_raster:
-            review = self.review
-            place = QgsGeometry.fromPointXY(QgsPointXY(*point))
-            if review is not None and review.under(place):
-                self.click(point, is_foreground)
+        if self.review is not None:
+            for number in self.review.under(
+                QgsGeometry.fromPolylineXY([QgsPointXY(*point) for point in points_raster])
+            ):
+                self._answer(number, is_foreground)
 
     def _add_actions(self, actions: Actions) -> None:
         add = partial(actions.add, group="Find similar")
@@ -256,6 +252,13 @@ class SimilarControl(QObject):
         self._canvas.setFocus()
         self._next()
         self._draw()
+
+    def _answer(self, number: int, is_yes: bool) -> None:
+        self.current = number
+        if is_yes:
+            self.accept()
+        else:
+            self.reject()
 
     def _go_on(self) -> None:
         """After an answer: learn from all of them, and go to the next candidate."""
@@ -376,6 +379,8 @@ class SimilarControl(QObject):
             if self.review is not None and not self.review.candidates:
                 self.notified.emit("Nothing similar was found; give another example, or more of them.")
             self._draw()
+        elif task is self._learning:
+            self._learning = None
 
     def _on_progressed(self, task: Task, fraction: float) -> None:
         if task is self._task:
@@ -386,6 +391,8 @@ class SimilarControl(QObject):
             return
         if failure.task is self._task:
             self._task = None
+        else:
+            self._learning = None
         self.notified.emit(failure.sentence)
         self._show()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from qgis.core import QgsFeature, QgsFeatureRequest, QgsGeometry, QgsVectorLayer
 
-from .crs import geometry_from_wkb, transformed
+from .crs import CoordinateError, geometry_from_wkb
+from .feature_outlines import valid_polygons
 from .field_mapping import field_of
+from .polygon_picker import flat_geometry
 from .scene_control import SceneControl
 from .target import TargetChoice
 
@@ -37,19 +39,27 @@ class SimilarExamples:
         return [geometry_from_wkb(wkb) for wkb, _ in self._chosen]
 
     def newest(self, class_name: str) -> tuple[list[bytes], str]:
-        """Return the newest examples and their class: those chosen, else objects of `class_name` that are accepted.
+        """Return the newest examples and their class: those chosen, else objects of `class_name` on the raster.
 
-        Raises `CoordinateError`.
+        What was chosen without a class is of `class_name`, too.
         """
         if self._chosen:
-            return [wkb for wkb, _ in self._chosen[-MOST_EXAMPLES:]], self._chosen[-1][1]
+            return [wkb for wkb, _ in self._chosen[-MOST_EXAMPLES:]], self._chosen[-1][1] or class_name
         layer, mapping = self._target.layer(), self._scene.mapping
         if layer is None or mapping is None:
             return [], class_name
-        newest = _features_of_class(layer, class_name)[-MOST_EXAMPLES:]
-        found = [transformed(one.geometry(), layer.crs(), destination=mapping.raster_crs) for one in newest]
         extent = QgsGeometry.fromRect(self._scene.extent)
-        return [bytes(geometry.asWkb()) for geometry in found if geometry.intersects(extent)], class_name
+        found: list[bytes] = []
+        for feature in reversed(_features_of_class(layer, class_name)):
+            try:
+                outline = valid_polygons(flat_geometry(feature, layer, destination=mapping.raster_crs))
+            except CoordinateError:
+                continue  # Without a place in the raster's CRS it is not on the raster.
+            if outline.intersects(extent):
+                found.append(bytes(outline.asWkb()))
+            if len(found) == MOST_EXAMPLES:
+                break
+        return found[::-1], class_name
 
 
 def _features_of_class(layer: QgsVectorLayer, class_name: str) -> list[QgsFeature]:

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from qgis.core import QgsFeature, QgsField, QgsGeometry, QgsPointXY, QgsProject, QgsRectangle, QgsVectorLayer
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsFeature,
+    QgsField,
+    QgsGeometry,
+    QgsPointXY,
+    QgsProject,
+    QgsRectangle,
+    QgsVectorLayer,
+)
 from qgis.PyQt.QtCore import QObject, Qt, QVariant, pyqtSignal
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.actions import Actions
@@ -15,6 +25,7 @@ from segadapt.plugin.exchange import Failure
 from segadapt.plugin.field_mapping import FieldSource, remember_mapping
 from segadapt.plugin.shaping import ShapeOptions
 from segadapt.plugin.similar_control import SimilarControl
+from segadapt.plugin.similar_examples import MOST_EXAMPLES
 from segadapt.plugin.similar_tasks import Found, LearnAnswers, Search, SearchHandle
 
 A, R, ESCAPE = Qt.Key.Key_A, Qt.Key.Key_R, Qt.Key.Key_Escape
@@ -201,6 +212,31 @@ def test_clicks_answer_for_what_is_under_them(gui: Any, review: Any, worker: Fak
     assert len(features(gui)) == 1
 
 
+def test_a_scribble_answers_once_for_each_candidate_that_it_crosses(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    begin(review, worker, at, (0.5, 0.6, 0.7, 0.8, 0.9, 0.4))
+    line = [(point.x(), point.y()) for point in (at(60, 300), at(100, 300), at(105, 300), at(510, 300))]
+    review.scribble(line[1:], True)
+    assert sorted(review.review.accepted) == [1, 2, 3, 4, 5]
+    assert len(features(gui)) == 5
+    assert review.review.queue() == [6]
+    review.scribble(line, False)
+    assert review.review.rejected == []
+    assert review.said == []
+
+
+def test_a_lesson_that_is_done_is_not_cancelled(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    gui.key(R)
+    worker.worked.emit(worker.learned, {2: 0.5})
+    worker.done.emit(worker.learned)
+    gui.key(R)
+    worker.failed.emit(Failure("The device failed; start it again.", task=worker.learned))
+    gui.key(R)
+    assert worker.cancelled == []
+
+
 def test_the_canvas_goes_to_the_next_one(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
     corner = at(900, 100)
     gui.canvas.setExtent(QgsRectangle(corner.x() - 30, corner.y() - 30, corner.x() + 30, corner.y() + 30))
@@ -223,6 +259,68 @@ def test_accepted_objects_of_the_class_are_the_examples(gui: Any, review: Any, w
     assert len(worker.search.examples) == 2
     assert worker.search.bounds_map is None
     assert review.review.class_name == "building"
+
+
+def parcels(gui: Any, outlines: list[QgsGeometry], *, kind: str = "MultiPolygon", crs: str = "EPSG:32631") -> None:
+    """Let a layer without classes be the target."""
+    layer = QgsVectorLayer(f"{kind}?crs={crs}", "parcels", "memory")
+    for outline in outlines:
+        feature = QgsFeature(layer.fields())
+        feature.setGeometry(outline)
+        assert layer.dataProvider().addFeature(feature)
+    QgsProject.instance().addMapLayer(layer)
+    gui.controller.target.set_layer(layer)
+
+
+def test_newer_objects_of_another_raster_leave_the_examples_of_this_one(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    here = [geometry_from_wkb(square(at(100 * n, 200))) for n in range(1, 4)]
+    parcels(gui, here + [geometry_from_wkb(square(at(5000 + 50 * n, 200))) for n in range(MOST_EXAMPLES)])
+    review.start()
+    assert worker.search.examples == tuple(square(at(100 * n, 200)) for n in range(1, 4))
+
+
+def test_an_object_without_a_place_in_the_rasters_crs_is_no_example(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    transform = QgsCoordinateTransform(
+        gui.layer.crs(), QgsCoordinateReferenceSystem("EPSG:4326"), QgsProject.instance()
+    )
+    here, nowhere = (
+        geometry_from_wkb(square(at(100, 200))),
+        QgsGeometry.fromWkt("POLYGON((0 200, 1 200, 1 201, 0 200))"),
+    )
+    here.transform(transform)
+    parcels(gui, [here, nowhere], crs="EPSG:4326")
+    review.start()
+    assert review.said == []
+    assert len(worker.search.examples) == 1
+
+
+def test_examples_are_polygons_that_the_search_takes(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    import shapely
+
+    (x, y), right, up = (at(300, 300).x(), at(300, 300).y()), at(320, 300).x(), at(300, 280).y()
+    crossing = QgsGeometry.fromWkt(f"Polygon(({x} {y}, {right} {up}, {right} {y}, {x} {up}, {x} {y}))")
+    arc = QgsGeometry.fromWkt(
+        f"CurvePolygon(CompoundCurve(CircularString({x} {y}, {right} {up}, {right} {y}), ({right} {y}, {x} {y})))"
+    )
+    parcels(gui, [crossing, arc], kind="CurvePolygon")
+    review.start()
+    examples = [shapely.from_wkb(wkb) for wkb in worker.search.examples]
+    assert [example.is_valid for example in examples] == [True, True]
+    assert examples[0].area == pytest.approx((right - x) * (up - y) / 2)
+
+
+def test_what_an_example_without_class_finds_is_of_the_class_at_hand(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    review.add_example(square(at(512, 800)), "")
+    review.start()
+    worker.worked.emit(worker.search, Found(1, square(at(100, 300)), 0.9, 0.95, 400.0, 0.9, "fake"))
+    gui.key(A)
+    assert [feature["class"] for feature in features(gui)] == ["building"]
 
 
 def test_only_in_this_view(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
@@ -314,8 +412,6 @@ def test_another_raster_ends_the_review(gui: Any, review: Any, worker: FakeWorke
 
 
 def test_a_canvas_in_another_crs_draws_in_the_right_place(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
-    from qgis.core import QgsCoordinateReferenceSystem, QgsCoordinateTransform, QgsProject
-
     begin(review, worker, at)
     degrees = QgsCoordinateReferenceSystem("EPSG:4326")
     there = QgsCoordinateTransform(gui.layer.crs(), degrees, QgsProject.instance()).transform(at(100, 300))
