@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from ..errors import RasterError
 from .access import gdal_access
 from .reader import RasterReader
 from .stretch import Stretch
@@ -77,13 +79,12 @@ class RenderedReader(RasterReader):
     It never changes: what looks otherwise has another key. Make it with `open_rendered`.
     """
 
-    def __init__(self, dataset: DatasetReader, grid: Grid, *, crs: CRS, fetch: Fetch) -> None:
+    def __init__(self, dataset: DatasetReader, grid: Grid, *, crs_wkt: str, fetch: Fetch) -> None:
         stretch = Stretch((0.0,) * 3, (255.0,) * 3)
-        super().__init__(dataset, dataset.name, bands=(1, 2, 3), stretch=stretch, crs=crs)
+        super().__init__(dataset, dataset.name, bands=(1, 2, 3), stretch=stretch, crs=CRS.from_wkt(crs_wkt))
         # Not of the file, which names blocks that are still to come.
         self.identity = f"rendered|{grid.key}|{grid.first_col}|{grid.first_row}"
-        self._grid, self._fetch = grid, fetch
-        self._there: set[Block] = set()
+        self._grid, self._crs_wkt, self._fetch = grid, crs_wkt, fetch
 
     def missing_blocks(self, window: SquareWindow) -> list[Block]:
         """Blocks that reading a window would have to wait for."""
@@ -98,15 +99,8 @@ class RenderedReader(RasterReader):
         wanted = self._grid.blocks(
             window.col_off, window.row_off, window.col_off + window.width, window.row_off + window.height
         )
-        missing = []
-        for block in wanted:
-            if block in self._there:
-                continue
-            if self._grid.path(block).exists():
-                self._there.add(block)
-            else:
-                missing.append(block)
-        return missing
+        # Looked up each time: another window of QGIS may prune what was there.
+        return [block for block in wanted if not self._grid.path(block).exists()]
 
     def _read(
         self, window: Window, *, out_shape: tuple[int, int]
@@ -114,7 +108,28 @@ class RenderedReader(RasterReader):
         missing = self._missing(window)
         if missing:
             self._fetch(missing)
-        return super()._read(window, out_shape=out_shape)
+        with suppress(OSError):  # pruned at this moment
+            os.utime(self._grid.folder)
+        try:
+            return self._read_there(window, out_shape=out_shape)
+        except RasterError:
+            missing = self._missing(window)
+            if not missing:
+                raise
+        self._fetch(missing)
+        return self._read_there(window, out_shape=out_shape)
+
+    def _read_there(
+        self, window: Window, *, out_shape: tuple[int, int]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        try:
+            return super()._read(window, out_shape=out_shape)
+        except RasterError:
+            # GDAL takes a block that it did not find once for an empty one from then on.
+            with self._lock:
+                self._dataset.close()
+                self._dataset = _open_vrt(self._grid, self._crs_wkt)
+            raise
 
 
 def open_rendered(grid: Grid, *, crs_wkt: str, fetch: Fetch) -> RenderedReader:
@@ -123,19 +138,11 @@ def open_rendered(grid: Grid, *, crs_wkt: str, fetch: Fetch) -> RenderedReader:
     `fetch` is called with the blocks that a read lacks and returns when all of them are there; what it raises
     leaves the read. Raises `RasterError` where the folder cannot be written.
     """
-    path = grid.folder / f"part_{grid.first_col}_{grid.first_row}_{grid.n_cols}_{grid.n_rows}.vrt"
-    with gdal_access(str(path), verb="written", remedy="choose another cache folder in Settings"):
-        grid.folder.mkdir(parents=True, exist_ok=True)
-        os.utime(grid.folder)  # the folder used last is the last to be pruned
-        part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")
-        part.write_text(_vrt(grid, crs_wkt), encoding="utf-8")
-        part.replace(path)
-        dataset = rasterio.open(path)
-    return RenderedReader(dataset, grid, crs=CRS.from_wkt(crs_wkt), fetch=fetch)
+    return RenderedReader(_open_vrt(grid, crs_wkt), grid, crs_wkt=crs_wkt, fetch=fetch)
 
 
 def prune_rendered(folder: Path, *, keep: Path, limit_bytes: int = _LIMIT_BYTES) -> None:
-    """Remove the grids that were opened longest ago where all in `folder` hold more than the limit, never `keep`."""
+    """Remove the grids that were used longest ago where all in `folder` hold more than the limit, never `keep`."""
     try:
         grids = sorted((grid.stat().st_mtime_ns, grid) for grid in folder.iterdir() if grid.is_dir())
         sizes = {grid: sum(file.stat().st_size for file in grid.iterdir()) for _, grid in grids}
@@ -148,6 +155,17 @@ def prune_rendered(folder: Path, *, keep: Path, limit_bytes: int = _LIMIT_BYTES)
         if grid != keep:
             shutil.rmtree(grid, ignore_errors=True)
             used -= sizes[grid]
+
+
+def _open_vrt(grid: Grid, crs_wkt: str) -> DatasetReader:
+    path = grid.folder / f"part_{grid.first_col}_{grid.first_row}_{grid.n_cols}_{grid.n_rows}.vrt"
+    with gdal_access(str(path), verb="written", remedy="choose another cache folder in Settings"):
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        os.utime(grid.folder)  # the folder used last is the last to be pruned
+        part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")
+        part.write_text(_vrt(grid, crs_wkt), encoding="utf-8")
+        part.replace(path)
+        return rasterio.open(path)
 
 
 def _vrt(grid: Grid, crs_wkt: str) -> str:

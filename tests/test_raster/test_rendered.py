@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,36 @@ def test_what_cannot_be_drawn_leaves_the_read(grid):
         reader.read_chip(SquareWindow(0, 0, 256), out_px=256)
 
 
-def test_the_pictures_opened_longest_ago_are_pruned(tmp_path):
+def test_what_another_window_prunes_is_drawn_again(grid):
+    fetched, windows = [], [SquareWindow(512 * col, 0, 512) for col in range(4)]
+    pruned_at_once = {3, 5, 6}
+
+    def fetch(blocks):
+        fetched.append(list(blocks))
+        grid.folder.mkdir(exist_ok=True)
+        grid.draw(blocks)
+        if len(fetched) in pruned_at_once:  # before they are read
+            shutil.rmtree(grid.folder)
+
+    with open_rendered(grid, crs_wkt=UTM, fetch=fetch) as reader:
+        reader.read_chip(windows[0])
+        os.utime(grid.folder, (1, 1))
+        reader.read_chip(windows[0])
+        assert grid.folder.stat().st_mtime > 1  # what is in use is the last to be pruned
+        fetch([(11, -20)])
+        assert reader.missing_blocks(windows[1]) == []
+        shutil.rmtree(grid.folder)
+        assert reader.missing_blocks(windows[1]) == [(11, -20)]
+        fetched.pop()
+        assert reader.read_chip(windows[1]).pixels[:, 5, 5].tolist() == [110, 200, 7]
+        assert reader.read_chip(windows[2]).pixels[:, 5, 5].tolist() == [120, 200, 7]
+        assert fetched == [[(10, -20)], [(11, -20)], [(12, -20)], [(12, -20)]]
+        with pytest.raises(RasterError, match="cannot be read"):
+            reader.read_chip(windows[3])
+        assert reader.read_chip(windows[3]).pixels[:, 5, 5].tolist() == [130, 200, 7]
+
+
+def test_the_pictures_used_longest_ago_are_pruned(tmp_path):
     grids = [Grid(tmp_path / f"look {number}") for number in range(3)]
     for age, grid in enumerate(grids):
         grid.folder.mkdir()
