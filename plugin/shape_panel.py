@@ -46,14 +46,14 @@ class ShapePanel(QWidget):
 
     @property
     def options(self) -> ShapeOptions:
-        """What is chosen."""
+        """What is chosen, and has a meaning: a tick at a box that is greyed out counts for nothing."""
         return ShapeOptions(
             simplify_m=self.simplify_m.value(),
             right_angles=self.right_angles.isChecked(),
             min_area_m2=self.min_area_m2.value(),
             no_overlaps=self.no_overlaps.isChecked(),
             snap_m=self.snap_m.value(),
-            new_on_top=self.new_on_top.isChecked(),
+            new_on_top=self.no_overlaps.isChecked() and self.new_on_top.isChecked(),
         )
 
     def toggle_no_overlaps(self) -> bool:
@@ -79,7 +79,8 @@ class ShapePanel(QWidget):
         self.new_on_top.setEnabled(self.no_overlaps.isChecked())
         options = self.options
         settings = QgsSettings()
-        for name, value in vars(options).items():
+        # The tick itself, which comes back with "No overlaps".
+        for name, value in {**vars(options), "new_on_top": self.new_on_top.isChecked()}.items():
             settings.setValue(_PREFIX + name, value)
         self.changed.emit(options)
 

@@ -250,3 +250,16 @@ def test_the_panel_remembers(qgis_app: Any) -> None:
     assert panel.new_on_top.isEnabled()
     assert not panel.toggle_no_overlaps()
     assert not panel.new_on_top.isEnabled()
+
+
+def test_others_are_cut_only_where_overlaps_are_off(qgis_app: Any) -> None:
+    panel = ShapePanel()
+    panel.no_overlaps.click()
+    panel.new_on_top.click()
+    assert panel.options == ShapeOptions(no_overlaps=True, new_on_top=True)
+    panel.toggle_no_overlaps()
+    assert panel.options == ShapeOptions()
+    later = ShapePanel()
+    assert later.options == ShapeOptions()
+    later.toggle_no_overlaps()  # what was ticked comes back
+    assert later.options == ShapeOptions(no_overlaps=True, new_on_top=True)
