@@ -394,7 +394,9 @@ class Controller(QObject):
 
     def _ask_new_adapter(self) -> Path | None:
         path, _ = QFileDialog.getSaveFileName(self._dock, "Save adapter", "", _ADAPTER_FILES)
-        return Path(path).with_suffix(".safetensors") if path else None
+        if not path:
+            return None
+        return Path(path if path.lower().endswith(".safetensors") else f"{path}.safetensors")
 
     def _ask_geopackage(self) -> Path | None:
         # Qt's own question whether to overwrite is switched off: an existing file is never overwritten.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from qgis.core import QgsGeometry, QgsSettings
 from qgis.PyQt.QtCore import Qt
+from qgis.PyQt.QtWidgets import QFileDialog
 
 
 @dataclass
@@ -156,3 +157,18 @@ def test_what_was_learned_is_saved_loaded_and_forgotten(
     panel.reset.click()
     gui.wait_for(lambda: "forgotten" in panel.report.text())
     assert learner.n_learned == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("roofs_0.5m", "roofs_0.5m.safetensors"),
+        ("roofs.safetensors", "roofs.safetensors"),
+        ("roofs.SafeTensors", "roofs.SafeTensors"),
+    ],
+)
+def test_an_adapter_keeps_the_name_that_was_typed(
+    gui: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, name: str
+) -> None:
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_arguments: (str(tmp_path / typed), ""))
+    assert gui.controller._ask_new_adapter() == tmp_path / name
