@@ -210,22 +210,18 @@ def set_outline(
     geometry: QgsGeometry,
     *,
     crs: QgsCoordinateReferenceSystem,
-    values: Mapping[str, Any],
     on_top: bool = False,
 ) -> EditStep:
-    """Give a feature a refined outline (in `crs`), measure it, and set those of our `values` that are given.
+    """Give a feature a refined outline (in `crs`) and measure it; its other attributes stay.
 
     `on_top`: the features that the outline overlaps lose what it covers.
     """
     (state,) = _states(layer, [feature_id])
     outline = placed(geometry, crs, layer=layer)
-    attributes, problems = attributes_for(layer, values)
-    changes = [
-        replace(change, after=_with(change.after, attributes)) for change in with_geometry(layer, state, outline)
-    ]
+    changes = with_geometry(layer, state, outline)
     if on_top:
         changes = [*cut_out(layer, outline, keep=[feature_id]), *changes]
-    return write(layer, "refine 1 object", changes, note=" ".join(problems))
+    return write(layer, "refine 1 object", changes)
 
 
 def feature_at(layer: QgsVectorLayer, point: QgsPointXY, *, crs: QgsCoordinateReferenceSystem) -> int | None:

@@ -10,13 +10,14 @@ from qgis.PyQt.QtCore import QObject, pyqtSignal
 
 from .click_takers import ClickTakers
 from .crs import CanvasToRaster, CoordinateError, transformed
+from .feature_sink import state_of
 from .field_mapping import field_of
 from .modes import Mode
 from .polygon_picker import flat_geometry, polygon_under
 from .prompt_tool import PromptTool
 from .rubber_bands import Overlay
 from .scene_control import SceneControl
-from .session import Session
+from .session import FeatureRef, Session
 from .target import TargetChoice
 
 # Lines are thinned to about the pixels of the screen before they travel.
@@ -84,7 +85,8 @@ class Gestures(QObject):
             self.exemplar_chosen.emit(wkb, "" if field is None else str(feature[field] or ""))
         else:
             self._overlay.show_highlight(None)
-            self.prompted.emit(partial(self._session.set_outline, wkb, source=(layer.id(), feature.id())))
+            source = FeatureRef(layer.id(), state_of(layer, feature))
+            self.prompted.emit(partial(self._session.set_outline, wkb, source=source))
 
     def _on_clicked(self, point: QgsPointXY, is_foreground: bool) -> None:
         mode = self._tool.mode

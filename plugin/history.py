@@ -93,6 +93,11 @@ class EditHistory(QObject):
         step = self._undone[-1]
         return self._go(step, step.changes, verb="done again")
 
+    def unedited(self, layer: QgsVectorLayer, expected: FeatureState) -> FeatureState | None:
+        """Return what a feature is now, whatever its id; None where it is gone or its outline was edited since."""
+        now = self._find(layer, expected)
+        return now if now is not None and _is_same_outline(now, expected) else None
+
     def clear(self) -> None:
         """Forget everything (another project)."""
         self._done.clear()

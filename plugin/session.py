@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
 
 from .exchange import Answer, Bounds, Point, PromptInput
 
+if TYPE_CHECKING:
+    from .feature_sink import FeatureState
+
 FOREGROUND, BACKGROUND = 1, 0
 
-FeatureRef = tuple[str, int]
-"""A feature of the project: id of its layer, id in the layer."""
+
+class FeatureRef(NamedTuple):
+    """A feature of the project: the id of its layer, and what it was when it was picked."""
+
+    layer_id: str
+    state: FeatureState
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsGeometry, QgsProject, Qgs
 
 from .classes import Classes
 from .crs import geometry_from_wkb
-from .editing import set_outline
 from .exchange import Answer
 from .feature_sink import SinkError
 from .scene_control import SceneControl
@@ -77,16 +76,21 @@ class ShapedObject:
         )
 
     def _correct(self, source: FeatureRef, outline: QgsGeometry) -> QgsVectorLayer:
-        layer_id, feature_id = source
-        layer, mapping = QgsProject.instance().mapLayer(layer_id), self._scene.mapping
-        if not isinstance(layer, QgsVectorLayer) or mapping is None:
+        layer = QgsProject.instance().mapLayer(source.layer_id)
+        if not isinstance(layer, QgsVectorLayer):
             raise SinkError("The layer of this polygon is not in the project any more; Esc drops the outline.")
-        self._target.history.push(set_outline(layer, feature_id, outline, crs=mapping.raster_crs, values={}))
+        now = self._target.history.unedited(layer, source.state)
+        if now is None:
+            raise SinkError(
+                f"The polygon in '{layer.name()}' was deleted or edited since you picked it; Esc drops this outline, "
+                "E begins with what is there now."
+            )
+        self._target.correct(layer, now.fid, outline, on_top=self._shape_options().new_on_top)
         return layer
 
     def _neighbours(self, geometry: QgsGeometry, crs: QgsCoordinateReferenceSystem) -> list[QgsGeometry]:
         options, layer, source = self._shape_options(), self._target.layer(), self._session.step.source
         if layer is None or not options.needs_neighbours:
             return []
-        but = source[1] if source is not None and source[0] == layer.id() else None
-        return self._target.neighbours(geometry, crs, within_m=options.snap_m, but=but)
+        own = self._target.history.unedited(layer, source.state) if source and source.layer_id == layer.id() else None
+        return self._target.neighbours(geometry, crs, within_m=options.snap_m, but=None if own is None else own.fid)

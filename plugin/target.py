@@ -114,29 +114,33 @@ class TargetChoice(QObject):
         n_clicks: int = 0,
         seconds: float = 0.0,
         on_top: bool = False,
-        replaces: int | None = None,
     ) -> QgsVectorLayer:
         """Store a mask, save it and return the layer it went to. Raises `SinkError` and `CoordinateError`.
 
         `geometry`: the shaped outline in the raster's CRS instead of the mask. `on_top`: cut it out of the features
-        that it overlaps. `replaces`: id of the feature of the target layer whose outline this is from now on. The
-        step is in `history`.
+        that it overlaps. The step is in `history`.
         """
         outline = geometry if geometry is not None else geometry_from_wkb(answer.wkb)
-        if outline.isEmpty():
-            raise SinkError("Nothing of the object is left with these shape options; change them, or its prompts.")
+        _check_left(outline)
         found = self._found(answer, outline, class_name=class_name, n_clicks=n_clicks, seconds=seconds)
         layer = self.layer() or self._new_layer()
         self._hold(layer)
-        if replaces is None:
-            step = add_object(layer, found, crs=self._crs, on_top=on_top)
-        else:
-            values = found.values()
-            del values["object_id"]  # it stays the same object
-            step = set_outline(layer, replaces, outline, crs=self._crs, values=values, on_top=on_top)
-        self._take(layer, step)
+        self._take(layer, add_object(layer, found, crs=self._crs, on_top=on_top))
+        if missing := unstored(layer):
+            self._say_once(
+                layer, f"'{layer.name()}' has no field {', '.join(missing)}; these values are not stored there."
+            )
         show_class(layer, class_name, colour=colour)
         return layer
+
+    def correct(self, layer: QgsVectorLayer, feature_id: int, outline: QgsGeometry, *, on_top: bool = False) -> None:
+        """Give a feature of any layer another outline (raster's CRS) and save it; the step is in `history`.
+
+        Its attributes stay. `on_top`: cut the outline out of the features of that layer that it overlaps. Raises
+        `SinkError` and `CoordinateError`.
+        """
+        _check_left(outline)
+        self._take(layer, set_outline(layer, feature_id, outline, crs=self._crs, on_top=on_top))
 
     def do(self, edit: Callable[[QgsVectorLayer], EditStep | None]) -> str:
         """Edit the target layer and remember the step, e.g. `do(lambda layer: editing.merge(layer, ids))`.
@@ -207,15 +211,13 @@ class TargetChoice(QObject):
     def _take(self, layer: QgsVectorLayer, step: EditStep) -> None:
         """Remember a step, and say what the user should know about the layer, once."""
         self.history.push(step)
-        name = layer.name()
         if step.note:
             self._say_once(layer, step.note)
         if not step.is_saved:
             self._say_once(
-                layer, f"'{name}' is being edited: objects go into its edit session and are safe once you save it."
+                layer,
+                f"'{layer.name()}' is being edited: objects go into its edit session and are safe once you save it.",
             )
-        if missing := unstored(layer):
-            self._say_once(layer, f"'{name}' has no field {', '.join(missing)}; these values are not stored there.")
 
     def _hold(self, layer: QgsVectorLayer) -> None:
         """Keep a GeoPackage open for writing as long as it is the target.
@@ -345,6 +347,11 @@ class TargetChoice(QObject):
             self._combo.setLayer(layer)
         else:
             self._combo.setCurrentIndex(self._combo.findText(self._fresh))
+
+
+def _check_left(outline: QgsGeometry) -> None:
+    if outline.isEmpty():
+        raise SinkError("Nothing of the object is left with these shape options; change them, or its prompts.")
 
 
 def _in_map_units(length_m: float, crs: QgsCoordinateReferenceSystem, *, latitude: float) -> float:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import QgsFeature, QgsField, QgsGeometry, QgsProject, QgsRectangle, QgsSettings, QgsVectorLayer
+from qgis.core import (
+    QgsFeature,
+    QgsField,
+    QgsGeometry,
+    QgsProject,
+    QgsRectangle,
+    QgsSettings,
+    QgsVectorFileWriter,
+    QgsVectorLayer,
+)
 from qgis.PyQt.QtCore import QCoreApplication, QEvent, QPoint, QPointF, Qt, QVariant
 from qgis.PyQt.QtGui import QMouseEvent, QWheelEvent
 from qgis.PyQt.QtTest import QTest
@@ -182,9 +192,70 @@ def test_in_refine_mode_a_click_picks_and_a_click_beside_says_so(gui: Any, at: A
     gui.move(at(450, 450))
     gui.wait_for(lambda: not gui.overlay.highlight.isEmpty())
     gui.click(at(450, 450))
-    assert gui.session.step.source == (parcels.id(), 2)
+    source = gui.session.step.source
+    assert (source.layer_id, source.state.fid) == (parcels.id(), 2)
     assert gui.overlay.highlight.isEmpty()
     assert "changes it there" in gui.dock.hint_label.text()
+
+
+def test_a_refined_polygon_whose_id_shifts_is_found_again(
+    gui: Any, at: Any, parcels: QgsVectorLayer, tmp_path: Path
+) -> None:
+    """A shapefile numbers its features anew when one is deleted."""
+    path = str(tmp_path / "parcels.shp")
+    feature = QgsFeature(parcels.fields())
+    feature.setGeometry(square(at, 500, 400, 100))
+    feature.setAttributes(["Cem", "field"])
+    parcels.dataProvider().addFeature(feature)
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = "ESRI Shapefile"
+    QgsVectorFileWriter.writeAsVectorFormatV3(parcels, path, QgsProject.instance().transformContext(), options)
+    shapefile = QgsVectorLayer(path, "shapefile", "ogr")
+    QgsProject.instance().addMapLayer(shapefile)
+    gui.canvas.setLayers([shapefile, gui.layer])
+    gui.controller.target.set_layer(shapefile)
+    gui.start()
+    gui.move(at(450, 450))
+    gui.key(Qt.Key.Key_E)
+    gui.click(at(450, 450))
+    gui.wait_for_answer()
+    gui.move(at(350, 450))
+    gui.key(Qt.Key.Key_Delete)
+    assert owners(shapefile) == {"Ben": 2500, "Cem": 2500}
+    gui.key(Qt.Key.Key_Return)
+    assert owners(shapefile) == {"Ben": 400, "Cem": 2500}
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_what_was_edited_elsewhere_is_not_overwritten_by_a_refined_outline(
+    gui: Any, at: Any, parcels: QgsVectorLayer, is_deleted: bool
+) -> None:
+    gui.start()
+    gui.move(at(350, 450))
+    gui.key(Qt.Key.Key_E)
+    gui.click(at(350, 450))
+    gui.wait_for_answer()
+    if is_deleted:
+        parcels.dataProvider().deleteFeatures([1])
+    else:
+        parcels.dataProvider().changeGeometryValues({1: square(at, 300, 400, 96)})
+    before = owners(parcels)
+    gui.key(Qt.Key.Key_Return)
+    assert "The polygon in 'parcels' was deleted or edited since you picked it" in gui.notices[-1]
+    assert owners(parcels) == before
+    assert not gui.session.is_empty  # the object is still in hand
+
+
+def test_a_refined_outline_is_cut_out_of_the_others_of_its_layer(gui: Any, at: Any, parcels: QgsVectorLayer) -> None:
+    gui.start()
+    gui.controller.shape_panel.no_overlaps.click()
+    gui.controller.shape_panel.new_on_top.click()
+    gui.move(at(350, 450))
+    gui.key(Qt.Key.Key_E)
+    gui.click(at(400, 450))
+    gui.wait_for_answer()
+    gui.key(Qt.Key.Key_Return)
+    assert owners(parcels) == {"Ada": 400, "Ben": pytest.approx(2300, abs=20)}
 
 
 def test_an_outline_that_is_taken_back_makes_a_new_object(gui: Any, at: Any, target: QgsVectorLayer) -> None:

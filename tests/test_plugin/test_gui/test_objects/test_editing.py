@@ -195,17 +195,41 @@ def test_delete(gpkg: Any, shapes: Any) -> None:
 def test_a_refined_object_stays_the_same_feature(target: Any, shapes: Any) -> None:
     layer = target.accept(shapes.rectangle(0, 0), "roof", n_clicks=1)
     (before,) = target.saved()
-    target.accept(shapes.rectangle(0, 0, 12, 12), "roof", n_clicks=4, replaces=before.id())
+    target.choice.correct(layer, before.id(), shapes.rectangle(0, 0, 12, 12))
     (after,) = target.saved()
     assert after.id() == before.id()
-    assert after["object_id"] == before["object_id"]
-    assert after["clicks"] == 4
+    assert [after[name] for name in ("object_id", "class", "clicks")] == [before["object_id"], "roof", 1]
     assert after["area_m2"] == pytest.approx(144.0, rel=2e-3)
     target.choice.history.undo()
     (again,) = target.saved()
     assert again.geometry().area() == pytest.approx(100.0)
-    assert again["clicks"] == 1
+    assert again["area_m2"] == pytest.approx(100.0, rel=2e-3)
     assert layer.featureCount() == 1
+
+
+def test_a_refined_outline_is_cut_out_of_the_others_if_wanted(target: Any, shapes: Any) -> None:
+    layer = target.accept(shapes.rectangle(0, 0))
+    target.accept(shapes.rectangle(10, 0))
+    first, _ = target.saved()
+    target.choice.correct(layer, first.id(), shapes.rectangle(0, 0, 15, 10), on_top=True)
+    assert target.areas() == [50.0, 150.0]
+    target.choice.history.undo()
+    assert target.areas() == [100.0, 100.0]
+
+
+def test_a_refinement_in_an_edit_session_is_said_to_be_his_to_save(target: Any, shapes: Any, gpkg: Any) -> None:
+    layer = gpkg((shapes.rectangle(0, 0), "roof"))
+    assert layer.startEditing()
+    target.choice.correct(layer, ids(layer)[0], shapes.rectangle(0, 0, 12, 12))
+    (said,) = target.problems
+    assert "is being edited" in said
+    layer.rollBack()
+
+
+def test_no_feature_loses_its_outline(target: Any, shapes: Any) -> None:
+    layer = target.accept(shapes.rectangle(0, 0))
+    with pytest.raises(SinkError, match="Nothing of the object is left"):
+        target.choice.correct(layer, target.saved()[0].id(), QgsGeometry.fromWkt("MultiPolygon EMPTY"))
 
 
 def test_the_feature_under_the_mouse(gpkg: Any, shapes: Any) -> None:
