@@ -124,6 +124,12 @@ def check_polygons(layer: QgsVectorLayer) -> None:
         raise SinkError(f"'{layer.name()}' holds {kind}, not polygons; choose a polygon layer.")
 
 
+def takes_outlines(layer: QgsVectorLayer) -> bool:
+    """Return whether features of a layer may get other outlines; False for files and formats that are only read."""
+    has = layer.dataProvider().capabilities()
+    return bool(not layer.readOnly() and has & QgsVectorDataProvider.Capability.ChangeGeometries)
+
+
 def check_writable(layer: QgsVectorLayer, changes: Sequence[FeatureChange]) -> None:
     """Raise `SinkError` where the layer cannot take such changes."""
     check_polygons(layer)

@@ -24,6 +24,7 @@ def hint_text(
     mode: Mode,
     *,
     is_begun: bool,
+    is_correction: bool,
     class_name: str,
     raster_name: str,
     target_name: str,
@@ -32,7 +33,8 @@ def hint_text(
 ) -> str:
     """Return the sentence; empty without a raster.
 
-    `is_begun`: an object is in the making; `taken_hint`: what clicks do where they go elsewhere, else empty.
+    `is_begun`: an object is in the making; `is_correction`: its accept corrects a polygon; `taken_hint`: what
+    clicks do where they go elsewhere, else empty.
     """
     if not raster_name:
         return ""
@@ -44,7 +46,7 @@ def hint_text(
     name = mode.value.name
     if not is_begun or name in _EDITS:
         return _WHERE_TO_CLICK[name].format(what=what, raster=raster_name, target=target_name)
-    where = "changes it there" if name == "refine" else f"puts it as {what} into {target_name}"
+    where = "corrects the polygon" if is_correction else f"puts it as {what} into {target_name}"
     how = {
         "box": "Another box takes the place of the first",
         "scribble": "Draw to add, with Shift to take away",

@@ -291,7 +291,7 @@ class PromptControl(QObject):
         if answer is None or outline is None:
             return False
         class_name = self._classes.current if self._accept_as is None else self._accept_as
-        source = self.session.step.source
+        source, is_correction = self.session.step.source, self._object.is_correction
         try:
             layer = self._object.store(answer, outline, class_name=class_name)
         except (SinkError, CoordinateError) as error:
@@ -299,11 +299,13 @@ class PromptControl(QObject):
             return False
         self.reset()
         self.accepted.emit(answer, bytes(outline.asWkb()), class_name)
-        if source is None:
-            what = f"{class_name or 'Object'} of {area_text(answer.area_m2)}"
-            self.object_changed.emit(f"{what} is now in '{layer.name()}'.")
-        else:
+        what = f"{class_name or 'Object'} of {area_text(answer.area_m2)}"
+        if is_correction:
             self.object_changed.emit(f"The polygon in '{layer.name()}' is corrected.")
+        elif source is not None:
+            self.object_changed.emit(f"{what} is now in '{layer.name()}'; the polygon's own layer is read-only.")
+        else:
+            self.object_changed.emit(f"{what} is now in '{layer.name()}'.")
         return True
 
     def _drop(self) -> None:
@@ -379,6 +381,7 @@ class PromptControl(QObject):
         return hint_text(
             self.tool.mode,
             is_begun=not self.session.is_empty,
+            is_correction=self._object.is_correction,
             class_name=self._classes.current,
             raster_name=self._scene.name,
             target_name="a new layer" if target is None else f"'{target.name()}'",

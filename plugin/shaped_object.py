@@ -10,7 +10,7 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsGeometry, QgsProject, Qgs
 from .classes import Classes
 from .crs import geometry_from_wkb
 from .exchange import Answer
-from .feature_sink import SinkError
+from .feature_sink import SinkError, takes_outlines
 from .scene_control import SceneControl
 from .session import FeatureRef, Session
 from .shaping import ShapeOptions, shaped
@@ -57,13 +57,20 @@ class ShapedObject:
             self._shaped_from = key
         return QgsGeometry(self._shaped)
 
+    @property
+    def is_correction(self) -> bool:
+        """True where an accept corrects the polygon that the object was begun with; a read-only one stays as it is."""
+        source = self._session.step.source
+        layer = None if source is None else QgsProject.instance().mapLayer(source.layer_id)
+        return source is not None and not (isinstance(layer, QgsVectorLayer) and not takes_outlines(layer))
+
     def store(self, answer: Answer, outline: QgsGeometry, *, class_name: str) -> QgsVectorLayer:
         """Add the object to the target layer, or correct the feature that it was begun with; return the layer.
 
         `class_name` is for a new one; a corrected feature keeps its attributes. Raises `SinkError`, `CoordinateError`.
         """
         source = self._session.step.source
-        if source is not None:
+        if source is not None and self.is_correction:
             return self._correct(source, outline)
         return self._target.accept(
             answer,

@@ -14,6 +14,7 @@ NAMES = ("point", "box", "scribble", "polygon", "refine", "exemplar", "cut", "me
 def hint(name: str = "point", **changes: Any) -> str:
     usual = {
         "is_begun": False,
+        "is_correction": False,
         "class_name": "",
         "raster_name": "scene",
         "target_name": "'roofs'",
@@ -37,7 +38,9 @@ def test_it_names_class_and_raster_and_then_the_target(name: str) -> None:
 
 
 def test_a_polygon_that_is_corrected_goes_nowhere_else() -> None:
-    assert "'roofs'" not in hint("refine", is_begun=True)
+    for name in ("refine", "point"):
+        assert "'roofs'" not in hint(name, is_begun=True, is_correction=True)
+    assert "into 'roofs'" in hint("refine", is_begun=True)  # its own layer is read-only
 
 
 def test_edits_do_not_care_about_the_object_in_the_making() -> None:

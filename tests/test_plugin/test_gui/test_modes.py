@@ -195,7 +195,7 @@ def test_in_refine_mode_a_click_picks_and_a_click_beside_says_so(gui: Any, at: A
     source = gui.session.step.source
     assert (source.layer_id, source.state.fid) == (parcels.id(), 2)
     assert gui.overlay.highlight.isEmpty()
-    assert "changes it there" in gui.dock.hint_label.text()
+    assert "Enter corrects the polygon" in gui.dock.hint_label.text()
 
 
 def test_a_refined_polygon_whose_id_shifts_is_found_again(
@@ -256,6 +256,24 @@ def test_a_refined_outline_is_cut_out_of_the_others_of_its_layer(gui: Any, at: A
     gui.wait_for_answer()
     gui.key(Qt.Key.Key_Return)
     assert owners(parcels) == {"Ada": 400, "Ben": pytest.approx(2300, abs=20)}
+
+
+def test_a_refined_polygon_of_a_read_only_layer_becomes_a_new_object(
+    gui: Any, at: Any, parcels: QgsVectorLayer
+) -> None:
+    parcels.setReadOnly(True)
+    gui.start()
+    gui.controller.classes.choose("building")
+    gui.move(at(350, 450))
+    gui.key(Qt.Key.Key_E)
+    gui.click(at(350, 450))
+    gui.wait_for_answer()
+    assert "as a 'building' into a new layer" in gui.dock.hint_label.text()
+    gui.key(Qt.Key.Key_Return)
+    assert owners(parcels) == {"Ada": 2500, "Ben": 2500}
+    (feature,) = gui.controller.target.layer().getFeatures()
+    assert (feature["class"], round(feature.geometry().area())) == ("building", 400)
+    assert "the polygon's own layer is read-only" in gui.dock.object_label.text()
 
 
 def test_an_outline_that_is_taken_back_makes_a_new_object(gui: Any, at: Any, target: QgsVectorLayer) -> None:
