@@ -30,7 +30,7 @@ from .editing import SegmentedFeature, add_object, rename_class, set_outline
 from .exchange import Answer
 from .feature_outlines import measured, moved, near
 from .feature_sink import EditStep, SinkError
-from .field_mapping import FieldMappingDialog, unstored
+from .field_mapping import FieldMappingDialog, field_of, unstored
 from .history import EditHistory
 from .measure_keeper import MeasureKeeper
 from .save_places import folders, free_path
@@ -156,6 +156,7 @@ class TargetChoice(QObject):
         if step is None:
             return ""
         self._take(layer, step)
+        self._show_written(layer, step)
         return f"Done: {step.label}."
 
     def ask_fields(self, parent: QWidget | None = None) -> None:
@@ -218,6 +219,16 @@ class TargetChoice(QObject):
                 layer,
                 f"'{layer.name()}' is being edited: objects go into its edit session and are safe once you save it.",
             )
+
+    def _show_written(self, layer: QgsVectorLayer, step: EditStep) -> None:
+        """Let the layer draw the classes that a step gave in their colours, as an accept does."""
+        field = field_of(layer, "class")
+        if field is None or self._classes is None:
+            return
+        given = [change.after.attributes.get(field) for change in step.changes if change.after is not None]
+        for name in self._classes.names():
+            if name in given:
+                show_class(layer, name, colour=self._classes.colour(name))
 
     def _hold(self, layer: QgsVectorLayer) -> None:
         """Keep a GeoPackage open for writing as long as it is the target.

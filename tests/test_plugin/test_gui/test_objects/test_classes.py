@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import QgsCategorizedSymbolRenderer, QgsFillSymbol, QgsProject, QgsRendererCategory
+from qgis.core import QgsCategorizedSymbolRenderer, QgsFillSymbol, QgsProject, QgsRendererCategory, QgsVectorLayer
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.class_panel import ClassPanel
 from segadapt.plugin.class_style import palette_colour, symbol_colour
 from segadapt.plugin.classes import Classes
+from segadapt.plugin.editing import set_class
 
 
 @pytest.fixture
@@ -119,17 +120,35 @@ def test_classes_of_a_layer_are_taken_over_with_their_colours(classes: Classes, 
     assert classes.colour("tree") == QColor("red")  # what the user chose stays
 
 
+def shown(layer: QgsVectorLayer) -> dict[str, str]:
+    """Colours by class."""
+    categories = layer.renderer().categories()  # kept: a symbol dies with its category
+    return {category.value(): symbol_colour(category.symbol()).name() for category in categories}
+
+
 def test_a_layer_of_ours_follows_names_and_colours(target: Any, shapes: Any) -> None:
     layer = target.accept(shapes.rectangle(0, 0), "roof")
     target.accept(shapes.rectangle(20, 0), "tree")
     target.classes.set_colour("roof", QColor("#102030"))
-    categories = layer.renderer().categories()
-    colours = {category.value(): symbol_colour(category.symbol()).name() for category in categories}
-    assert colours["roof"] == "#102030"
+    assert shown(layer)["roof"] == "#102030"
     assert target.classes.rename("roof", "house") == ""
     assert [feature["class"] for feature in target.saved()] == ["house", "tree"]
     assert target.choice.history.undo() == "Undone: class house for 1 object."
     assert [feature["class"] for feature in target.saved()] == ["roof", "tree"]
+
+
+def test_classes_given_and_renamed_have_their_colours_on_the_map_and_in_the_file(target: Any, shapes: Any) -> None:
+    layer = target.accept(shapes.rectangle(0, 0), "roof")
+    target.accept(shapes.rectangle(20, 0), "tree")
+    (roof, _tree) = target.saved()
+    target.classes.add("pond", QColor("#102030"))
+    target.choice.do(lambda layer: set_class(layer, [roof.id()], "pond"))
+    target.classes.rename("tree", "bush")
+    expected = {"pond": "#102030", "bush": target.classes.colour("bush").name()}
+    assert shown(layer).items() >= expected.items()
+    assert list(shown(layer))[-1] == ""  # all others come last
+    again = QgsVectorLayer(layer.source(), "again", "ogr")
+    assert shown(again).items() >= expected.items()
 
 
 @pytest.fixture
