@@ -263,9 +263,14 @@ class PromptControl(QObject):
             self.batch.go_on(is_accepted=self._accept())
         elif self._accept_as is not None:
             later = list(self._later)
-            is_accepted = self._accept()
+            is_over = self._accept()
             self._forget_accept()
-            for add in later if is_accepted else ():
+            if later and not answer.wkb:
+                # What was clicked since then is not to be lost for an object that is none.
+                self.notified.emit("No object was found before your Enter; what you clicked since begins the next one.")
+                self.reset()
+                is_over = True
+            for add in later if is_over else ():
                 self._prompt(add)
 
     def _on_failed(self, failure: Failure) -> None:

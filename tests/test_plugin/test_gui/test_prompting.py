@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -216,6 +217,32 @@ def test_what_follows_an_early_enter_belongs_to_the_next_object(gui: Any, at: An
     assert answer.request_id == gui.backend.prompts[-1].request_id
     gui.key(Qt.Key.Key_Return)
     assert sorted(feature["class"] for feature in target_layer(gui).getFeatures()) == ["building", "road"]
+
+
+def test_what_follows_an_early_enter_is_not_lost_where_no_object_was_found(
+    gui: Any, at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gui.start()
+    plain = gui.backend._answer
+    nowhere = at(500, 400).x()
+    monkeypatch.setattr(
+        gui.backend,
+        "_answer",
+        lambda prompt: replace(plain(prompt), wkb=b"" if prompt.points_map[0][0] < nowhere else plain(prompt).wkb),
+    )
+    gui.backend.gate.clear()
+    gui.click(at(300, 400))
+    gui.wait_for(lambda: gui.backend.prompts)
+    gui.key(Qt.Key.Key_Return)
+    gui.click(at(700, 400))
+    gui.backend.gate.set()
+    gui.wait_for(lambda: len(gui.backend.prompts) == 2)
+    gui.wait_for_answer()
+    assert "No object was found before your Enter" in gui.notices[-1]
+    (point,) = gui.session.step.points_map
+    assert point == pytest.approx((at(700, 400).x(), at(700, 400).y()), abs=0.5)
+    gui.key(Qt.Key.Key_Return)
+    assert target_layer(gui).featureCount() == 1
 
 
 def test_escape_after_an_early_enter_keeps_nothing(gui: Any, at: Any) -> None:
