@@ -24,6 +24,7 @@ from .class_map_tasks import (
     MapTask,
     MapView,
     NextPlace,
+    RedoStroke,
     RenameClass,
     SaveClassModel,
     SetColours,
@@ -81,9 +82,10 @@ class ClassMapPanel(QWidget):
 
 
 class ClassMapControl(QObject):
-    """Owns mode, overlay and panel. `notified` carries a sentence for the message bar."""
+    """Owns mode, overlay and panel. `notified` carries a sentence; `changed`: undo may do something else now."""
 
     notified = pyqtSignal(str)
+    changed = pyqtSignal()
 
     def __init__(
         self,
@@ -108,6 +110,8 @@ class ClassMapControl(QObject):
         self._handle: MapHandle | None = None
         self._picture: MapPicture | None = None
         self._visited: list[Point] = []
+        self._under_way: list[MapTask] = []
+        """Clicks, undos and redos that no picture shows yet."""
         self._view_task: MapView | None = None
         self._write_task: WriteMap | WritePolygons | None = None
         self._writing = ""
@@ -140,6 +144,21 @@ class ClassMapControl(QObject):
     def picture(self) -> MapPicture | None:
         """What was last drawn."""
         return self._picture
+
+    @property
+    def undo_text(self) -> str:
+        """What `undo` takes back while the class map is on, "" for nothing."""
+        n_strokes = 0 if self._picture is None else self._picture.n_strokes
+        return "click" if self.wants_clicks() and (self._under_way or n_strokes) else ""
+
+    @property
+    def redo_text(self) -> str:
+        """What `redo` brings back while the class map is on, "" for nothing."""
+        if self._under_way:
+            has_undone = not isinstance(self._under_way[-1], AddStroke)
+        else:
+            has_undone = self._picture is not None and self._picture.n_undone > 0
+        return "click" if self.wants_clicks() and has_undone else ""
 
     def has_work(self) -> bool:
         """Say whether there are clicks that would be lost with the scene."""
@@ -175,12 +194,16 @@ class ClassMapControl(QObject):
             self.notified.emit("No class is chosen; name one in the panel, or press the number of one.")
             return
         self._hide_place()
-        self._do(AddStroke, points_map=tuple(points_raster), class_name=name, colour=colour.getRgb()[:3])
+        self._change(AddStroke, points_map=tuple(points_raster), class_name=name, colour=colour.getRgb()[:3])
         self._encode_view()
 
     def undo(self) -> None:
         """Take the last click or scribble back."""
-        self._do(UndoStroke)
+        self._change(UndoStroke)
+
+    def redo(self) -> None:
+        """Bring the click or scribble back that was taken back last."""
+        self._change(RedoStroke)
 
     def rename_class(self, old: str, new: str) -> None:
         """Follow a class that has another name now."""
@@ -257,6 +280,13 @@ class ClassMapControl(QObject):
         if self._handle is not None and self._scene.is_ready:
             self._do(kind, **values)
 
+    def _change(self, kind: type[MapTask], **values: Any) -> None:
+        """Hand over what changes the clicks."""
+        task = self._do(kind, **values)
+        if task is not None:
+            self._under_way.append(task)
+            self._show()
+
     def _encode_view(self) -> None:
         if not self.wants_clicks() or not self._scene.is_ready:
             return
@@ -274,6 +304,7 @@ class ClassMapControl(QObject):
             return
         if isinstance(item, MapPicture):
             self._picture = item
+            self._under_way = [one for one in self._under_way if one is not task]
             self._draw()
         elif isinstance(task, FindNext):
             self._go_to(item)
@@ -301,12 +332,14 @@ class ClassMapControl(QObject):
             self._view_task = None
         if failure.task is self._write_task:
             self._write_task = None
+        self._under_way = [one for one in self._under_way if one is not failure.task]
         self.notified.emit(failure.sentence)
         self._show()
 
     def _on_scene_changed(self) -> None:
         self._handle = self._picture = self._view_task = self._write_task = None
         self._visited.clear()
+        self._under_way.clear()
         self._hide_place()
         self._draw()
         self._show()
@@ -360,6 +393,7 @@ class ClassMapControl(QObject):
             panel.buttons[name].setText("Stop" if name == writing else text)
         panel.progress_bar.setVisible(self._write_task is not None)
         self.next_action.setEnabled(self.wants_clicks())
+        self.changed.emit()
 
     def _status(self, n_strokes: int) -> str:
         if not self.wants_clicks():

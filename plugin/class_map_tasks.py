@@ -55,7 +55,8 @@ class MapPicture:
     """Labels of part of a raster, to be drawn.
 
     `labels`: uint8 (rows, cols), 0 nothing; `corners_map`: upper left, upper right, lower right, lower left in the
-    raster's CRS; `colours` by class id; `n_missing`: windows of the view that are not encoded yet.
+    raster's CRS; `colours` by class id; `n_missing`: windows of the view that are not encoded yet; `n_undone`: clicks
+    and scribbles that were taken back and can come again.
     """
 
     labels: Any
@@ -63,6 +64,7 @@ class MapPicture:
     colours: dict[int, tuple[int, int, int]]
     n_missing: int
     n_strokes: int
+    n_undone: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,17 @@ class RenameClass(MapTask):
         """Rename and draw."""
         mapper = self.handle.mapper(segmenter, progress)
         mapper.rename_class(self.old, self.new)
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class RedoStroke(MapTask):
+    """Bring the click or scribble back that was taken back last. Yields the picture."""
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Learn again and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        mapper.redo()
         yield picture(mapper, self.view_map)
 
 
@@ -270,10 +283,11 @@ def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
 
     bounds = view_px(mapper, view_map)
     colours = {one.class_id: one.colour for one in mapper.classes}
+    counts = mapper.n_strokes, mapper.n_undone
     if bounds is None:
         nowhere = (0.0, 0.0)
         empty = np.zeros((0, 0), np.uint8)
-        return MapPicture(empty, (nowhere, nowhere, nowhere, nowhere), colours, 0, mapper.n_strokes)
+        return MapPicture(empty, (nowhere, nowhere, nowhere, nowhere), colours, 0, *counts)
     left, top, right, bottom = bounds
     labels = mapper.labels(bounds, only_encoded=True)
     step = max(1, int(np.ceil((labels.size / _MOST_PICTURE_PX) ** 0.5)))
@@ -281,7 +295,7 @@ def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
     # The pixels of the picture stand for whole steps, the last of which may reach beyond the view.
     right, bottom = left + step * labels.shape[1], top + step * labels.shape[0]
     corners = mapper.scene.reader.to_map([(left, top), (right, top), (right, bottom), (left, bottom)])
-    return MapPicture(labels, _corners(corners), colours, len(mapper.missing(bounds)), mapper.n_strokes)
+    return MapPicture(labels, _corners(corners), colours, len(mapper.missing(bounds)), *counts)
 
 
 def _corners(xy: Any) -> tuple[Point, Point, Point, Point]:

@@ -63,6 +63,16 @@ class EditHistory(QObject):
         return bool(self._undone)
 
     @property
+    def newest(self) -> EditStep | None:
+        """The step that `undo` would take back."""
+        return self._done[-1] if self._done else None
+
+    @property
+    def next(self) -> EditStep | None:
+        """The step that `redo` would do again."""
+        return self._undone[-1] if self._undone else None
+
+    @property
     def undo_text(self) -> str:
         """What `undo` would take back, e.g. "merge 2 objects", "" for nothing."""
         return self._done[-1].label if self._done else ""

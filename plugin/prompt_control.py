@@ -212,7 +212,7 @@ class PromptControl(QObject):
 
     def _on_layer_edited(self) -> None:
         self._object.forget_neighbours()
-        self._show_possible()
+        self.show_possible()
 
     def _prompt(self, add: Callable[[], None]) -> None:
         """Let the session take a prompt, and ask."""
@@ -356,14 +356,14 @@ class PromptControl(QObject):
                 self.notified.emit(str(error))
         self._scene.set_waiting(self.session.is_waiting and self._scene.is_ready)
         self.object_changed.emit(self._description())
-        self._show_possible()
+        self.show_possible()
 
     def _description(self) -> str:
         if self.batch.is_running:
             return f"Object {self.batch.n_done + 1} of {self.batch.n_planned} from the selection · Esc stops"
         return object_text(self.session)
 
-    def _show_possible(self) -> None:
+    def show_possible(self) -> None:
         """Enable what can be done, and let undo and redo say what they will do."""
         session, answer = self.session, self.session.answer
         has_mask = session.is_waiting or (answer is not None and bool(answer.wkb))

@@ -161,8 +161,56 @@ class SimilarControl(QObject):
     def reject(self) -> None:
         """The candidate in white is none."""
         if self.review is not None and self.current is not None:
-            self.review.rejected.append(self.current)
+            self.review.say(self.current, is_accepted=False, step=self._target.history.newest)
             self._go_on()
+
+    @property
+    def undo_text(self) -> str:
+        """What `undo` takes back, "" where the review is left or something was done to a layer since."""
+        answers = self.review.answers if self.review is not None and self._is_reviewing else []
+        if not answers or answers[-1].step is not self._target.history.newest:
+            return ""
+        return answers[-1].word
+
+    @property
+    def redo_text(self) -> str:
+        """What `redo` brings back, "" for nothing."""
+        taken_back = self.review.taken_back if self.review is not None and self._is_reviewing else []
+        if not taken_back:
+            return ""
+        said, step = taken_back[-1], self._target.history.next
+        return said.word if not said.is_accepted or (step is not None and said.step is step) else ""
+
+    def undo(self) -> None:
+        """Take the newest answer back, an accept with its object, and ask about that candidate again."""
+        review, history = self.review, self._target.history
+        if review is None or not self.undo_text:
+            return
+        self._accepting.clear()
+        said, undone = review.answers[-1], None
+        if said.is_accepted:
+            before = history.next
+            history.undo()
+            if history.newest is said.step:
+                return  # not now; the history says why
+            undone = history.next if history.next is not before else None  # the object may be gone already
+        review.take_back(undone)
+        self._go_on()
+        self._ask(said.number)
+        self._draw()
+
+    def redo(self) -> None:
+        """Bring back the answer that was taken back last."""
+        review, history = self.review, self._target.history
+        if review is None or not self.redo_text:
+            return
+        said = review.taken_back[-1]
+        if said.is_accepted:
+            history.redo()
+            if history.next is said.step:
+                return  # not now; the history says why
+        review.say_again(history.newest)
+        self._go_on()
 
     def leave(self) -> None:
         """Leave the review: the search goes on, candidates and answers are kept until the next search."""
@@ -278,12 +326,18 @@ class SimilarControl(QObject):
         if self._is_reviewing and self.current is None and self.review is not None:
             queue = self.review.queue()
             if queue:
-                self.current = queue[0]
-                self._asked_s = time.monotonic()
-                try:
-                    self.overlay.look_at(self._on_canvas(self.review.geometries[self.current]).boundingBox())
-                except CoordinateError as error:
-                    self.notified.emit(str(error))
+                self._ask(queue[0])
+
+    def _ask(self, number: int) -> None:
+        """Ask about a candidate, and let the canvas show it."""
+        if self.review is None:
+            return
+        self.current = number
+        self._asked_s = time.monotonic()
+        try:
+            self.overlay.look_at(self._on_canvas(self.review.geometries[number]).boundingBox())
+        except CoordinateError as error:
+            self.notified.emit(str(error))
 
     def _store(self, number: int, outline: QgsGeometry) -> bool:
         """Put a candidate into the target layer. Return False, and say why, where that cannot be."""
@@ -307,7 +361,7 @@ class SimilarControl(QObject):
         except (SinkError, CoordinateError) as error:
             self.notified.emit(str(error))
             return False
-        review.accepted.append(number)
+        review.say(number, is_accepted=True, step=self._target.history.newest)
         return True
 
     def _outline(self, number: int, review: Review) -> QgsGeometry:

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qgis.core import QgsGeometry
 
 from .crs import geometry_from_wkb
+from .feature_sink import EditStep
 from .similar_tasks import Found, SearchHandle
 
 # What overlaps an object that is known already by more than this is that object.
 _SAME_OBJECT_IOU = 0.5
 
 
+class Said(NamedTuple):
+    """An answer for a candidate, and the step of the layers' history that says whether it is its turn.
+
+    Nothing was done to a layer since the answer while that step is the newest one done, or since an accept was taken
+    back while it is the newest one undone.
+    """
+
+    number: int
+    is_accepted: bool
+    step: EditStep | None
+
+    @property
+    def word(self) -> str:
+        """What it is, for undo and redo."""
+        return "accept" if self.is_accepted else "reject"
+
+
 @dataclass(eq=False)
 class Review:
-    """The candidates of one search, in the order of their finding, and what was said of them."""
+    """The candidates of one search, in the order of their finding, and what was said of them, the newest last."""
 
     class_name: str
     handle: SearchHandle = field(default_factory=SearchHandle)
@@ -24,8 +43,31 @@ class Review:
     geometries: dict[int, QgsGeometry] = field(default_factory=dict)
     """Outlines in the raster's CRS."""
     probabilities: dict[int, float] = field(default_factory=dict)
-    accepted: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
+    answers: list[Said] = field(default_factory=list)
+    taken_back: list[Said] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> list[int]:
+        """Numbers of the candidates that were accepted."""
+        return [said.number for said in self.answers if said.is_accepted]
+
+    @property
+    def rejected(self) -> list[int]:
+        """Numbers of the candidates that were rejected."""
+        return [said.number for said in self.answers if not said.is_accepted]
+
+    def say(self, number: int, *, is_accepted: bool, step: EditStep | None) -> None:
+        """Answer for a candidate; what was taken back before does not come again."""
+        self.answers.append(Said(number, is_accepted, step))
+        self.taken_back.clear()
+
+    def take_back(self, step: EditStep | None) -> None:
+        """Take the newest answer back; `step`: what the history undid for that."""
+        self.taken_back.append(self.answers.pop()._replace(step=step))
+
+    def say_again(self, step: EditStep | None) -> None:
+        """Bring back the answer that was taken back last; `step`: the newest of the history now."""
+        self.answers.append(self.taken_back.pop()._replace(step=step))
 
     def add(self, found: Found) -> None:
         """Take in a candidate."""
@@ -39,7 +81,7 @@ class Review:
 
     def queue(self) -> list[int]:
         """Numbers of the candidates that nothing was said of, the likeliest first."""
-        answered = {*self.accepted, *self.rejected}
+        answered = {said.number for said in self.answers}
         open_ones = [number for number in self.candidates if number not in answered]
         return sorted(open_ones, key=lambda number: (-self.probabilities[number], number))
 

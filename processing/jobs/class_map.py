@@ -125,6 +125,7 @@ class ClassMapper:
         self.options = options or ClassMapOptions()
         self._classes: dict[int, MapClass] = {}
         self._strokes: list[Stroke] = []
+        self._undone: list[Stroke] = []
         self._blocks: OrderedDict[tuple[int, int, int, int], Block] = OrderedDict()
         self._memory_bytes = memory_bytes
         self._space: FeatureSpace | None = None
@@ -160,6 +161,11 @@ class ClassMapper:
         return len(self._strokes)
 
     @property
+    def n_undone(self) -> int:
+        """Clicks and scribbles that `redo` brings back."""
+        return len(self._undone)
+
+    @property
     def is_fitted(self) -> bool:
         """Whether there is something to map with."""
         return bool(self._strokes) or self._head is not None
@@ -191,9 +197,10 @@ class ClassMapper:
         del self._classes[ids[old]]
         now = {ids[old]: ids[new]}
         # New objects, all of them: by the last one a block knows whether what was said there is still up to date.
-        self._strokes = [
-            replace(stroke, class_id=now.get(stroke.class_id, stroke.class_id)) for stroke in self._strokes
-        ]
+        self._strokes, self._undone = (
+            [replace(stroke, class_id=now.get(stroke.class_id, stroke.class_id)) for stroke in strokes]
+            for strokes in (self._strokes, self._undone)
+        )
         self._head = None
 
     def click(self, x: float, y: float, class_id: int) -> None:
@@ -210,13 +217,22 @@ class ClassMapper:
         if self._head is not None and not self._strokes:
             self._history = (*self._history, {"event": "clicks take over", "date": _today()})
         self._strokes.append(self._stroke(pixels, class_id))
+        self._undone.clear()
         self._head = None
 
     def undo(self) -> bool:
         """Take the last click or scribble back; False where there is none."""
         if not self._strokes:
             return False
-        self._strokes.pop()
+        self._undone.append(self._strokes.pop())
+        self._head = None
+        return True
+
+    def redo(self) -> bool:
+        """Bring the click or scribble back that was taken back last; False where there is none, or a new one since."""
+        if not self._undone:
+            return False
+        self._strokes.append(self._undone.pop())
         self._head = None
         return True
 
@@ -233,14 +249,14 @@ class ClassMapper:
     def as_now(self) -> ClassMapper:
         """The map as it is: clicks and options that follow change this one alone. Both share what was encoded."""
         now = copy.copy(self)
-        now._classes, now._strokes = dict(self._classes), list(self._strokes)
+        now._classes, now._strokes, now._undone = dict(self._classes), list(self._strokes), list(self._undone)
         return now
 
     def moved_to(self, scene: Scene, backbone: Backbone | None) -> ClassMapper:
         """The same clicks on another scene of the same raster, as after a device was replaced; it is encoded anew."""
         moved = ClassMapper(scene, backbone, options=self.options, memory_bytes=self._memory_bytes)
         moved._classes, moved._strokes, moved._history = dict(self._classes), list(self._strokes), self._history
-        moved._space, moved._head = self._space, self._head
+        moved._undone, moved._space, moved._head = list(self._undone), self._space, self._head
         return moved
 
     def limited(self, bounds_px: Bounds | None = None) -> tuple[int, int, int, int]:

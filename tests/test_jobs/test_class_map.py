@@ -105,6 +105,23 @@ def test_what_was_said_always_holds(scene, truth, is_snapped):
     assert not (mapper.labels()[50, 100:141] == 3).any()
 
 
+def test_strokes_come_back_until_there_is_a_new_one(scene):
+    mapper = mapped(scene)
+    whole, n_strokes = mapper.labels(), mapper.n_strokes
+    assert not mapper.redo()
+    assert mapper.undo()
+    assert mapper.undo()
+    assert mapper.n_undone == 2
+    assert mapper.redo()
+    assert mapper.redo()
+    assert (mapper.n_strokes, mapper.n_undone) == (n_strokes, 0)
+    assert np.array_equal(mapper.labels(), whole)
+    mapper.undo()
+    mapper.click(60, 101, 2)
+    assert not mapper.redo()
+    assert mapper.n_strokes == n_strokes
+
+
 def test_parts_equal_the_whole(scene):
     for is_snapped in (True, False):
         mapper = mapped(scene, is_snapped=is_snapped)
@@ -185,8 +202,10 @@ def test_a_class_that_is_renamed_stays_one_class(scene, truth):
     before = mapper.labels()
     mapper.rename_class("nobody", "knows")
     assert [one.name for one in mapper.classes] == ["1", "wood", "3"]
+    assert mapper.undo()
     mapper.rename_class("3", "wood")  # as where 'wood' was removed from the panel and its name given to another
     assert [one.name for one in mapper.classes] == ["1", "wood"]
+    assert mapper.redo()  # what was taken back is of the same class now
     assert np.array_equal(mapper.labels(), np.where(before == 3, 2, before))
     assert mapper.undo()
     assert mapper.learned().history[-1]["strokes"] == {"1": 2, "wood": 2}
@@ -263,6 +282,9 @@ def test_clicks_go_along_where_a_device_is_replaced(scene, truth, open_scene):
     assert np.array_equal(moved.labels(), mapper.labels())
     assert moved.undo()
     assert moved.n_strokes == mapper.n_strokes - 1
+    again = moved.moved_to(other, FakeBackbone())
+    assert again.redo()
+    assert moved.n_undone == 1
     assert moved.scene is other
 
 

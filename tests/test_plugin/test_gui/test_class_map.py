@@ -20,11 +20,13 @@ from segadapt.plugin.class_map_tasks import (
     MapPicture,
     MapView,
     NextPlace,
+    RedoStroke,
     SetSnapping,
     UndoStroke,
     WriteMap,
 )
 from segadapt.plugin.exchange import Failure
+from segadapt.plugin.prompt_tool import Command
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -74,12 +76,12 @@ def control(gui: Any, worker: FakeWorker) -> Any:
     control.dispose()
 
 
-def halves(at: Any, *, n_strokes: int = 1, n_missing: int = 0) -> MapPicture:
+def halves(at: Any, *, n_strokes: int = 1, n_missing: int = 0, n_undone: int = 0) -> MapPicture:
     """The whole raster: class 1 on the left half, class 2 on the right."""
     labels = np.ones((64, 64), np.uint8)
     labels[:, 32:] = 2
     corners = tuple((p.x(), p.y()) for p in (at(0, 0), at(1024, 0), at(1024, 1024), at(0, 1024)))
-    return MapPicture(labels, corners, {1: RED, 2: BLUE}, n_missing, n_strokes)
+    return MapPicture(labels, corners, {1: RED, 2: BLUE}, n_missing, n_strokes, n_undone)
 
 
 def painted(gui: Any, control: Any, point: Any) -> QColor:
@@ -216,6 +218,52 @@ def test_the_map_follows_names_and_colours_of_the_panel(gui: Any, at: Any, monke
     tasks.clear()
     classes.rename("house", "roof")
     assert tasks == []
+
+
+def test_undo_and_redo_of_clicks(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    gui.prompts.click_takers.add(control, hint="Class map.")
+    control.changed.connect(gui.prompts.show_possible)
+    undo, redo = gui.controller.actions["undo"], gui.controller.actions["redo"]
+
+    def possible() -> tuple[str, str]:
+        return tuple(action.text() if action.isEnabled() else "" for action in (undo, redo))
+
+    control.mode_action.trigger()
+    assert possible() == ("", "")  # so that Ctrl+Z reaches the layer
+    control.click((1.0, 2.0), True)
+    assert possible() == ("Undo click", "")  # before the picture is there
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    undo.trigger()
+    assert possible() == ("Undo click", "Redo click")
+    worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=0, n_undone=1))
+    assert possible() == ("", "Redo click")
+    redo.trigger()
+    worker.worked.emit(worker.last(RedoStroke), halves(at))
+    assert possible() == ("Undo click", "")
+    control.click((1.0, 2.0), True)
+    worker.failed.emit(Failure("The device failed; click again.", task=worker.last(AddStroke)))
+    worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=0))
+    assert possible() == ("", "")
+    control.mode_action.trigger()
+    assert possible() == ("", "")
+
+
+def test_redo_of_layers_waits_for_that_of_clicks(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    gui.prompts.click_takers.add(control, hint="Class map.")
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    gui.prompts.command(Command.ACCEPT)
+    layer = gui.controller.target.layer()
+    gui.prompts.command(Command.UNDO)
+    control.mode_action.trigger()
+    worker.worked.emit(worker.last(MapView), halves(at, n_strokes=0, n_undone=1))
+    gui.prompts.reset()  # what was undone of the layer is not what redo begins with any more
+    gui.prompts.command(Command.REDO)
+    assert worker.last(RedoStroke)
+    worker.worked.emit(worker.last(RedoStroke), halves(at))
+    assert layer.featureCount() == 0
+    gui.prompts.command(Command.REDO)
+    assert layer.featureCount() == 1
 
 
 def test_another_scene_begins_anew(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:

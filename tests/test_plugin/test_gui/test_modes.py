@@ -537,6 +537,8 @@ def test_a_ghost_of_another_place_does_not_stand_in_for_the_answer(gui: Any, at:
 class Taker:
     """Something that wants the clicks."""
 
+    undo_text = redo_text = ""
+
     def __init__(self) -> None:
         self.got: list[Any] = []
 

@@ -21,6 +21,7 @@ from qgis.PyQt.QtCore import QObject, Qt, QVariant, pyqtSignal
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.crs import geometry_from_wkb
+from segadapt.plugin.editing import remove
 from segadapt.plugin.exchange import Failure
 from segadapt.plugin.field_mapping import FieldSource, remember_mapping
 from segadapt.plugin.shaping import ShapeOptions
@@ -28,7 +29,8 @@ from segadapt.plugin.similar_control import SimilarControl
 from segadapt.plugin.similar_examples import MOST_EXAMPLES
 from segadapt.plugin.similar_tasks import Found, LearnAnswers, Search, SearchHandle
 
-A, R, ESCAPE = Qt.Key.Key_A, Qt.Key.Key_R, Qt.Key.Key_Escape
+A, R, Z, ESCAPE = Qt.Key.Key_A, Qt.Key.Key_R, Qt.Key.Key_Z, Qt.Key.Key_Escape
+CTRL, SHIFT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
 
 
 class FakeWorker(QObject):
@@ -137,6 +139,89 @@ def test_an_accept_is_one_step_of_undo(gui: Any, review: Any, worker: FakeWorker
     assert len(features(gui)) == 2
     gui.controller.target.history.undo()
     assert len(features(gui)) == 1
+
+
+@pytest.fixture
+def undoable(gui: Any, review: Any) -> Any:
+    """The review, to which undo and redo of the window go."""
+    gui.prompts.click_takers.add(review, hint="Review.")
+    review.changed.connect(gui.prompts.show_possible)
+    return review
+
+
+def test_undo_takes_the_newest_answer_back_and_redo_brings_it(
+    gui: Any, undoable: Any, worker: FakeWorker, at: Any
+) -> None:
+    undo, redo = gui.controller.actions["undo"], gui.controller.actions["redo"]
+    begin(undoable, worker, at, (0.9, 0.8))
+    gui.key(A)
+    gui.key(R)
+    assert undoable.current is None  # all are reviewed: the last answer can be taken back all the same
+    assert undo.text() == "Undo reject"
+    gui.key(Z, CTRL)
+    assert len(features(gui)) == 1
+    assert undoable.current == 2
+    assert (worker.learned.accepted, worker.learned.rejected) == ((1,), ())
+    assert (undo.text(), redo.text()) == ("Undo accept", "Redo reject")
+    gui.key(Z, CTRL)
+    assert features(gui) == []
+    assert undoable.current == 1
+    assert (worker.learned.accepted, worker.learned.rejected) == ((), ())
+    assert not undo.isEnabled()
+    assert redo.text() == "Redo accept"
+    gui.key(Z, CTRL | SHIFT)
+    gui.key(Z, CTRL | SHIFT)
+    assert len(features(gui)) == 1
+    assert (worker.learned.accepted, worker.learned.rejected) == ((1,), (2,))
+    assert not redo.isEnabled()
+    gui.key(Z, CTRL)
+    gui.key(A)  # another answer instead
+    assert undoable.redo_text == ""
+    assert undoable.review.accepted == [1, 2]
+
+
+def test_undo_takes_back_first_what_was_done_to_the_layer_after_an_answer(
+    gui: Any, undoable: Any, worker: FakeWorker, at: Any
+) -> None:
+    begin(undoable, worker, at, (0.9, 0.8, 0.7))
+    gui.key(A)
+    gui.key(R)
+    gui.controller.target.do(lambda layer: remove(layer, [feature.id() for feature in layer.getFeatures()]))
+    assert gui.controller.actions["undo"].text() == "Undo delete 1 object"
+    gui.key(Z, CTRL)
+    assert len(features(gui)) == 1
+    assert undoable.review.rejected == [2]
+    gui.key(Z, CTRL)
+    assert undoable.review.rejected == []
+    gui.key(ESCAPE)
+    gui.key(Z, CTRL)  # the review is left: only the layer has something
+    assert features(gui) == []
+    undoable.start()
+    assert undoable.redo_text == "reject"
+    assert undoable.undo_text == ""
+
+
+def test_an_accepted_object_that_is_gone_is_a_candidate_again(
+    gui: Any, undoable: Any, worker: FakeWorker, at: Any
+) -> None:
+    begin(undoable, worker, at, (0.9, 0.8))
+    gui.key(A)
+    layer = gui.controller.target.layer()
+    layer.dataProvider().deleteFeatures([feature.id() for feature in layer.getFeatures()])
+    gui.key(Z, CTRL)
+    assert (undoable.current, undoable.review.accepted) == (1, [])
+    assert any("was deleted or changed elsewhere" in notice for notice in gui.notices)
+    assert undoable.redo_text == ""
+
+
+def test_undo_stops_an_accept_of_all(gui: Any, undoable: Any, worker: FakeWorker, at: Any) -> None:
+    begin(undoable, worker, at, (0.9, 0.95, 0.85))
+    undoable.accept_all()
+    assert len(features(gui)) == 1
+    gui.key(Z, CTRL)
+    QTest.qWait(50)
+    assert features(gui) == []
+    assert undoable.current == 2
 
 
 def test_answers_change_the_order(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
