@@ -354,6 +354,7 @@ class Photographer:
         else:
             sys.stdout.write("No next place is far from the edge: look at 6-guidance.\n")
         yield from self._take("6-guidance")
+        self._press(_key("L"))
 
     def _adapt(self) -> Iterator[Wait]:
         """A model of buildings from elsewhere, from the measure of distance to the map of the sample scene."""
@@ -367,6 +368,7 @@ class Photographer:
         self._plugin.load_sample()
         controller = self._plugin.controller
         yield lambda: controller.scene.is_ready
+        QgsProject.instance().setCrs(controller.scene.layer.crs())  # that of the aerial image stays otherwise
         controller.scene.zoom_to_layer()
         page = controller.adaptation
         make_run = page.make_run
