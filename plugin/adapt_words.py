@@ -100,7 +100,7 @@ def done_text(step: str, result: Results, *, n_with_class: int = 0) -> str:
         asked = (
             f"{int(result.get('COUNT', 0))} places ({result.get('AREA_M2', 0.0):,.0f} m²), {n_with_class} have a class."
         )
-        return f"{asked} Choose a class (keys 1 to 9), point at a place and press K, or outline objects in it."
+        return f"{asked} Choose a class (keys 1 to 9), point at a place and press K, or outline every object in it."
     if step == TUNE:
         change = f"mean IoU {_change(result, 'MEAN_IOU_BEFORE', 'MEAN_IOU_AFTER')} on labels held out"
         return f"Round {result.get('ROUND', 1)}. {_verdict(change, is_kept=bool(result.get('IS_ADAPTED')))}"

@@ -120,9 +120,15 @@ def select_to_evaluate() -> ChainWriter:
         "Labels beside the regions",
         {"INPUT": result("mend"), "OVERLAY": result("select")},
     )
-    # Regions have no class, which makes them unknown ground.
+    # Regions have no class, which makes them unknown ground; without ranks nobody takes them for places to draw in.
     chain.step(
-        "test", "native:mergevectorlayers", "Labels to test on", {"LAYERS": [result("outside"), result("select")]}
+        "learned",
+        "native:deletecolumn",
+        "Regions that were learned from",
+        {"INPUT": result("select"), "COLUMN": fixed(["rank"])},
+    )
+    chain.step(
+        "test", "native:mergevectorlayers", "Labels to test on", {"LAYERS": [result("outside"), result("learned")]}
     )
     chain.step(
         "evaluate",

@@ -52,8 +52,9 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         return self.tr(
             "Brings a segmentation model to new ground with few labels, such as the regions that Select samples to "
             "label asks for. Some layers learn, the rest stays. A part of the labels is held out: if the model does "
-            "not get better there, the source model is saved unchanged, and the report says so. If you labelled whole "
-            "regions by drawing one class in them, give the regions as completely labelled areas, too."
+            "not get better there, the source model is saved unchanged, and the report says so. What you drew within "
+            "regions, in their own layer, makes the rest of these regions background; if you drew in another layer, "
+            "give the regions as completely labelled areas, too."
         )
 
     def helps(self) -> dict[str, str]:

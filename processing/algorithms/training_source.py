@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # `jobs.class_scheme.BACKGROUNDS`; that module needs the environment (a test compares them).
 BACKGROUNDS = ("auto", "class", "unlabelled")
+# What the layers of `selectsamples` are known by, also after the analyst has drawn in them.
+SAMPLE_FIELDS = ("rank", "predicted")
 
 
 class LabelledAlgorithm(ModelAlgorithm):
@@ -73,7 +75,10 @@ class LabelledAlgorithm(ModelAlgorithm):
                 "What pixels without a polygon are: a class of their own, or unlabelled. Auto makes them that class "
                 "where complete areas are given; without areas, for a new model where the polygons name one class "
                 "alone, and for a model that is there where it has one class besides the background and no polygon "
-                "is called as the background is. They are unlabelled else, and where a model knows no background."
+                "is called as the background is. They are unlabelled else, and where a model knows no background. In a "
+                "layer of Select samples to label (fields rank and predicted) polygons without a class are places: "
+                "where polygons with a class lie in one, the rest of that place is background; places without any, "
+                "and with auto all ground beside the places, are unlabelled."
             ),
             self.AREA: self.tr(
                 "Polygons within which everything was labelled, in any CRS: what no label covers there is background, "
@@ -109,7 +114,7 @@ class LabelledAlgorithm(ModelAlgorithm):
         Raises `JobError` for no labels, both kinds of labels, label rasters that do not go with the rasters, layers
         without CRS, and coordinates that cannot be transformed; `Cancelled`.
         """
-        from ..jobs.training_data import LabelledRaster
+        from ..jobs.training_data import LabelledRaster, with_places
 
         chosen = self.rasters(self.RASTERS) if rasters is None else list(rasters)
         if not chosen:
@@ -144,19 +149,20 @@ class LabelledAlgorithm(ModelAlgorithm):
         area = self.parameterAsSource(parameters, self.AREA, context)
         if area is None and parameters.get(self.AREA):
             raise JobError(self.invalidSourceError(parameters, self.AREA))
+        is_sampled = set(SAMPLE_FIELDS) <= set(source.fields().names())
+        is_auto = self.parameterAsEnumString(parameters, self.BACKGROUND, context) == "auto"
         found = []
         for raster in chosen:
             labels = read_polygons(source, field, raster=raster, context=context, progress=progress)
             areas = None if area is None else read_polygons(area, "", raster=raster, context=context, progress=progress)
-            found.append(
-                LabelledRaster(
-                    path=raster.path,
-                    polygons=tuple(polygon for polygon, _ in labels),
-                    names=tuple(name for _, name in labels),
-                    area=None if areas is None else tuple(polygon for polygon, _ in areas),
-                    crs_wkt=raster.crs_wkt,
-                )
+            labelled = LabelledRaster(
+                path=raster.path,
+                polygons=tuple(polygon for polygon, _ in labels),
+                names=tuple(name for _, name in labels),
+                area=None if areas is None else tuple(polygon for polygon, _ in areas),
+                crs_wkt=raster.crs_wkt,
             )
+            found.append(with_places(labelled, is_rest_unknown=is_auto) if is_sampled else labelled)
         if not any(raster.polygons for raster in found):
             raise JobError(
                 f"None of the {source.featureCount()} polygons of '{source.sourceName()}' lies on a raster; check the "

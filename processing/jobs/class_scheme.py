@@ -116,7 +116,7 @@ def scheme_of_labels(
     named = sorted({name or only_name for name in found}, key=lambda name: (_key(name), name))
     if not named:
         raise JobError("No label polygon with a class lies on a raster; check the CRS of the labels and their field.")
-    has_area = any(raster.area is not None for raster in rasters)
+    has_area = any(raster.area for raster in rasters)
     if background == "unlabelled" or (background == "auto" and len(named) > 1 and not has_area):
         classes, place = _classes(named, background=None), None
     else:
@@ -153,7 +153,7 @@ def scheme_of_card(
             f"The model '{card.name}' has no class for the background ({', '.join(card.class_names)}); leave pixels "
             "without a polygon unlabelled."
         )
-    has_area = any(raster.area is not None for raster in rasters)
+    has_area = any(raster.area for raster in rasters)
     own_name = None if place is None else _key(card.classes[place].name)
     is_drawn = any(name is not None and _key(name) == own_name for raster in rasters for name in raster.names)
     if background == "unlabelled" or (background == "auto" and not has_area and (only is None or is_drawn)):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ...models.chips import Chips, joined_chips, split_by_block
@@ -27,6 +28,8 @@ SPLITS: tuple[SplitBy, ...] = ("blocks", "rasters")
 _PLACE = 1 << 32
 """Blocks of ground are numbered `place * _PLACE + block`: chips of two rasters never share one."""
 _SPLIT_TRIES = 20
+_TOUCHING = 0.01
+"""Polygons that share less of the smaller one lie beside each other."""
 _BESIDE = "No label polygon with a class lies on {}; check the CRS of both."
 
 
@@ -53,6 +56,27 @@ class LabelledRaster:
         """Check that polygons and names go together. Raises `JobError`."""
         if len(self.polygons) != len(self.names):
             raise JobError(f"{len(self.polygons)} polygons with {len(self.names)} class names; give one for each.")
+
+
+def with_places(raster: LabelledRaster, *, is_rest_unknown: bool) -> LabelledRaster:
+    """The raster with its polygons without a class taken for places that somebody was asked to look at.
+
+    Where polygons with a class lie in a place, it was: what they leave of it is bare ground, as in `area`. Other places
+    stay unknown. `is_rest_unknown`: without an area, ground beside the places is unknown, too.
+    """
+    polygons, names = np.array(raster.polygons, object), [name for name in raster.names if name is not None]
+    is_place = np.array([name is None for name in raster.names], np.bool_)
+    places, drawn = polygons[is_place], polygons[~is_place]
+    of_drawn, of_places = shapely.STRtree(places).query(drawn, predicate="intersects")
+    shared = shapely.area(shapely.intersection(drawn[of_drawn], places[of_places]))
+    smaller = np.minimum(shapely.area(drawn[of_drawn]), shapely.area(places[of_places]))
+    is_done = np.isin(np.arange(len(places)), of_places[shared > _TOUCHING * smaller])
+    return replace(
+        raster,
+        polygons=(*drawn, *places[~is_done]),
+        names=(*names, *[None] * int((~is_done).sum())),
+        area=tuple(places[is_done]) if is_rest_unknown and raster.area is None else raster.area,
+    )
 
 
 def read_training_chips(

@@ -12,6 +12,7 @@ pytest.importorskip("qgis.core")
 
 from segadapt.processing.algorithms import fine_tune_model as tune_module
 from segadapt.processing.algorithms import select_samples as select_module
+from segadapt.processing.algorithms import training_source as source_module
 
 pytestmark = pytest.mark.qgis
 
@@ -223,6 +224,31 @@ def test_labels_within_selected_regions_teach_the_model(
     assert f"{results['MEAN_IOU_AFTER']:.3f} after" in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("background", "n_px"), [("auto", 16 * 16), ("class", 300 * 300 - 5 * 16 * 16)])
+def test_what_is_outlined_in_a_place_makes_the_rest_of_that_place_background(
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, background: str, n_px: int
+) -> None:
+    """Six places, an outline in one of them, and no area: the other places are unknown, and so is the ground beside."""
+    import csv
+
+    from qgis.core import QgsFeature, QgsGeometry, QgsVectorLayer
+
+    path = run("selectsamples", samples(roof_model, scene_file, tmp_path / "s.gpkg"))["OUTPUT"]
+    layer = QgsVectorLayer(path, "places", "ogr")
+    middle = next(layer.getFeatures()).geometry().centroid().asPoint()
+    outline = QgsFeature(layer.fields())
+    outline.setGeometry(QgsGeometry.fromPointXY(middle).buffer(2, 8))
+    outline["class"] = "roof"
+    assert layer.dataProvider().addFeature(outline)
+    table = tmp_path / "table.csv"
+    judged = {"MODELS": [str(roof_model)], "RASTERS": [str(scene_file)], "LABELS": layer, "CLASS_FIELD": "class"}
+    run("evaluatemodel", judged | {"BACKGROUND": background, "DEVICE": "cpu", "TABLE": str(table)})
+    with table.open(encoding="utf-8", newline="") as file:
+        pixels = {row["class"]: int(row["pixels"]) for row in csv.DictReader(file)}
+    assert pixels["(all)"] == n_px
+    assert pixels["roof"] == pytest.approx(3.14 * 4**2, abs=6)
+
+
 def test_an_adapter_says_what_learned(run: Any, roof_model: Path, dark_scene: Path, roofs: Any, tmp_path: Path) -> None:
     """Low-rank products of the last blocks, small, with their base by name."""
     from segadapt.models.semantic.card import read_card
@@ -288,5 +314,6 @@ def test_choices_are_those_of_the_jobs() -> None:
     assert select_module.REGION_KINDS == REGION_KINDS
     assert select_module.BUDGET_UNITS == BUDGET_UNITS
     assert tune_module.LAYERS == LAYERS
+    assert set(source_module.SAMPLE_FIELDS) < set(select_module._FIELDS)
     usual = FineTuning()
     assert (usual.rank, usual.n_tokens, usual.n_blocks) == (tune_module.RANK, tune_module.TOKENS, tune_module.BLOCKS)

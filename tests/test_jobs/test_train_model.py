@@ -28,7 +28,13 @@ from segadapt.processing.jobs.model_rasters import (
 )
 from segadapt.processing.jobs.model_report import training_report
 from segadapt.processing.jobs.train_model import UNCHANGED, ModelOptions, train_model
-from segadapt.processing.jobs.training_data import LabelledRaster, place_of, read_training_chips, split_chips
+from segadapt.processing.jobs.training_data import (
+    LabelledRaster,
+    place_of,
+    read_training_chips,
+    split_chips,
+    with_places,
+)
 from segadapt.processing.raster.band_reader import open_bands
 
 QUICK = ModelOptions(
@@ -164,6 +170,44 @@ def test_an_empty_raster_in_a_completely_labelled_area_is_background(houses, rec
     ):
         with pytest.raises(JobError, match=r"No label polygon with a class lies on b\.tif"):
             read_training_chips([left_out], one_scheme, chip_px=32)
+
+
+def test_ground_beside_a_house_is_background_in_its_place_alone(houses):
+    path, boxes, _ = houses()
+    drawn = LabelledRaster(
+        path=path,
+        polygons=(box(0, 0, 60, 60), box(60, 0, 120, 60), box(0, 60, 60, 120), box(10, 10, 30, 30)),
+        names=(None, None, None, "house"),
+    )
+    scheme = scheme_of_labels([labelled(path, boxes)])
+    card = job._card(
+        QUICK,
+        scheme,
+        names=("red", "green", "blue"),
+        gsd_m=0.5,
+        chips=read_training_chips([labelled(path, boxes)], scheme, chip_px=32),
+        output=Path(path),
+    )
+    raster = with_places(drawn, is_rest_unknown=True)
+    expected = np.full((160, 160), IGNORE, np.uint8)
+    expected[:60, :60] = 0
+    expected[10:30, 10:30] = 1
+    for one in (scheme_of_card(card, [raster]), scheme_of_labels([raster])):
+        np.testing.assert_array_equal(read_training_chips([raster], one, chip_px=160).labels[0], expected)
+    # Who says that the rest is background is believed, but not of places that nobody looked at.
+    raster = with_places(drawn, is_rest_unknown=False)
+    expected[expected == IGNORE] = 0
+    expected[:60, 60:120] = expected[60:120, :60] = IGNORE
+    chips = read_training_chips([raster], scheme_of_card(card, [raster], background="class"), chip_px=160)
+    np.testing.assert_array_equal(chips.labels[0], expected)
+    # Where every place has a class, none is left to be background, and a new model knows none.
+    both = replace(drawn, names=("house", "shed", "house", "house"))
+    raster = with_places(both, is_rest_unknown=True)
+    assert [one.name for one in scheme_of_labels([raster]).classes] == ["house", "shed"]
+    with pytest.raises(JobError, match="'house' alone"):
+        read_training_chips(
+            [with_places(replace(drawn, names=("house",) * 4), is_rest_unknown=True)], scheme, chip_px=160
+        )
 
 
 def test_several_classes_alone_leave_the_rest_unlabelled(houses):
