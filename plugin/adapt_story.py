@@ -20,7 +20,8 @@ _PATHS = ("OUTPUT", "KEPT", "REPORT", "MODEL")
 class Story:
     """One model and one image. `raster_id`, `labels_id`, `check_id`: layers of the project, "" for none.
 
-    `labels_id` holds what is learned from, `check_id` what models are measured by. `results`: by step, oldest first.
+    `labels_id` holds what is learned from, `check_id` what models are measured by. `results`: by step; of
+    those that make models the one whose model is newest comes last.
     """
 
     model: str = ""
@@ -31,13 +32,15 @@ class Story:
 
     def record(self, step: str, results: Mapping[str, Any], *, model: str) -> Results:
         """Take in what a step gave with a model, without what cannot be stored, and return what is kept of it."""
-        before = self.results.pop(step, {})
+        before = self.results.get(step, {})
         kept = {name: value for name, value in results.items() if isinstance(value, str | int | float | list)}
         kept["MODEL"] = model
         if step in (ADAPT, TUNE):
-            # A model that did not get better leaves the one of the round before in its place.
+            # A model that did not get better changes neither the one of the round before nor which one is the newest.
             kept["KEPT"] = kept.get("OUTPUT", "") if kept.get("IS_ADAPTED") else before.get("KEPT", "")
             kept["ROUND"] = before.get("ROUND", 0) + 1
+            if kept.get("IS_ADAPTED"):
+                self.results.pop(step, None)
         self.results[step] = kept
         return kept
 

@@ -303,6 +303,19 @@ def test_places_are_labelled_with_the_interactive_tool_round_by_round(page: Page
     assert gui.notices == []
 
 
+def test_an_adaptation_that_is_refused_leaves_the_taught_model_the_newest(page: Page, model: Path) -> None:
+    page.choose(model)
+    page.run(ADAPT, **BETTER)
+    select(page, 0.0, 20.0)
+    give_class(page, "roof", ids(page.gui.controller.target.layer()))
+    page.gui.wait_for(lambda: TUNE in page.possible())
+    taught = page.run(TUNE, **TAUGHT)
+    page.run(ADAPT, **WORSE)
+    assert page.control.story.newest == taught["OUTPUT"]
+    again = page.run(ADAPT, **BETTER)
+    assert page.control.story.newest == again["OUTPUT"]
+
+
 def test_models_are_compared_on_labels(page: Page, model: Path, gui: Any) -> None:
     page.choose(model)
     select(page, 0.0, 20.0)
