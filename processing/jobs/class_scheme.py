@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import unicodedata
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -98,7 +99,7 @@ def scheme_of_labels(
     value_names: Mapping[int, str] | None = None,
     progress: Progress | None = None,
 ) -> ClassScheme:
-    """The classes that labels name, for a new model.
+    """The classes that labels name, for a new model; names that differ in case alone are one class.
 
     Polygons: names in alphabetical order after the background, if there is one. `auto` makes the background a class
     where the labels name one class alone or where areas say that they are complete, else pixels without a polygon stay
@@ -108,12 +109,11 @@ def scheme_of_labels(
     """
     if any(raster.label_path for raster in rasters):
         names = _stored_names(rasters, value_names=value_names, progress=progress or NullProgress())
-        ordered = list(dict.fromkeys(names[value] for value in sorted(names)))
-        classes = _classes(ordered, background=None)
-        ids = {one.name: one.class_id for one in classes}
-        return ClassScheme(classes, values={value: ids[name] for value, name in names.items()})
+        classes = _classes(_distinct(names[value] for value in sorted(names)), background=None)
+        ids = {_key(one.name): one.class_id for one in classes}
+        return ClassScheme(classes, values={value: ids[_key(name)] for value, name in names.items()})
     found = {name for raster in rasters for name in raster.names if name is not None}
-    named = sorted({name or only_name for name in found}, key=lambda name: (_key(name), name))
+    named = _distinct(sorted({name or only_name for name in found}, key=lambda name: (_key(name), name)))
     if not named:
         raise JobError("No label polygon with a class lies on a raster; check the CRS of the labels and their field.")
     has_area = any(raster.area for raster in rasters)
@@ -122,8 +122,8 @@ def scheme_of_labels(
     else:
         own = next((name for name in named if _key(name) == BACKGROUND_NAME), BACKGROUND_NAME)
         classes, place = _classes([own, *(name for name in named if name != own)], background=own), 0
-    ids = {one.name: one.class_id for one in classes}
-    return ClassScheme(classes, place, ids[only_name] if "" in found else None)
+    ids = {_key(one.name): one.class_id for one in classes}
+    return ClassScheme(classes, place, ids[_key(only_name)] if "" in found else None)
 
 
 def scheme_of_card(
@@ -265,6 +265,14 @@ def _classes(names: Sequence[str], *, background: str | None) -> tuple[Segmenter
     )
 
 
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order, of those that differ in case alone the first."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(_key(name), name)
+    return list(found.values())
+
+
 def _colours() -> Iterator[tuple[int, int, int]]:
     yield from _COLOURS
     hue = 0.0
@@ -276,4 +284,5 @@ def _colours() -> Iterator[tuple[int, int, int]]:
 
 
 def _key(name: str) -> str:
-    return name.strip().casefold()
+    """What names are compared by: some systems write an umlaut as one sign, others as two."""
+    return unicodedata.normalize("NFC", name.strip().casefold())

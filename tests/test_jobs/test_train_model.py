@@ -219,6 +219,22 @@ def test_several_classes_alone_leave_the_rest_unlabelled(houses):
     assert read_training_chips([raster], scheme, chip_px=32).n_labelled_px() == 200
 
 
+def test_one_class_is_one_however_its_name_is_written(houses, raster_factory):
+    path, boxes, truth = houses()
+    composed, apart = "G\u00c4RTEN", "ga\u0308rten"
+    names = ("Road", "road", composed, apart, "BackGround", "background")
+    raster = LabelledRaster(path=path, polygons=tuple(box(*one) for one in boxes[:6]), names=names)
+    scheme = scheme_of_labels([raster])
+    assert [one.name for one in scheme.classes] == ["BackGround", composed, "Road"]
+    assert scheme.ids_of(names, where="") == [2, 2, 1, 1, 0, 0]
+    labels = raster_factory(np.where(truth, 1, 2).astype(np.uint8)[None], "labels.tif")
+    by_value = LabelledRaster(path=path, label_path=Path(labels))
+    found = scheme_of_labels([by_value], value_names={1: "Roof", 2: "other"})
+    assert found.values == {1: 0, 2: 1}
+    with pytest.raises(JobError, match="one class alone"):
+        scheme_of_labels([by_value], value_names={1: "Roof", 2: "roof"})
+
+
 def test_label_rasters_take_names_from_text_file_or_values(houses, raster_factory):
     path, _, truth = houses()
     stored = np.where(truth, 255, 7).astype(np.uint8)[None]
