@@ -12,14 +12,11 @@ from qgis.core import (
     QgsProcessingOutputNumber,
 )
 
-from ...models.semantic.card import SegmenterCard
-from ..errors import JobError
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
 from .training_source import LabelledAlgorithm
 
 if TYPE_CHECKING:
-    from ...models.chips import Chips
     from ...models.engine import InferenceEngine
 
 # `jobs.adapt_model.CHAINS` and `jobs.chip_segments.KINDS`; those modules need the environment (a test compares them).
@@ -50,7 +47,6 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
     METHODS = "METHODS"
     STEPS = "STEPS"
     SEGMENTS = "SEGMENTS"
-    SOURCE = "SOURCE"
     IS_ADAPTED = "IS_ADAPTED"
     AGREEMENT_BEFORE = "AGREEMENT_BEFORE"
     AGREEMENT_AFTER = "AGREEMENT_AFTER"
@@ -93,10 +89,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "What cleans the answers that self-training learns from: nothing, superpixels, or the segments of "
                 "MobileSAM (three bands; some seconds per window on a CPU)."
             ),
-            self.SOURCE: self.tr(
-                "Rasters of the source with labels, rehearsed while adapting so that nothing is forgotten. Optional; "
-                "only fourier needs them."
-            ),
+            self.SOURCE: self.source_helps()[self.SOURCE],
             **labels,
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],
@@ -153,7 +146,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )
         targets = [TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)]
-        source = self._source_chips(parameters, context, card, progress=progress)
+        source = self.source_chips(parameters, context, card, of="", progress=progress)
         with self._engine(job.segments, device=job.device, progress=progress, settings=settings) as engine:
             result = adapt_model(targets, job, source=source, engine=engine, progress=progress)
         results: dict[str, Any] = {
@@ -166,26 +159,6 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             write_report(adaptation_report(result, targets), report)
             results[self.REPORT] = str(report)
         return results
-
-    def _source_chips(
-        self,
-        parameters: dict[str, Any],
-        context: QgsProcessingContext,
-        card: SegmenterCard,
-        *,
-        progress: FeedbackProgress,
-    ) -> Chips | None:
-        from ..jobs.model_rasters import MOST_CHIPS, read_labelled_chips
-
-        rasters = self.rasters(self.SOURCE)
-        if not rasters:
-            if parameters.get(self.LABELS) or parameters.get(self.LABEL_RASTERS):
-                raise JobError("There are labels, but no source rasters that they belong to; give both, or neither.")
-            return None
-        labelled = self.labelled_rasters(parameters, context, progress=progress, rasters=rasters)
-        scheme = self.class_scheme(parameters, context, labelled, card=card, progress=progress)
-        seed = self.parameterAsInt(parameters, self.SEED, context)
-        return read_labelled_chips(labelled, scheme, card, n_most=MOST_CHIPS, seed=seed, progress=progress)
 
     @contextmanager
     def _engine(

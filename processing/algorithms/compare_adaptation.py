@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # `jobs.compare_adaptation.USUAL_METHODS` and `models.transfer.fine_tuning.LAYERS`; those modules need the environment
 # (a test compares them).
-METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training")
+METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training", "masked_consistency")
 LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks", "full")
 
 
@@ -64,6 +64,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         return {
             **{name: shared[name] for name in (self.RASTERS, self.MODEL, self.DEVICE, self.SEED, self.REPORT)},
             **self.label_helps(),
+            **self.source_helps(),
             self.METHODS: self.tr(
                 "Methods without labels, separated by commas; a chain of several has plus signs. Empty for none."
             ),
@@ -95,6 +96,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         self.add_package()
         self.add_rasters()
         self.add_labels()
+        self.add_source()
         self.add_text(self.METHODS, self.tr("Methods without labels"), ", ".join(METHODS))
         self.add_text(self.LAYERS, self.tr("Layers to train with labels"), ", ".join(LAYERS))
         self.add_text(self.BUDGETS, self.tr("Labels to use (%)"), "10, 30, 100")
@@ -146,6 +148,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             seed=job.seed,
             progress=StepProgress(progress, 0.0, 0.05),
         )
+        source = self.source_chips(parameters, context, card, progress=progress)
         choice = choose_device(self.device(parameters, context, settings))
         progress.info(choice.reason)
         found = compare_adaptation(
@@ -153,6 +156,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             chips,
             job,
             statistics=load_extra(path),
+            source=source,
             progress=StepProgress(progress, 0.05, 1.0),
         )
         for sentence in recommendation(found):

@@ -63,6 +63,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         return {
             **{name: shared[name] for name in (self.MODEL, self.RASTERS, self.DEVICE, self.SEED, self.REPORT)},
             **self.label_helps(),
+            **self.source_helps(),
             self.LAYERS: self.tr(
                 "What learns: the decoder with the last layer; the last layer (head); normalisation and biases; "
                 "low-rank products beside the encoder's layers (LoRA); tokens behind the encoder's stages (Rein); the "
@@ -92,6 +93,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         self.add_package()
         self.add_rasters()
         self.add_labels()
+        self.add_source()
         self.add_choice(self.LAYERS, self.tr("Layers"), LAYERS)
         self.add_number(self.RANK, self.tr("Rank"), RANK, least=1, advanced=True)
         self.add_number(self.BLOCKS, self.tr("Last blocks"), None, least=1, optional=True, advanced=True)
@@ -135,7 +137,8 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         )
         rasters = self.labelled_rasters(parameters, context, progress=progress)
         scheme = self.class_scheme(parameters, context, rasters, card=card, progress=progress)
-        result = fine_tune_model(rasters, scheme, job, progress=progress)
+        source = self.source_chips(parameters, context, card, progress=progress)
+        result = fine_tune_model(rasters, scheme, job, source=source, progress=progress)
         results: dict[str, Any] = {
             self.OUTPUT: str(job.output),
             self.IS_ADAPTED: result.is_adapted,

@@ -22,7 +22,7 @@ from qgis.core import (
     QgsWkbTypes,
 )
 
-from ...models.progress import Progress, raise_if_cancelled
+from ...models.progress import Progress, StepProgress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard
 from ..errors import JobError
 from .model_algorithm import ModelAlgorithm, RasterInput
@@ -31,11 +31,14 @@ from .prompt_source import straight_geometry
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
+    from ...models.chips import Chips
     from ..jobs.class_scheme import ClassScheme
     from ..jobs.training_data import LabelledRaster
 
 # `jobs.class_scheme.BACKGROUNDS`; that module needs the environment (a test compares them).
 BACKGROUNDS = ("auto", "class", "unlabelled")
+OF_SOURCE = "SOURCE_"
+"""What the names of labels of the source begin with, beside labels of the target."""
 # What the layers of `selectsamples` are known by, also after the analyst has drawn in them.
 SAMPLE_FIELDS = ("rank", "predicted")
 
@@ -49,6 +52,7 @@ class LabelledAlgorithm(ModelAlgorithm):
     CLASS_NAMES = "CLASS_NAMES"
     BACKGROUND = "BACKGROUND"
     AREA = "AREA"
+    SOURCE = "SOURCE"
 
     def label_helps(self) -> dict[str, str]:
         """Return the help of the parameters that `add_labels` adds."""
@@ -101,6 +105,74 @@ class LabelledAlgorithm(ModelAlgorithm):
             QgsProcessingParameterFeatureSource(self.AREA, self.tr("Completely labelled areas"), polygon, optional=True)
         )
 
+    def source_helps(self) -> dict[str, str]:
+        """Return the help of the parameters that `add_source` adds."""
+        return {
+            self.SOURCE: self.tr(
+                "Rasters of the source with labels, rehearsed while adapting so that nothing is forgotten. Optional; "
+                "only the method fourier needs them."
+            ),
+            OF_SOURCE + self.LABELS: self.tr("Polygons of the classes on the source rasters, in any CRS."),
+            OF_SOURCE + self.CLASS_FIELD: self.tr(
+                "Field of these polygons that holds the name of the class; without it every polygon is of one class."
+            ),
+            OF_SOURCE + self.LABEL_RASTERS: self.tr(
+                "Rasters of whole class ids instead of polygons, which go with the source rasters as other label "
+                "rasters do with theirs. Names of values hold for both."
+            ),
+            OF_SOURCE + self.AREA: self.tr(
+                "Polygons within which everything was labelled on the source rasters, in any CRS; without it all of "
+                "each raster that a label polygon lies on."
+            ),
+        }
+
+    def add_source(self) -> None:
+        """Add rasters of the source with labels of their own, to rehearse."""
+        polygon = [QgsProcessing.TypeVectorPolygon]
+        labels, field, label_rasters, area = (
+            OF_SOURCE + name for name in (self.LABELS, self.CLASS_FIELD, self.LABEL_RASTERS, self.AREA)
+        )
+        self.add_rasters(self.SOURCE, self.tr("Source rasters"), optional=True)
+        self.add(
+            QgsProcessingParameterFeatureSource(labels, self.tr("Label polygons of the source"), polygon, optional=True)
+        )
+        self.add(QgsProcessingParameterField(field, self.tr("Class field of the source"), None, labels, optional=True))
+        self.add_rasters(label_rasters, self.tr("Label rasters of the source"), optional=True)
+        self.add(
+            QgsProcessingParameterFeatureSource(
+                area, self.tr("Completely labelled areas of the source"), polygon, optional=True
+            )
+        )
+
+    def source_chips(
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        card: SegmenterCard,
+        *,
+        of: str = OF_SOURCE,
+        progress: Progress,
+    ) -> Chips | None:
+        """Chips of the rasters of `SOURCE` with the labels whose names begin with `of`; None without rasters.
+
+        Raises `JobError` for labels without rasters, and as `labelled_rasters`, `class_scheme` and
+        `read_labelled_chips` do.
+        """
+        from ..jobs.model_rasters import MOST_CHIPS, read_labelled_chips
+
+        rasters = self.rasters(self.SOURCE)
+        if not rasters:
+            if parameters.get(of + self.LABELS) or parameters.get(of + self.LABEL_RASTERS):
+                raise JobError("There are labels, but no source rasters that they belong to; give both, or neither.")
+            return None
+        labelled = self.labelled_rasters(parameters, context, progress=progress, rasters=rasters, of=of)
+        scheme = self.class_scheme(parameters, context, labelled, card=card, progress=progress)
+        seed = self.parameterAsInt(parameters, self.SEED, context)
+        begun = StepProgress(progress, 0.0, 0.05)
+        chips = read_labelled_chips(labelled, scheme, card, n_most=MOST_CHIPS, seed=seed, progress=begun)
+        progress.info(self.tr("{} chips of the source are rehearsed.").format(len(chips)))
+        return chips
+
     def labelled_rasters(
         self,
         parameters: dict[str, Any],
@@ -108,8 +180,11 @@ class LabelledAlgorithm(ModelAlgorithm):
         *,
         progress: Progress,
         rasters: Sequence[RasterInput] | None = None,
+        of: str = "",
     ) -> list[LabelledRaster]:
         """The rasters of `RASTERS` (or these) with their labels, polygons in the CRS of each.
+
+        `of`: what the names of the labels' parameters begin with.
 
         Raises `JobError` for no labels, both kinds of labels, label rasters that do not go with the rasters, layers
         without CRS, and coordinates that cannot be transformed; `Cancelled`.
@@ -119,12 +194,13 @@ class LabelledAlgorithm(ModelAlgorithm):
         chosen = self.rasters(self.RASTERS) if rasters is None else list(rasters)
         if not chosen:
             raise JobError("No raster is given; choose one or more.")
-        source = self.parameterAsSource(parameters, self.LABELS, context)
-        if source is None and parameters.get(self.LABELS):
-            raise JobError(self.invalidSourceError(parameters, self.LABELS))
-        label_rasters = self.rasters(self.LABEL_RASTERS)
+        source = self.parameterAsSource(parameters, of + self.LABELS, context)
+        if source is None and parameters.get(of + self.LABELS):
+            raise JobError(self.invalidSourceError(parameters, of + self.LABELS))
+        label_rasters = self.rasters(of + self.LABEL_RASTERS)
         if (source is None) == (not label_rasters):
-            raise JobError("Give either label polygons or label rasters, one of the two.")
+            whose = " of the source" if of else ""
+            raise JobError(f"Give either label polygons or label rasters{whose}, one of the two.")
         if source is None:
             paths, is_by_order = paired([one.path for one in chosen], [one.path for one in label_rasters])
             if is_by_order:
@@ -141,14 +217,14 @@ class LabelledAlgorithm(ModelAlgorithm):
                 LabelledRaster(path=one.path, label_path=Path(path), crs_wkt=one.crs_wkt, label_crs_wkt=shown[path])
                 for one, path in zip(chosen, paths, strict=True)
             ]
-        field = self.parameterAsString(parameters, self.CLASS_FIELD, context)
+        field = self.parameterAsString(parameters, of + self.CLASS_FIELD, context)
         if field and source.fields().lookupField(field) < 0:
             raise JobError(f"'{source.sourceName()}' has no field '{field}'; choose the one that names the class.")
         if not source.featureCount():
             raise JobError(f"'{source.sourceName()}' holds no polygon; draw some, or choose another layer.")
-        area = self.parameterAsSource(parameters, self.AREA, context)
-        if area is None and parameters.get(self.AREA):
-            raise JobError(self.invalidSourceError(parameters, self.AREA))
+        area = self.parameterAsSource(parameters, of + self.AREA, context)
+        if area is None and parameters.get(of + self.AREA):
+            raise JobError(self.invalidSourceError(parameters, of + self.AREA))
         is_sampled = set(SAMPLE_FIELDS) <= set(source.fields().names())
         is_auto = self.parameterAsEnumString(parameters, self.BACKGROUND, context) == "auto"
         found = []

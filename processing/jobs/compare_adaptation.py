@@ -32,7 +32,7 @@ from .peak_memory import PeakMemory
 
 SOURCE, METHOD, TUNING = "source", "method", "fine-tuning"
 """Kinds of runs: the model as it is, a method without labels, fine-tuning of some layers."""
-USUAL_METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training")
+USUAL_METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training", "masked_consistency")
 
 _FIRST_LAYERS = ("decoder", "lora", "norm", "full", "tokens", "last_blocks", "head")
 _QUICK = ("quantile", "reinhard", "norm_statistics", "fourier")
@@ -112,7 +112,7 @@ class Comparison:
     """All `runs` in the order in which they were made, the source model first, and what there was no time for.
 
     `model`: that of the best run, on the CPU; the source model where none is better. `statistics`: the tensors to save
-    beside its weights.
+    beside its weights. `n_rehearsed`: chips of the source that methods and fine-tuning rehearsed.
     """
 
     job: CompareAdaptation
@@ -124,6 +124,7 @@ class Comparison:
     n_pool: int
     n_held_out: int
     n_held_out_blocks: int
+    n_rehearsed: int
     device: str
 
     @property
@@ -148,19 +149,21 @@ def compare_adaptation(
     job: CompareAdaptation | None = None,
     *,
     statistics: Tensors | None = None,
+    source: Chips | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Try methods and layers on labelled chips of the target, the most promising first; `model` is not changed.
 
-    `statistics`: what the model's package knows of its source (`package.load_extra`). Runs that cannot be made are
-    reported, not raised. Raises `ChipError` for labels in one block of ground, `JobError` where those held out have no
-    class, and `Cancelled`.
+    `statistics`: what the model's package knows of its source (`package.load_extra`). `source`: labelled chips of the
+    source to rehearse, as the model sees them. Runs that cannot be made are reported, not raised. Raises `ChipError`
+    for labels in one block of ground, `JobError` where those held out have no class, and `Cancelled`.
     """
     job, progress = job or CompareAdaptation(), progress or NullProgress()
     pool, held_out = split_by_block(chips, held_out=job.held_out, seed=job.seed)
     if not held_out.n_labelled_px() or not pool.n_labelled_px():
         raise JobError("The blocks of ground that are split hold no label on one side; label more places.")
-    runner = _Runner(model, pool, held_out, job, dict(statistics or {}), progress)
+    n_rehearsed = 0 if source is None else len(source)
+    runner = _Runner(model, pool, held_out, job, dict(statistics or {}), source, progress)
     waiting = _Queue(job)
     runs = [runner.source()]
     progress.info(_line(runs[0]))
@@ -195,6 +198,7 @@ def compare_adaptation(
             miou=round(won.miou, 4),
             miou_of_source=round(runs[0].miou, 4),
             n_runs=len(runs),
+            n_rehearsed=n_rehearsed,
             seed=job.seed,
         )
     return Comparison(
@@ -207,6 +211,7 @@ def compare_adaptation(
         n_pool=len(pool),
         n_held_out=len(held_out),
         n_held_out_blocks=len(np.unique(held_out.blocks)),
+        n_rehearsed=n_rehearsed,
         device=str(device_of(model)),
     )
 
@@ -252,6 +257,7 @@ class _Runner:
     held_out: Chips
     job: CompareAdaptation
     statistics: dict[str, object]
+    rehearsed: Chips | None
     progress: Progress
     deadline: float = field(init=False)
 
@@ -289,6 +295,7 @@ class _Runner:
         adapted = copy.deepcopy(self.model)
         problem = Problem(
             target=self.pool.unlabelled(),
+            source=self.rehearsed,
             statistics=self.statistics,  # type: ignore[arg-type]
             n_steps=self.job.n_steps,
             batch=self.job.batch,
@@ -304,7 +311,15 @@ class _Runner:
     def _tuned(self, layers: str, budget: float, progress: _Deadline) -> tuple[Segmenter, int, str]:
         learned, checking = self.learned(budget)
         training = usual_training(layers, n_steps=self.job.n_steps, batch=self.job.batch, seed=self.job.seed)
-        tuned = fine_tune(self.model, learned, checking, FineTuning(layers=layers), training, progress=progress)
+        tuned = fine_tune(
+            self.model,
+            learned,
+            checking,
+            FineTuning(layers=layers),
+            training,
+            replay=self.rehearsed,
+            progress=progress,
+        )
         raise_if_cancelled(self.progress)
         remarks = ["cut short by the time limit"] if tuned.training.is_cancelled else []
         if not tuned.is_accepted:

@@ -62,6 +62,7 @@ def comparison_report(comparison: Comparison, *, model: str, rasters: Sequence[s
                 ("Model", f"{model}, {comparison.n_parameters:,} parameters"),
                 ("Rasters", ", ".join(rasters)),
                 ("Chips", f"{comparison.n_pool} to learn from, {comparison.n_held_out} held out"),
+                ("Rehearsed", f"{comparison.n_rehearsed} chips of the source" if comparison.n_rehearsed else "nothing"),
                 ("Steps, batch, seed", f"{job.n_steps}, {job.batch}, {job.seed}"),
                 ("Time limit", limit),
                 *machine_facts(comparison.device),

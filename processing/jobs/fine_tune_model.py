@@ -72,8 +72,8 @@ class FineTuneResult:
     `card`: as saved, that of the source model where the result was not kept. `is_adapted`: whether it was kept.
     `mean_iou_before`, `mean_iou_after`: on the chips held out, of the source model and of the best state reached, kept
     or not; `before`, `after`: everything measured there, `after` None where it was not kept. `n_trainable` of
-    `n_parameters` parameters learned. `n_chips` with `n_labelled_px` labelled pixels were learned from. `n_bytes`: size
-    of the file written, of `n_bytes_before` of the source model.
+    `n_parameters` parameters learned. `n_chips` with `n_labelled_px` labelled pixels were learned from, `n_rehearsed`
+    chips of the source rehearsed. `n_bytes`: size of the file written, of `n_bytes_before` of the source model.
     """
 
     card: SegmenterCard
@@ -90,6 +90,7 @@ class FineTuneResult:
     n_chips: int
     n_held_out: int
     n_labelled_px: int
+    n_rehearsed: int
     n_bytes: int
     n_bytes_before: int
     seconds: float
@@ -102,6 +103,7 @@ def fine_tune_model(
     scheme: ClassScheme,
     job: FineTuneJob,
     *,
+    source: Chips | None = None,
     progress: Progress | None = None,
 ) -> FineTuneResult:
     """Fine-tune on labelled rasters, judge on chips that were held out, and save: the result, or the source unchanged.
@@ -109,7 +111,8 @@ def fine_tune_model(
     What is saved remembers the ground that it was tuned on, in place of the source's: a whole model all of it, an
     adapter the values and the shares of classes, on its card.
 
-    `scheme`: how the labels name the classes of the model (`class_scheme.scheme_of_card`). A cancel during training
+    `scheme`: how the labels name the classes of the model (`class_scheme.scheme_of_card`). `source`: labelled chips of
+    the source to rehearse, as the model sees them. A cancel during training
     saves the best state so far if it is better than the source model; else `Cancelled` is raised and nothing written.
     Raises `JobError` for labels that do not reach for a split, and for an adapter that is to be laid over an adapter;
     `RasterError`, `TransferError` and `PackageError`.
@@ -144,6 +147,7 @@ def fine_tune_model(
         held_out,
         job.tuning,
         usual_training(job.tuning.layers, n_steps=job.n_steps, batch=job.batch, seed=job.seed),
+        replay=source,
         progress=StepProgress(progress, _READ, _TUNED),
         on_check=lambda check: progress.info(_line(check, job.n_steps)),
     )
@@ -152,13 +156,14 @@ def fine_tune_model(
         if not tuned.is_accepted:
             raise Cancelled("Stopped before anything better than the source model was reached; nothing was saved.")
         progress.info(f"Stopped: the best state so far, of step {tuned.training.best_step}, is saved.")
+    n_rehearsed = 0 if source is None else len(source)
     # From here on a cancel is not asked for: what was learned is to be saved.
     options = EvaluationOptions(batch=job.batch, seed=job.seed)
     before = judge(model, held_out, name="source model", options=options)
     after = judge(tuned.model, held_out, name="fine-tuned model", options=options) if tuned.is_accepted else None
     progress.info(verdict(tuned.before, tuned.after, is_adapted=tuned.is_accepted))
     if after is not None:
-        card = _card(job, tuned, after, rasters, learned, held_out, seconds)
+        card = _card(job, tuned, after, rasters, learned, held_out, n_rehearsed, seconds)
         card = _save(tuned, card, learned, job)
     else:
         card = source_card
@@ -180,6 +185,7 @@ def fine_tune_model(
         len(learned),
         len(held_out),
         learned.n_labelled_px(),
+        n_rehearsed,
         job.output.stat().st_size,
         job.model.stat().st_size,
         seconds,
@@ -217,6 +223,7 @@ def _card(
     rasters: Sequence[LabelledRaster],
     learned: Chips,
     held_out: Chips,
+    n_rehearsed: int,
     seconds: float,
 ) -> SegmenterCard:
     """The card of the tuned model, whole or an adapter, with what was done."""
@@ -235,6 +242,7 @@ def _card(
         n_chips=len(learned),
         n_labelled_px=learned.n_labelled_px(),
         n_held_out=len(held_out),
+        n_rehearsed=n_rehearsed,
         n_steps=tuned.training.checks[-1].step if tuned.training.checks else 0,
         best_step=tuned.training.best_step,
         is_cancelled=tuned.training.is_cancelled,

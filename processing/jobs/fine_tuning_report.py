@@ -85,6 +85,7 @@ def _facts(result: FineTuneResult) -> list[tuple[str, ...]]:
         ("Source model", f"{result.source_card.name} ({job.model.name})"),
         ("Rasters", ", ".join(result.rasters)),
         ("Labels", f"{result.n_labelled_px} pixels in {result.n_chips} chips to learn from"),
+        ("Rehearsed", f"{result.n_rehearsed} chips of the source" if result.n_rehearsed else "nothing"),
         ("What learned", f"{_LAYERS[job.tuning.layers]} ({job.tuning.layers})"),
         ("Parameters", f"{result.n_trainable} of {result.n_parameters} ({share:.2f} %)"),
         (

@@ -99,6 +99,30 @@ def test_where_nothing_helps_the_source_model_is_saved(
     assert package_sha256(output) == package_sha256(package)
 
 
+def test_a_method_that_needs_the_source_is_given_it(
+    run: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path
+) -> None:
+    """Restyled chips of the source: without them that run fails and says why."""
+    given = {
+        "MODEL": str(package),
+        "RASTERS": [str(scene_file)],
+        "LABELS": labels,
+        "CLASS_FIELD": "class",
+        "METHODS": "fourier",
+        "LAYERS": "",
+        "STEPS": 2,
+        "DEVICE": "cpu",
+        "TABLE": str(tmp_path / "runs.csv"),
+    }
+    more = {"SOURCE": [str(scene_file)], "SOURCE_LABELS": labels, "SOURCE_CLASS_FIELD": "class"}
+    for parameters, is_run in ((given, False), (given | more, True)):
+        run("compareadaptation", parameters)
+        with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
+            row = next(row for row in csv.DictReader(file) if row["name"] == "fourier")
+        assert bool(row["miou"]) is is_run
+        assert ("labelled chips of the source" in row["remark"]) is not is_run
+
+
 def test_bad_input_is_told(failure: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path) -> None:
     """Names that do not exist, and the model that would be overwritten."""
     given = {"MODEL": str(package), "RASTERS": [str(scene_file)], "LABELS": labels, "CLASS_FIELD": "class"}

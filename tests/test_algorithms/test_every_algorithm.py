@@ -111,7 +111,7 @@ PUBLIC = {
     "compareadaptation": (
         {"MODEL", "RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "METHODS"}
         | {"LAYERS", "BUDGETS", "TIME_LIMIT", "STEPS", "HELD_OUT", "MAX_CHIPS", "SEED", "DEVICE", "OUTPUT", "TABLE"}
-        | {"REPORT"},
+        | {"REPORT", "SOURCE", "SOURCE_LABELS", "SOURCE_CLASS_FIELD", "SOURCE_LABEL_RASTERS", "SOURCE_AREA"},
         {"OUTPUT", "TABLE", "REPORT", "BEST", "MEAN_IOU", "MEAN_IOU_BEFORE", "COUNT"},
     ),
     "finetunemodel": (
@@ -127,7 +127,8 @@ PUBLIC = {
             "LAYERS",
             "RANK",
         }
-        | {"BLOCKS", "TOKENS", "STEPS", "HELD_OUT", "ADAPTER_ONLY", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        | {"BLOCKS", "TOKENS", "STEPS", "HELD_OUT", "ADAPTER_ONLY", "SEED", "DEVICE", "OUTPUT", "REPORT"}
+        | {"SOURCE", "SOURCE_LABELS", "SOURCE_CLASS_FIELD", "SOURCE_LABEL_RASTERS", "SOURCE_AREA"},
         {"OUTPUT", "REPORT", "IS_ADAPTED", "MEAN_IOU_BEFORE", "MEAN_IOU_AFTER", "N_TRAINABLE"},
     ),
 }

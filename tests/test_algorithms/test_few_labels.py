@@ -284,6 +284,30 @@ def test_an_adapter_says_what_learned(run: Any, roof_model: Path, dark_scene: Pa
     assert load_segmenter(output).card.name == "bright roofs"
 
 
+def test_the_source_is_rehearsed_with_labels_of_its_own(
+    run: Any, failure: Any, roof_model: Path, scene_file: Path, dark_scene: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """Bright roofs while dark ones are learned; labels without their rasters are an oversight."""
+    from segadapt.models.semantic.card import read_card
+
+    output, labels = tmp_path / "south.safetensors", label_layer(tmp_path / "labels.gpkg", roofs)
+    parameters = {
+        "MODEL": str(roof_model),
+        "RASTERS": [str(dark_scene)],
+        "LABELS": labels,
+        "CLASS_FIELD": "class",
+        "LAYERS": "full",
+        "STEPS": 20,
+        "DEVICE": "cpu",
+        "OUTPUT": str(output),
+        "SOURCE_LABELS": labels,
+        "SOURCE_CLASS_FIELD": "class",
+    }
+    assert "no source rasters that they belong to" in failure("finetunemodel", parameters)
+    assert run("finetunemodel", {**parameters, "SOURCE": [str(scene_file)]})["IS_ADAPTED"] is True
+    assert read_card(output).history[-1]["n_rehearsed"] == 100
+
+
 def test_labels_that_do_not_fit_are_told(
     failure: Any, roof_model: Path, dark_scene: Path, roofs: Any, tmp_path: Path
 ) -> None:

@@ -159,9 +159,22 @@ def test_a_method_that_cannot_be_used_is_told_and_the_rest_goes_on(source):
     assert failed.remark in comparison_report(result, model="m", rasters=["a.tif"]).replace("&#x27;", "'")
 
 
+def test_the_source_is_rehearsed_by_methods_and_by_fine_tuning(source, monkeypatch):
+    model, statistics = source
+    rehearsed, replayed = squares(6, seed=0), []
+    tune = job_module.fine_tune
+    monkeypatch.setattr(job_module, "fine_tune", lambda *a, **more: replayed.append(more["replay"]) or tune(*a, **more))
+    job = CompareAdaptation(methods=("fourier",), layers=("head",), budgets=(1.0,), n_steps=2, batch=4)
+    chips = squares(8, seed=3, shifted=True)
+    found = compare_adaptation(model, chips, job, statistics=statistics, source=rehearsed)
+    assert not np.isnan([run.miou for run in found.runs]).any()
+    assert replayed == [rehearsed]
+    assert "6 chips of the source" in comparison_report(found, model="source", rasters=["a.tif"])
+
+
 def made(*runs):
     source = Run(SOURCE, SOURCE, 0.0, 0, 0.5, 0.45, 0.55, 0, 1.0, 100.0)
-    return Comparison(CompareAdaptation(), (source, *runs), (), None, {}, 1000, 10, 5, 3, "cpu")
+    return Comparison(CompareAdaptation(), (source, *runs), (), None, {}, 1000, 10, 5, 3, 0, "cpu")
 
 
 def test_the_recommendation_says_what_follows():

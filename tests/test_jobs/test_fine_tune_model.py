@@ -125,6 +125,19 @@ def test_few_labels_bring_the_model_to_new_ground(source, target, tmp_path, reco
     assert "95 % interval" in page
 
 
+def test_the_source_is_rehearsed_where_it_is_at_hand(source, target, tmp_path):
+    pixels, _, truth = ground(4 * CHIP_PX, seed=0)
+    known = chips_of(pixels, truth)
+    scores = []
+    for n_rehearsed, rehearsed in ((0, None), (16, known)):
+        result = tuned([target()], job(source, tmp_path), source=rehearsed)
+        assert result.is_adapted
+        assert result.n_rehearsed == result.card.history[-1]["n_rehearsed"] == n_rehearsed
+        scores.append(mean_iou(evaluate_chips(load_segmenter(tmp_path / "south.safetensors"), known)))
+    assert scores[1] > scores[0] + 0.1
+    assert "16 chips of the source" in fine_tuning_report(result)
+
+
 @pytest.mark.parametrize("layers", ["tokens", "norm"])
 def test_an_adapter_is_laid_over_its_base(source, target, layers, tmp_path):
     before = source.read_bytes()
