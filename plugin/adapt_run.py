@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from qgis.core import (
@@ -14,6 +15,8 @@ from qgis.core import (
     QgsProject,
 )
 from qgis.PyQt.QtCore import QObject, pyqtSignal
+
+from .adapt_words import IS_STOPPED
 
 PROVIDER = "segadapt"
 STOPPED = "Stopped; everything is as it was."
@@ -26,7 +29,8 @@ _running: set[AlgorithmRun] = set()
 class AlgorithmRun(QObject):
     """One run. `progressed` carries 0 to 1, `informed` a line of the log, `ended` the results and a sentence.
 
-    The sentence is "" where the run was good; else it says why there are no results.
+    The sentence is "" where the run was good, or was stopped and saved the best so far (`IS_STOPPED`); else it says why
+    there are no results.
     """
 
     progressed = pyqtSignal(float)
@@ -79,12 +83,20 @@ class AlgorithmRun(QObject):
     def _on_executed(self, is_good: bool, results: dict[str, Any]) -> None:
         _running.discard(self)
         self._task = None
-        if is_good:
-            self.ended.emit(results, "")
+        found = _taken(is_good, results)
+        if is_good or found:
+            self.ended.emit(found, "")
         elif self._feedback.isCanceled():
             self.ended.emit({}, STOPPED)
         else:
             self.ended.emit({}, self._feedback.error or "It failed; Processing's log says more.")
+
+
+def _taken(is_good: bool, results: dict[str, Any]) -> dict[str, Any]:
+    """What came of a run: QGIS calls none good that was cancelled, but some have saved the best so far."""
+    if is_good:
+        return results
+    return {**results, IS_STOPPED: True} if Path(str(results.get("OUTPUT", ""))).is_file() else {}
 
 
 class _Feedback(QgsProcessingFeedback):
@@ -106,11 +118,16 @@ class _Feedback(QgsProcessingFeedback):
 
 
 def open_dialog(name: str, parameters: Mapping[str, Any], on_results: Callable[[dict[str, Any]], None]) -> None:
-    """Open the dialog of an algorithm, filled in; `on_results` is called after each run that was good."""
+    """Open the dialog of an algorithm, filled in; `on_results` is called after each run that saved something."""
     from qgis import processing
+
+    def take(is_good: bool, results: dict[str, Any]) -> None:
+        found = _taken(is_good, results)
+        if is_good or found:
+            on_results(found)
 
     dialog = processing.createAlgorithmDialog(f"{PROVIDER}:{name}", dict(parameters))
     if dialog is not None:
-        dialog.algorithmFinished.connect(lambda is_good, results: on_results(results) if is_good else None)
+        dialog.algorithmFinished.connect(take)
         dialog.finished.connect(dialog.deleteLater)
         dialog.show()

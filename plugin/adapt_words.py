@@ -15,6 +15,9 @@ SHIFT, ADAPT, SELECT, TUNE, MAP, JUDGE = STEPS = ("shift", "adapt", "select", "t
 Results = dict[str, Any]
 """Outputs of an algorithm by name, and what the page adds: `MODEL` that was used, `KEPT` the model that is valid."""
 
+IS_STOPPED = "IS_STOPPED"
+"""Among the results of a run that was stopped and has saved the best so far."""
+
 NEAR = "near"
 
 WARNING_COLOUR = "#b8560f"
@@ -103,7 +106,9 @@ def done_text(step: str, result: Results, *, n_with_class: int = 0) -> str:
         return f"{asked} Choose a class (keys 1 to 9), point at a place and press K, or outline every object in it."
     if step == TUNE:
         change = f"mean IoU {_change(result, 'MEAN_IOU_BEFORE', 'MEAN_IOU_AFTER')} on labels held out"
-        return f"Round {result.get('ROUND', 1)}. {_verdict(change, is_kept=bool(result.get('IS_ADAPTED')))}"
+        verdict = _verdict(change, is_kept=bool(result.get("IS_ADAPTED")))
+        stopped = "Stopped, with the best so far. " if result.get(IS_STOPPED) else ""
+        return f"Round {result.get('ROUND', 1)}. {stopped}{verdict}"
     if step == MAP:
         return "The map is in the project."
     ious = result.get("IOUS") or [result.get("MEAN_IOU", math.nan)]

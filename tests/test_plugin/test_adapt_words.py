@@ -78,6 +78,7 @@ def test_every_method_has_words() -> None:
         (SELECT, {"COUNT": 50, "AREA_M2": 1234.5}, "50 places (1,234 m²), 7 have a class."),
         (TUNE, {"ROUND": 2, "IS_ADAPTED": True, "MEAN_IOU_BEFORE": 0.4, "MEAN_IOU_AFTER": 0.7}, "Round 2. Kept: mean"),
         (TUNE, {"ROUND": 1, "MEAN_IOU_BEFORE": 0.4, "MEAN_IOU_AFTER": 0.3}, "Round 1. Not kept, as it was no better"),
+        (TUNE, {"IS_ADAPTED": True, "IS_STOPPED": True}, "Round 1. Stopped, with the best so far. Kept: mean IoU"),
         (MAP, {}, "The map is in the project."),
         (JUDGE, {"IOUS": [0.47, 0.68]}, "Mean IoU 0.47 before, 0.68 now."),
         (JUDGE, {"IOUS": [], "MEAN_IOU": 0.5}, "Mean IoU 0.50."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,29 @@ def test_what_is_stopped_leaves_nothing_and_errors_are_sentences(
     assert "MODEL" in end("adaptmodel", {**given, "MODEL": image.source()})  # said before anything begins
     assert "does not know segadapt:nothing" in end("nothing", {})
     assert not output.exists()
+
+
+def test_the_best_so_far_of_a_run_that_is_stopped_is_taken(
+    gui: Any, provider: None, package: Path, image: QgsRasterLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segadapt.processing.algorithms.fine_tune_model import FineTuneModelAlgorithm
+
+    output = package.with_name("best.safetensors")
+
+    def tune(self: Any, parameters: Any, context: Any, *, progress: Any, settings: Any) -> dict[str, Any]:
+        while not progress.is_cancelled():
+            time.sleep(0.01)
+        output.touch()
+        return {"OUTPUT": str(output), "IS_ADAPTED": True}
+
+    monkeypatch.setattr(FineTuneModelAlgorithm, "execute", tune)
+    ended: list[Any] = []
+    run = AlgorithmRun("finetunemodel", {"MODEL": str(package), "RASTERS": [image.id()], "OUTPUT": str(output)})
+    run.ended.connect(lambda results, sentence: ended.append((results, sentence)))
+    run.start()
+    run.stop()
+    gui.wait_for(lambda: ended, seconds=PATIENCE_S)
+    assert ended == [({"OUTPUT": str(output), "IS_ADAPTED": True, "IS_STOPPED": True}, "")]
 
 
 def test_a_page_that_goes_takes_its_run_along(gui: Any, provider: None, package: Path, image: QgsRasterLayer) -> None:
