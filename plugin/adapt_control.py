@@ -19,6 +19,7 @@ from .adapt_steps import (
     ALGORITHMS,
     TRAIN,
     add_map,
+    bands_of,
     layer_name,
     made_layer,
     mean_ious,
@@ -142,13 +143,13 @@ class AdaptControl(QObject):
         elif self._card is None:
             text = warning(self._card_problem)
         else:
-            bands = raster.bandCount() if raster is not None else None
+            bands = None if raster is None else bands_of(raster, wanted=len(self._card.bands))
             line, problem = card_line(self._card, n_bands=bands, gsd_m=None if raster is None else pixel_m(raster))
             text = plain(line) + (f"<br>{warning(problem)}" if problem else "")
         is_chosen = self._card is not None and raster is not None
         self.panel.show_choice(Mark.DONE if is_chosen else Mark.NEXT, text)
         if raster is not None and self._card is not None:
-            is_chosen = fits(self._card, n_bands=raster.bandCount())
+            is_chosen = fits(self._card, n_bands=bands_of(raster, wanted=len(self._card.bands)))
         states = {step: self._state(step, is_chosen=is_chosen) for step in STEPS}
         following = next((step for step in STEPS if is_chosen and states[step].mark is Mark.LATER), "")
         if following and not self._running:

@@ -14,6 +14,7 @@ from qgis.core import (
     QgsPointXY,
     QgsProcessingUtils,
     QgsProject,
+    QgsRaster,
     QgsRasterLayer,
     QgsUnitTypes,
     QgsVectorLayer,
@@ -127,6 +128,13 @@ def n_labelled(layer: QgsVectorLayer | None) -> int:
     request = QgsFeatureRequest().setFlags(QgsFeatureRequest.NoGeometry)
     request.setSubsetOfAttributes([field], layer.fields())
     return sum(feature[field] not in (None, NULL, "") for feature in layer.getFeatures(request))
+
+
+def bands_of(raster: QgsRasterLayer, *, wanted: int) -> int:
+    """Number of bands that a model of `wanted` bands can see: a palette has three, red, green and blue."""
+    if wanted == 3 and raster.bandCount() and raster.dataProvider().colorInterpretation(1) == QgsRaster.PaletteIndex:
+        return 3
+    return int(raster.bandCount())
 
 
 def pixel_m(raster: QgsRasterLayer) -> float | None:

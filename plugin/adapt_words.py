@@ -73,7 +73,10 @@ def card_line(card: SegmenterCard, *, n_bands: int | None, gsd_m: float | None) 
         wanted = ", ".join(card.bands)
         problems.append(f"The image has {n_bands} of the {len(card.bands)} bands that the model needs ({wanted}).")
     elif n_bands is not None and n_bands > len(card.bands) != 3:
-        problems.append(f"Of the image's {n_bands} bands the first {len(card.bands)} are used.")
+        problems.append(
+            f"Of the image's {n_bands} bands those called {', '.join(card.bands)} are used where it has them all, else "
+            f"the first {len(card.bands)}."
+        )
     if card.gsd_m and gsd_m and gsd_m > _COARSER * card.gsd_m:
         problems.append(
             f"The image is coarser ({_metres(gsd_m)}) than what the model knows ({_metres(card.gsd_m)}): "

@@ -41,7 +41,12 @@ def card(n_bands: int, gsd_m: float | None = 0.3) -> SegmenterCard:
         ((3, 0.3), (None, None), "ground, roof · 3 bands · 30 cm per pixel", ""),
         ((3, 0.3), (3, 0.1), "ground, roof · 3 bands · 30 cm per pixel", ""),  # finer is brought to the model's
         ((2, 0.3), (1, 0.3), "ground, roof · 2 bands · 30 cm per pixel", "The image has 1 of the 2 bands that"),
-        ((2, 0.3), (5, 0.3), "ground, roof · 2 bands · 30 cm per pixel", "Of the image's 5 bands the first 2"),
+        (
+            (2, 0.3),
+            (5, 0.3),
+            "ground, roof · 2 bands · 30 cm per pixel",
+            "Of the image's 5 bands those called",
+        ),
         ((3, 0.3), (3, 0.6), "ground, roof · 3 bands · 30 cm per pixel", "The image is coarser (60 cm) than what"),
     ],
 )

@@ -187,6 +187,23 @@ def test_what_does_not_fit_the_image_is_said(page: Page, tmp_path: Path) -> None
     assert page.possible() == set()
 
 
+def test_an_image_with_a_palette_has_three_bands_for_a_model_of_three(page: Page, model: Path, tmp_path: Path) -> None:
+    import rasterio
+
+    path = tmp_path / "palette.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=64, height=64, count=1, dtype="uint8") as dataset:
+        dataset.write_colormap(1, {0: (10, 20, 30, 255), 1: (200, 190, 180, 255)})
+    layer = QgsRasterLayer(str(path), "palette", "gdal")
+    QgsProject.instance().addMapLayer(layer)
+    page.choose(model, layer)
+    assert page.panel.choice.text.text() == "ground, roof · 3 bands · 50 cm per pixel"
+    assert MAP in page.possible()
+    two = {"bands": ("red", "infrared"), "mean": (100.0,) * 2, "std": (9.0,) * 2, "stretch": None}
+    page.choose(write_package(tmp_path / "two.safetensors", **two), layer)
+    assert "has 1 of the 2 bands" in page.panel.choice.text.text()
+    assert page.possible() == set()
+
+
 def test_the_image_that_is_segmented_is_suggested(page: Page, gui: Any) -> None:
     assert page.panel.raster_combo.currentLayer() is None
     gui.start()
