@@ -101,7 +101,9 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             self.PATIENCE: self.tr("Training stops after so many of 20 checks without a better one; 0 never stops."),
             self.AUGMENT: self.tr("Show chips flipped, turned by right angles, scaled, and in other light."),
             self.BALANCE: self.tr("Let rare classes weigh more."),
-            self.MAX_CHIPS: self.tr("At most about so many chips, drawn evenly from the rasters; each takes memory."),
+            self.MAX_CHIPS: self.tr(
+                "At most about so many chips, drawn evenly from the rasters with labels; each takes memory."
+            ),
             self.NAME: self.tr("Name of the model; without it that of the file."),
             self.LICENCE: self.tr("Under what licence the model may be used; it is written into the model."),
             self.SEED: shared[self.SEED],

@@ -223,6 +223,32 @@ class RasterLabels:
         )
 
 
+def count_chips(
+    reader: BandReader,
+    *,
+    chip_px: int,
+    labels: LabelSource | None = None,
+    n_most: int,
+    progress: Progress | None = None,
+) -> int:
+    """How many chips `cut_chips` would look at, only those with a label where `labels` are given; `n_most` at the most.
+
+    Whether they hold data is not looked at. Raises `Cancelled`.
+    """
+    progress = progress or NullProgress()
+    rows, cols = reader.grid_shape
+    places = _places((0, 0, cols, rows), chip_px=chip_px, step=chip_px)
+    if labels is None:
+        return min(n_most, len(places))
+    n = 0
+    for col, row in places:
+        raise_if_cancelled(progress)
+        n += bool((labels.read(col, row, chip_px, chip_px) != IGNORE).any())
+        if n == n_most:
+            break
+    return n
+
+
 def cut_chips(
     reader: BandReader,
     *,
@@ -249,12 +275,7 @@ def cut_chips(
     progress = progress or NullProgress()
     cols = reader.grid_shape[1]
     left, top, right, bottom = _inside(bounds_px, reader)
-    step = stride_px or chip_px
-    places = [
-        (col, row)
-        for row in _starts(top, bottom, chip_px=chip_px, step=step)
-        for col in _starts(left, right, chip_px=chip_px, step=step)
-    ]
+    places = _places((left, top, right, bottom), chip_px=chip_px, step=stride_px or chip_px)
     queue = (np.random.default_rng(seed).permutation(len(places)) if n_most else np.arange(len(places))).tolist()
     kept: list[int] = []
     pixels, valids, drawn = [], [], []
@@ -320,6 +341,16 @@ def _inside(bounds_px: tuple[float, float, float, float] | None, reader: BandRea
     if left >= right or top >= bottom:
         raise JobError(f"The extent holds no pixel of {Path(reader.path).name}; choose one that meets it.")
     return left, top, right, bottom
+
+
+def _places(bounds_px: tuple[int, int, int, int], *, chip_px: int, step: int) -> list[tuple[int, int]]:
+    """Column and row of every chip within left, top, right, bottom, row by row."""
+    left, top, right, bottom = bounds_px
+    return [
+        (col, row)
+        for row in _starts(top, bottom, chip_px=chip_px, step=step)
+        for col in _starts(left, right, chip_px=chip_px, step=step)
+    ]
 
 
 def _starts(first: int, last: int, *, chip_px: int, step: int) -> list[int]:

@@ -15,7 +15,7 @@ from ..errors import JobError
 from ..raster.band_reader import BandReader, open_bands
 from ..raster.stretch import Stretch
 from .class_scheme import ClassScheme
-from .labelled_chips import cut_chips
+from .labelled_chips import count_chips, cut_chips
 from .training_data import LabelledRaster, read_training_chips, tell_bands
 
 MOST_CHIPS = 400
@@ -54,14 +54,19 @@ def read_target_chips(
 ) -> Chips:
     """Unlabelled chips of all rasters as the model sees them, about `n_most`, evenly over rasters and drawn by `seed`.
 
-    Raises `JobError` for no raster and where none holds data, `RasterError` for one that does not fit the card's bands
-    or resolution, and `Cancelled`.
+    What a small raster has too few for goes to the others. Raises `JobError` for no raster and where none holds data,
+    `RasterError` for one that does not fit the card's bands or resolution, and `Cancelled`.
     """
     progress = progress or NullProgress()
     if not targets:
         raise JobError("No raster of the target is given; choose one or more.")
-    parts, failures = [], []
-    for number, target in enumerate(targets):
+    parts: dict[int, Chips] = {}
+    failures: list[JobError] = []
+    counts = [_count(target, card, n_most=n_most) for target in targets]
+    n_left = n_most
+    # The small ones come first: the others share what they leave.
+    for number, place in enumerate(sorted(range(len(targets)), key=lambda place: counts[place])):
+        target = targets[place]
         step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
         with open_for_model(card, target.path, crs_wkt=target.crs_wkt) as reader:
             tell_bands(reader, card.bands, progress)
@@ -70,17 +75,17 @@ def read_target_chips(
                     f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
                 )
             try:
-                chips = cut_chips(
-                    reader, chip_px=card.chip_px, n_most=max(1, n_most // len(targets)), seed=seed, progress=step
-                )
+                each = max(1, n_left // (len(targets) - number))
+                chips = cut_chips(reader, chip_px=card.chip_px, n_most=each, seed=seed, progress=step)
                 _check_range(chips, card, target)
-                parts.append(chips)
+                parts[place] = chips
+                n_left -= len(chips)
             except JobError as error:
                 failures.append(error)
                 progress.info(f"{Path(target.path).name} is left out: {error}")
     if not parts:
         raise failures[0]
-    return joined_chips(parts)
+    return joined_chips([parts[place] for place in sorted(parts)])
 
 
 def read_labelled_chips(
@@ -106,6 +111,15 @@ def read_labelled_chips(
         seed=seed,
         progress=progress,
     )
+
+
+def _count(target: TargetRaster, card: SegmenterCard, *, n_most: int) -> int:
+    """How many chips of a raster there are, `n_most` at the most."""
+    # Values are not looked at, so that no stretch has to be estimated.
+    with open_bands(
+        target.path, names=card.bands, gsd_m=card.gsd_m, stretch=Stretch((0.0,), (1.0,)), crs_wkt=target.crs_wkt
+    ) as reader:
+        return count_chips(reader, chip_px=card.chip_px, n_most=n_most)
 
 
 def _check_range(chips: Chips, card: SegmenterCard, target: TargetRaster) -> None:

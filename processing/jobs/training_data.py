@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from ..errors import JobError
 from ..raster.band_reader import BandReader, open_bands
 from ..raster.stretch import Stretch
 from .class_scheme import ClassScheme
-from .labelled_chips import Labels, LabelSource, PolygonLabels, RasterLabels, cut_chips
+from .labelled_chips import Labels, LabelSource, PolygonLabels, RasterLabels, count_chips, cut_chips
 
 SplitBy = Literal["blocks", "rasters"]
 SPLITS: tuple[SplitBy, ...] = ("blocks", "rasters")
@@ -97,25 +98,29 @@ def read_training_chips(
     """Labelled chips of all rasters; `blocks` say raster and block of ground (`place_of`).
 
     `chip_px`: side of the chips in grid pixels of `gsd_m` metres (each raster's own without). `names`, `bands`,
-    `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, evenly over rasters and drawn by `seed`,
-    those that hold the class `least_wanted` alone last. Where polygons of different classes overlap, pixels are left
-    unlabelled. Rasters without a label and without a completely labelled area are left out. All that is said to
-    `progress`. Raises `JobError` where no raster has labels, and where chips hold fewer than `least_classes` classes;
-    `RasterError`, `Cancelled`.
+    `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, drawn by `seed`, those that hold the
+    class `least_wanted` alone last; evenly over the rasters with labels, and what one has too few for goes to the
+    others. Where polygons of different classes overlap, pixels are left unlabelled. Rasters without a label and without
+    a completely labelled area are left out. All that is said to `progress`. Raises `JobError` where no raster has
+    labels, and where chips hold fewer than `least_classes` classes; `RasterError`, `Cancelled`.
     """
     progress = progress or NullProgress()
     if not rasters:
         raise JobError("No raster is given; choose one or more.")
-    parts: list[Chips] = []
+    parts: dict[int, Chips] = {}
     failures: list[str] = []
-    each = None if n_most is None else max(1, n_most // len(rasters))
-    for place, raster in enumerate(rasters):
+    opened = partial(open_bands, names=names, bands=bands, gsd_m=gsd_m)
+    order, n_left = list(range(len(rasters))), n_most
+    if n_most is not None and len(rasters) > 1:
+        # Those with few labels come first: the others share what they leave.
+        counts = [_count(one, scheme, opened, chip_px=chip_px, n_most=n_most, progress=progress) for one in rasters]
+        order.sort(key=lambda place: counts[place])
+    for number, place in enumerate(order):
         raise_if_cancelled(progress)
+        raster = rasters[place]
         file_name = Path(raster.path).name
-        step = StepProgress(progress, place / len(rasters), (place + 1) / len(rasters))
-        with open_bands(
-            raster.path, names=names, bands=bands, gsd_m=gsd_m, stretch=stretch, crs_wkt=raster.crs_wkt
-        ) as reader:
+        step = StepProgress(progress, number / len(rasters), (number + 1) / len(rasters))
+        with opened(raster.path, stretch=stretch, crs_wkt=raster.crs_wkt) as reader:
             if names:
                 tell_bands(reader, names, progress)
             try:
@@ -124,7 +129,7 @@ def read_training_chips(
                         reader,
                         labels,
                         chip_px=chip_px,
-                        n_most=each,
+                        n_most=None if n_left is None else max(1, n_left // (len(rasters) - number)),
                         least_wanted=least_wanted,
                         seed=seed,
                         progress=step,
@@ -138,11 +143,12 @@ def read_training_chips(
                 f"Polygons of different classes overlap on {file_name}; {labels.n_conflicts_px} pixels are left "
                 "unlabelled."
             )
-        parts.append(_with_blocks(chips, chips.blocks + place * _PLACE))
+        parts[place] = _with_blocks(chips, chips.blocks + place * _PLACE)
+        n_left = None if n_left is None else n_left - len(chips)
     if not parts:
         raise JobError(failures[0])
-    joined = joined_chips(parts)
-    chips = _with_blocks(joined, np.concatenate([part.blocks for part in parts]))
+    in_order = [parts[place] for place in sorted(parts)]
+    chips = _with_blocks(joined_chips(in_order), np.concatenate([part.blocks for part in in_order]))
     present = [one.name for one in scheme.classes if (chips.labels == one.class_id).any()]
     if len(present) < least_classes:
         only = f"'{present[0]}'" if present else "no class"
@@ -241,6 +247,25 @@ class _PolygonSource:
         if self._unnamed is not None:
             labels[(highest == IGNORE) & (self._unnamed.read(*window) != IGNORE)] = IGNORE
         return labels
+
+
+def _count(
+    raster: LabelledRaster,
+    scheme: ClassScheme,
+    opened: Callable[..., BandReader],
+    *,
+    chip_px: int,
+    n_most: int,
+    progress: Progress,
+) -> int:
+    """How many chips of a raster have labels, `n_most` at the most."""
+    # Values are not looked at, so that no stretch has to be estimated.
+    with opened(raster.path, stretch=Stretch((0.0,), (1.0,)), crs_wkt=raster.crs_wkt) as reader:
+        try:
+            with _label_source(raster, scheme, reader) as labels:
+                return count_chips(reader, chip_px=chip_px, labels=labels, n_most=n_most, progress=progress)
+        except _NoLabelsError:
+            return 0
 
 
 def _painted(reader: BandReader, polygons: Sequence[BaseGeometry], ids: Sequence[int]) -> PolygonLabels | None:

@@ -366,6 +366,36 @@ def test_a_raster_without_labels_is_left_out_and_the_others_are_kept_apart(house
         split_chips(one, held_out=0.5, by="rasters")
 
 
+def test_rasters_with_labels_share_the_chips_and_hand_on_what_they_have_too_few_for(houses):
+    path, boxes, _ = houses()
+    corner = (0, 0, 160, 20)
+    few = labelled(houses("few.tif", seed=1)[0], [corner], area=(box(*corner),))
+    bare = [LabelledRaster(path=houses(f"{n}.tif", seed=n)[0]) for n in range(5)]
+    rasters = [labelled(path, boxes, area=(box(0, 0, 160, 160),)), *bare, few]
+    scheme = scheme_of_labels(rasters)
+    for n_most, expected in ((4, (2, 2)), (12, (7, 5)), (40, (25, 5))):
+        places = place_of(read_training_chips(rasters, scheme, chip_px=32, n_most=n_most))
+        assert (int((places == 0).sum()), int((places == 6).sum())) == expected
+        assert np.array_equal(places, np.sort(places))
+
+
+def test_small_targets_hand_on_what_they_have_too_few_for(houses):
+    rasters = [houses("large.tif")[0], *(houses(f"{n}.tif", side=32, n=1, seed=n)[0] for n in range(3))]
+    raster = labelled(rasters[0], [(0, 0, 20, 20)])
+    scheme = scheme_of_labels([raster])
+    card = job._card(
+        QUICK,
+        scheme,
+        names=("red", "green", "blue"),
+        gsd_m=0.5,
+        chips=read_training_chips([raster], scheme, chip_px=32),
+        output=Path("model"),
+    )
+    chips = read_target_chips([TargetRaster(path) for path in rasters], card, n_most=20)
+    assert len(chips) == 20
+    assert chips.origins[-3:].tolist() == [[0, 0]] * 3
+
+
 def test_a_split_keeps_a_rare_class_on_both_sides_where_it_can(houses):
     path, boxes, _ = houses(side=320, n=4)
     rare = LabelledRaster(
