@@ -32,21 +32,25 @@ def confusion_matrix(truth: Labels, labels: Labels, *, n_classes: int) -> Confus
 
 
 def class_ious(confusion: Confusion) -> npt.NDArray[np.float64]:
-    """IoU of each class (C,); NaN for a class that neither truth nor answer holds."""
-    both = np.diagonal(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - both
-    return np.divide(both, union, out=np.full(len(both), np.nan), where=union > 0)
+    """IoU of each class (C,); NaN for a class that the truth does not hold.
+
+    Of such a class a single stray pixel would make 0, and two models would be averaged over different classes; pixels
+    that are taken for it count against the classes that they belong to.
+    """
+    both, truth = np.diagonal(confusion).astype(np.float64), confusion.sum(axis=1)
+    union = confusion.sum(axis=0) + truth - both
+    return np.divide(both, union, out=np.full(len(both), np.nan), where=truth > 0)
 
 
 def class_f1(confusion: Confusion) -> npt.NDArray[np.float64]:
-    """F1 of each class (C,); NaN for a class that neither truth nor answer holds."""
-    both = np.diagonal(confusion).astype(np.float64)
-    total = (confusion.sum(axis=0) + confusion.sum(axis=1)).astype(np.float64)
-    return np.divide(2 * both, total, out=np.full(len(both), np.nan), where=total > 0)
+    """F1 of each class (C,); NaN for a class that the truth does not hold."""
+    both, truth = np.diagonal(confusion).astype(np.float64), confusion.sum(axis=1)
+    total = (confusion.sum(axis=0) + truth).astype(np.float64)
+    return np.divide(2 * both, total, out=np.full(len(both), np.nan), where=truth > 0)
 
 
 def mean_iou(confusion: Confusion) -> float:
-    """Mean IoU over the classes that occur; NaN where nothing is labelled."""
+    """Mean IoU over the classes of the truth; NaN where nothing is labelled."""
     ious = class_ious(confusion)
     return float(np.nanmean(ious)) if np.isfinite(ious).any() else float("nan")
 

@@ -80,11 +80,11 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
             self.DEVICE: shared[self.DEVICE],
             self.TABLE: self.tr("Table with one row for each model and class (.csv)."),
             self.REPORT: self.tr("Page with measures, plots, comparison and the worst windows."),
-            self.MEAN_IOU: self.tr("Mean IoU over the classes that occur, {}.").format(first),
+            self.MEAN_IOU: self.tr("Mean IoU over the classes that the labels hold, {}.").format(first),
             self.MEAN_IOU_LOW: self.tr("Lower end of the 95 % interval of the mean IoU, {}.").format(first),
             self.MEAN_IOU_HIGH: self.tr("Upper end of the 95 % interval of the mean IoU, {}.").format(first),
             self.ACCURACY: self.tr("Share of right pixels, {}.").format(first),
-            self.MEAN_F1: self.tr("Mean F1 over the classes that occur, {}.").format(first),
+            self.MEAN_F1: self.tr("Mean F1 over the classes that the labels hold, {}.").format(first),
             self.BOUNDARY_F1: self.tr("Mean F-score of the outlines, {}.").format(first),
             self.CALIBRATION_ERROR: self.tr(
                 "Expected calibration error, 0 to 1: how far confidence and share of right pixels are apart, {}."

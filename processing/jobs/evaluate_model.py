@@ -103,22 +103,22 @@ class Evaluation:
 
     @property
     def mean_iou(self) -> float:
-        """Mean IoU over the classes that occur."""
+        """Mean IoU over the classes that the labels hold."""
         return mean_iou(self.confusion)
 
     @property
     def ious(self) -> Floats:
-        """IoU of each class (C,), NaN for one that does not occur."""
+        """IoU of each class (C,), NaN for one that the labels do not hold."""
         return class_ious(self.confusion)
 
     @property
     def f1(self) -> Floats:
-        """F1 of each class (C,), NaN for one that does not occur."""
+        """F1 of each class (C,), NaN for one that the labels do not hold."""
         return class_f1(self.confusion)
 
     @property
     def mean_f1(self) -> float:
-        """Mean F1 over the classes that occur."""
+        """Mean F1 over the classes that the labels hold."""
         return _mean(self.f1)
 
     @property

@@ -11,7 +11,7 @@ import torch
 from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.errors import CheckpointError, ModelError
 from segadapt.models.losses import segmentation_loss
-from segadapt.models.metrics import boundary_f1, calibration, class_ious, confusion_matrix, mean_iou
+from segadapt.models.metrics import boundary_f1, calibration, class_f1, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
 from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
@@ -367,6 +367,17 @@ def test_measures_of_known_answers():
     moved = np.roll(square, 2, axis=1)
     assert boundary_f1(square, moved, class_id=1)[0] == pytest.approx(1.0)
     assert boundary_f1(square, moved, class_id=1, tolerance_px=1)[0] < 0.8
+
+
+def test_a_stray_pixel_of_a_class_without_truth_does_not_hide_more_errors():
+    """920 of 1000 pixels are right and one is taken for the third class; then 840, and none is."""
+    few_errors = np.array([[799, 0, 1], [79, 121, 0], [0, 0, 0]])
+    many_errors = np.array([[760, 40, 0], [120, 80, 0], [0, 0, 0]])
+    assert mean_iou(few_errors) > mean_iou(many_errors)
+    assert np.isnan(class_ious(few_errors)[2])
+    assert np.isnan(class_f1(few_errors)[2])
+    # The stray pixel is an error of its own class.
+    assert class_ious(few_errors)[0] == pytest.approx(799 / (800 + 79))
 
 
 def test_joined_chips_keep_their_blocks_apart():
