@@ -189,8 +189,12 @@ class RasterLabels:
         with self._access():
             if self._is_plain:
                 # Nearest neighbour by the grid's own geometry.
-                x = np.clip(((np.arange(left, right) + 0.5) / self._scale).astype(np.intp), 0, self._dataset.width - 1)
-                y = np.clip(((np.arange(top, bottom) + 0.5) / self._scale).astype(np.intp), 0, self._dataset.height - 1)
+                x = np.clip(
+                    ((np.arange(left, right) + 0.5) / self._scale[1]).astype(np.intp), 0, self._dataset.width - 1
+                )
+                y = np.clip(
+                    ((np.arange(top, bottom) + 0.5) / self._scale[0]).astype(np.intp), 0, self._dataset.height - 1
+                )
                 part = Window(x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1)
                 stored = self._dataset.read(1, window=part)[np.ix_(y - y[0], x - x[0])]
                 covered = True

@@ -105,7 +105,7 @@ class SegmentTask:
         """The blocks of an extent (left, top, right, bottom, raster pixels), each of bounded memory."""
         windows = self.windows(reader)
         step = windows.chip_px - windows.overlap_px
-        bytes_per_px = 4 * self.n_classes + self.n_bands / reader.scale**2
+        bytes_per_px = 4 * self.n_classes + self.n_bands / (reader.scale[0] * reader.scale[1])
         side_px = min(_BLOCK_WINDOWS * step, int(math.sqrt(_BLOCK_BYTES / bytes_per_px)))
         return plan_blocks(windows, scale=reader.scale, bounds=bounds, side_px=side_px)
 
@@ -230,7 +230,7 @@ def _read(
                         batch = []
             if batch:
                 put(_batch(block, batch))
-            is_known = reader.scale == 1 or n_blank == len(places)
+            is_known = reader.scale == (1, 1) or n_blank == len(places)
             put(_End(block, None if is_known else reader.read_valid(block.pixels), n_blank))
     put(None)
 
@@ -256,7 +256,7 @@ def _answers(model: Segmenter, pixels: npt.NDArray[np.uint8], *, flips: bool) ->
 def _write(
     task: SegmentTask,
     windows: Windows,
-    scale: float,
+    scale: tuple[float, float],
     *,
     items: Iterable[_Answer | _End],
     keep: Callable[[Block, bytes], None],

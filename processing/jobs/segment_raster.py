@@ -284,7 +284,8 @@ def _limits(reader: BandReader, bounds: tuple[float, float, float, float] | None
     rows, cols = reader.shape
     if bounds is None:
         return 0, 0, cols, rows
-    left, top, right, bottom = (value / reader.scale for value in bounds)
+    down, across = reader.scale
+    left, top, right, bottom = bounds[0] / across, bounds[1] / down, bounds[2] / across, bounds[3] / down
     # Corners that only reprojecting moved by a rounding error bring no more pixels.
     slack = 1e-4
     limits = (

@@ -170,9 +170,8 @@ def select_samples(
 
 def _pixel_m2(readers: Sequence[BandReader]) -> float | None:
     """Area of a grid pixel, the mean over the rasters; None where one has no scale."""
-    sides = [None if reader.gsd_m is None else reader.gsd_m / reader.scale for reader in readers]
-    known = [side**2 for side in sides if side is not None]
-    return sum(known) / len(known) if len(known) == len(sides) else None
+    known = [reader.gsd_m**2 / (reader.scale[0] * reader.scale[1]) for reader in readers if reader.gsd_m is not None]
+    return sum(known) / len(known) if len(known) == len(readers) else None
 
 
 def _region_px(job: SelectSamples, card: SegmenterCard, pixel_m2: float | None) -> int:

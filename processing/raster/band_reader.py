@@ -1,7 +1,7 @@
 """Read any bands of a raster at any resolution: what segmentation models are shown.
 
 A reader has a grid: the raster's own pixels, or, where a model wants another resolution, pixels of that size from the
-same corner. Places are (column, row) of the grid.
+same corner, square on the ground also where the raster's are not. Places are (column, row) of the grid.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
+from scipy.sparse import csr_matrix, identity
 
 from ..errors import RasterError
 from .access import gdal_access
 from .band_names import bands_called, names_of
 from .bands import choose_bands, read_palette
-from .geodesy import pixel_side_m
+from .geodesy import GroundPixel, ground_pixel, pixel_side_m
 from .identity import raster_identity
 from .reader import OPEN_REMEDY, READ_REMEDY, check_usable, colours_of, map_transform, parse_crs
 from .resample import area_weights, resampled
@@ -53,7 +54,7 @@ class BandReader:
 
     `bands`: 1-based, as the model sees them; `band_names`: what the raster calls them (`read_band_names`). `shape` and
     `transform` are the raster's, `grid_shape` and `grid_transform` those of the grid; `scale`: grid pixels per raster
-    pixel.
+    pixel, down the rows and across the columns.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class BandReader:
         bands: Sequence[int],
         stretch: Stretch,
         crs: CRS | None,
-        scale: float,
+        scale: tuple[float, float],
     ) -> None:
         self._dataset = dataset
         self._lock = threading.Lock()
@@ -81,9 +82,9 @@ class BandReader:
         self.shape: tuple[int, int] = dataset.shape
         self.transform = map_transform(dataset)
         self.gsd_m = pixel_side_m(self.transform, shape=self.shape, crs=crs)
-        rows, cols = (max(1, math.ceil(side * scale - 1e-6)) for side in self.shape)
+        rows, cols = (max(1, math.ceil(n * times - 1e-6)) for n, times in zip(self.shape, scale, strict=True))
         self.grid_shape = (rows, cols)
-        self.grid_transform = self.transform @ Affine.scale(1 / scale)
+        self.grid_transform = self.transform @ Affine.scale(1 / scale[1], 1 / scale[0])
 
     def __enter__(self) -> BandReader:
         """Return the reader itself."""
@@ -138,40 +139,22 @@ class BandReader:
         return valid
 
     def _read_inside(self, left: int, top: int, cols: int, rows: int) -> tuple[Pixels, Valid]:
-        if self.scale == 1:
+        if self.scale == (1, 1):
             return self._read_raw(Window(left, top, cols, rows))
-        return (self._read_enlarged if self.scale > 1 else self._read_reduced)(left, top, cols, rows)
-
-    def _read_reduced(self, left: int, top: int, cols: int, rows: int) -> tuple[Pixels, Valid]:
-        """Means over the area of each grid pixel, of what is valid there.
-
-        Not GDAL's average: with a scale that is not whole it weights the edges of every window in another way.
-        """
-        factor = 1 / self.scale
-        x0, y0 = math.floor(left * factor), math.floor(top * factor)
-        x1 = min(self.shape[1], math.ceil((left + cols) * factor))
-        y1 = min(self.shape[0], math.ceil((top + rows) * factor))
-        pixels, valid = self._read_raw(Window(x0, y0, x1 - x0, y1 - y0))
-        across = area_weights(left, left + cols, scale=factor, low=x0, high=x1)
-        down = area_weights(top, top + rows, scale=factor, low=y0, high=y1)
-        weights = resampled(valid.astype(np.float32), down, across)
-        masked = (np.multiply(band, valid, dtype=np.float32) for band in pixels)
-        sums = np.stack([resampled(band, down, across) for band in masked])
+        down = _Axis(top, top + rows, scale=self.scale[0], size=self.shape[0])
+        across = _Axis(left, left + cols, scale=self.scale[1], size=self.shape[1])
+        window = Window(across.low, down.low, across.high - across.low, down.high - down.low)
+        pixels, valid = self._read_raw(window)
+        # The last plane says how much of each place is valid: only that counts.
+        planes = [*(np.multiply(band, valid, dtype=np.float32) for band in pixels), valid.astype(np.float32)]
+        if down.is_reduced or across.is_reduced:
+            areas = down.areas(), across.areas()
+            planes = [resampled(plane, *areas) for plane in planes]
+            valid = planes[-1] > 0
+        values = across.between(down.between(np.stack(planes), axis=1), axis=2)
+        sums, weights = values[:-1], values[-1]
         means = np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
-        return np.rint(means).astype(np.uint8), weights > 0
-
-    def _read_enlarged(self, left: int, top: int, cols: int, rows: int) -> tuple[Pixels, Valid]:
-        """Bilinear between pixel centres, by the whole grid's geometry, so that windows join without a seam."""
-        x = (np.arange(left, left + cols) + 0.5) / self.scale - 0.5
-        y = (np.arange(top, top + rows) + 0.5) / self.scale - 0.5
-        x0, y0 = max(0, math.floor(x[0]) - _MARGIN_PX), max(0, math.floor(y[0]) - _MARGIN_PX)
-        x1 = min(self.shape[1], math.floor(x[-1]) + 1 + _MARGIN_PX)
-        y1 = min(self.shape[0], math.floor(y[-1]) + 1 + _MARGIN_PX)
-        pixels, valid = self._read_raw(Window(x0, y0, x1 - x0, y1 - y0))
-        near_x, near_y = _nearest(x - x0, x1 - x0), _nearest(y - y0, y1 - y0)
-        values = _between(pixels.astype(np.float32), y - y0, axis=1)
-        values = _between(values, x - x0, axis=2)
-        return np.rint(values).astype(np.uint8), valid[np.ix_(near_y, near_x)]
+        return np.rint(means).astype(np.uint8), valid[np.ix_(down.nearest(), across.nearest())]
 
     def _read_raw(self, window: Window) -> tuple[Pixels, Valid]:
         unique = sorted(set(self.bands))
@@ -200,9 +183,9 @@ def open_bands(
 
     `bands`: 1-based; None takes those that the raster calls by `names`, if it has each of these just once, else red,
     green and blue where three are wanted, else the first `n_bands` (as many as `names`) that are not alpha (all,
-    without a number). `gsd_m`: None for the raster's own pixels, which are also kept where the raster has
-    no scale or differs by less than a tenth. `stretch`: None estimates it from the whole raster. Raises `RasterError`
-    where the raster cannot be opened, has too few bands, or is far too coarse or too fine.
+    without a number). `gsd_m`: None for the raster's own pixels, which are also kept where the raster has no scale, and
+    along a side that differs by less than a tenth. `stretch`: None estimates it from the whole raster. Raises
+    `RasterError` where the raster cannot be opened, has too few bands, or is far too coarse or too fine.
     """
     with gdal_access(path, verb="opened", remedy=OPEN_REMEDY), warnings.catch_warnings():
         # A plain picture is welcome; it has no scale.
@@ -212,8 +195,8 @@ def open_bands(
             check_usable(dataset, path)
             chosen = _choose(dataset, path, bands=bands, names=names, n_bands=len(names) if names else n_bands)
             crs = parse_crs(crs_wkt) if crs_wkt else dataset.crs
-            own_m = pixel_side_m(map_transform(dataset), shape=dataset.shape, crs=crs)
-            scale = _scale(own_m, gsd_m, path=path)
+            own = ground_pixel(map_transform(dataset), shape=dataset.shape, crs=crs)
+            scale = _scales(own, gsd_m, path=path)
             used = stretch or _own_stretch(dataset, chosen)
             return BandReader(dataset, path, bands=chosen, stretch=used, crs=crs, scale=scale)
         except BaseException:
@@ -257,9 +240,52 @@ def _own_stretch(dataset: DatasetReader, bands: Sequence[int]) -> Stretch:
     return estimate_stretch(dataset, bands)
 
 
-def _scale(own_m: float | None, wanted_m: float | None, *, path: str) -> float:
-    if own_m is None or wanted_m is None:
-        return 1.0
+class _Axis:
+    """The way from raster pixels to the grid pixels `start` to `stop` of one axis.
+
+    By the whole grid's geometry, so that windows join without a seam: over the area of each grid pixel where the grid
+    is coarser (`is_reduced`; GDAL's average weights the edges of every window in another way), linear between pixel
+    centres where it is finer. `low` to `high` are the raster pixels, of `size`, that are needed.
+    """
+
+    def __init__(self, start: int, stop: int, *, scale: float, size: int) -> None:
+        self._start, self._stop, self._factor = start, stop, 1 / scale
+        self.is_reduced, self._is_enlarged = scale < 1, scale > 1
+        if self._is_enlarged:
+            self._places = (np.arange(start, stop) + 0.5) / scale - 0.5
+            self.low = max(0, math.floor(self._places[0]) - _MARGIN_PX)
+            self.high = min(size, math.floor(self._places[-1]) + 1 + _MARGIN_PX)
+        else:
+            self.low, self.high = math.floor(start * self._factor), min(size, math.ceil(stop * self._factor))
+
+    def areas(self) -> csr_matrix:
+        """Weights (cells, high - low) of what is reduced; other pixels stay for `between`."""
+        if not self.is_reduced:
+            return identity(self.high - self.low, np.float32, "csr")
+        return area_weights(self._start, self._stop, scale=self._factor, low=self.low, high=self.high)
+
+    def between(self, planes: npt.NDArray[np.float32], *, axis: int) -> npt.NDArray[np.float32]:
+        """Planes with this axis, low to high, enlarged; beyond the raster's last pixel centre its value."""
+        return _between(planes, self._places - self.low, axis=axis) if self._is_enlarged else planes
+
+    def nearest(self) -> npt.NDArray[np.intp]:
+        """For each cell the place of the pixel, after `areas`, whose validity is its own."""
+        if not self._is_enlarged:
+            return np.arange(self._stop - self._start)
+        return _nearest(self._places - self.low, self.high - self.low)
+
+
+def _scales(own: GroundPixel | None, wanted_m: float | None, *, path: str) -> tuple[float, float]:
+    """Grid pixels per raster pixel, down and across; the same where pixels are about square."""
+    if own is None or wanted_m is None:
+        return 1.0, 1.0
+    if abs(math.log(own.height / own.width)) < math.log1p(_SAME_SCALE):
+        scale = _scale(own.side, wanted_m, path=path)
+        return scale, scale
+    return _scale(own.height, wanted_m, path=path), _scale(own.width, wanted_m, path=path)
+
+
+def _scale(own_m: float, wanted_m: float, *, path: str) -> float:
     scale = own_m / wanted_m
     if abs(math.log(scale)) < math.log1p(_SAME_SCALE):
         return 1.0

@@ -81,15 +81,15 @@ class Block:
         return self.pixels[3] - self.pixels[1], self.pixels[2] - self.pixels[0]
 
 
-def plan_blocks(windows: Windows, *, scale: float, bounds: Bounds, side_px: int) -> list[Block]:
+def plan_blocks(windows: Windows, *, scale: tuple[float, float], bounds: Bounds, side_px: int) -> list[Block]:
     """Cut `bounds` (raster pixels) into blocks of at most about `side_px` grid pixels, row by row.
 
     Their borders depend on the windows alone, `bounds` only cuts them: blocks of another extent have the same. They
     lie where a window just ended, so that the fewest windows are needed by two blocks. `scale`: grid pixels per raster
-    pixel.
+    pixel, down the rows and across the columns.
     """
-    columns = _spans(windows, 1, scale=scale, first=bounds[0], last=bounds[2], side_px=side_px)
-    rows = _spans(windows, 0, scale=scale, first=bounds[1], last=bounds[3], side_px=side_px)
+    columns = _spans(windows, 1, scale=scale[1], first=bounds[0], last=bounds[2], side_px=side_px)
+    rows = _spans(windows, 0, scale=scale[0], first=bounds[1], last=bounds[3], side_px=side_px)
     return [
         Block(f"{top}_{left}", (left, top, right, bottom), (grid_left, grid_top, grid_right, grid_bottom))
         for (top, bottom), (grid_top, grid_bottom) in rows
@@ -128,7 +128,7 @@ class Blend:
     Between grid pixels both are linear; of grid pixels smaller than the raster's the mean over the area is taken.
     """
 
-    def __init__(self, block: Block, windows: Windows, *, n_classes: int, scale: float) -> None:
+    def __init__(self, block: Block, windows: Windows, *, n_classes: int, scale: tuple[float, float]) -> None:
         left, top, right, bottom = block.grid
         self._block, self._scale = block, scale
         self._taper = windows.taper()
@@ -182,14 +182,15 @@ class Blend:
         """Yield rows of the block, the rows of its grid that they need, and what brings a plane from these to those."""
         left, top, right, bottom = self._block.pixels
         grid_left, grid_top, grid_right, grid_bottom = self._block.grid
-        across = None if self._scale == 1 else _way_back(left, right, grid_left, grid_right, scale=self._scale)
+        is_same = self._scale == (1, 1)
+        across = None if is_same else _way_back(left, right, grid_left, grid_right, scale=self._scale[1])
         for start in range(top, bottom, rows):
             stop = min(bottom, start + rows)
             part = slice(start - top, stop - top)
             if across is None:
                 yield part, part, lambda plane: plane
                 continue
-            down = _way_back(start, stop, grid_top, grid_bottom, scale=self._scale)
+            down = _way_back(start, stop, grid_top, grid_bottom, scale=self._scale[0])
             used = slice(int(down.indices.min()), int(down.indices.max()) + 1)
             yield part, used, functools.partial(resampled, down=down[:, used], across=across)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +63,25 @@ def _ground_frame(wkt: str) -> GroundFrame:
         return GroundFrame(None, None, unit_m)
 
 
+class GroundPixel(NamedTuple):
+    """A pixel in metres on the ground: `height` to the next row, `width` to the next column.
+
+    `side`: of a square as large.
+    """
+
+    height: float
+    width: float
+    side: float
+
+
 def pixel_side_m(transform: Affine, *, shape: tuple[int, int], crs: CRS | None) -> float | None:
-    """Side in metres of a square as large on the ground as the centre pixel of a raster of `shape`.
+    """Side in metres of a square as large as the pixel that `ground_pixel` finds, None where there is none."""
+    pixel = ground_pixel(transform, shape=shape, crs=crs)
+    return None if pixel is None else pixel.side
+
+
+def ground_pixel(transform: Affine, *, shape: tuple[int, int], crs: CRS | None) -> GroundPixel | None:
+    """The centre pixel of a raster of `shape`.
 
     None where it cannot be known: no CRS, or a centre that the CRS has no place for.
     """
@@ -71,7 +89,9 @@ def pixel_side_m(transform: Affine, *, shape: tuple[int, int], crs: CRS | None) 
         return None
     frame = ground_frame(crs)
     if frame.geod is None:
-        return math.sqrt(abs(transform.determinant)) * frame.unit_m
+        height, width = math.hypot(transform.b, transform.e), math.hypot(transform.a, transform.d)
+        side = math.sqrt(abs(transform.determinant))
+        return GroundPixel(height * frame.unit_m, width * frame.unit_m, side * frame.unit_m)
     x, y = shape[1] / 2, shape[0] / 2
     lonlat = frame.lonlat(apply_affine(transform, np.array([(x, y), (x + 1, y), (x, y + 1)])))
     if not np.isfinite(lonlat).all():
@@ -80,4 +100,4 @@ def pixel_side_m(transform: Affine, *, shape: tuple[int, int], crs: CRS | None) 
     azimuths, _, lengths = frame.geod.inv([lon, lon], [lat, lat], ends[:, 0], ends[:, 1])
     turn = math.radians(azimuths[1] - azimuths[0])
     side_m = math.sqrt(abs(lengths[0] * lengths[1] * math.sin(turn)))
-    return side_m if math.isfinite(side_m) and side_m > 0 else None
+    return GroundPixel(lengths[1], lengths[0], side_m) if math.isfinite(side_m) and side_m > 0 else None

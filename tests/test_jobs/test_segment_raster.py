@@ -138,10 +138,12 @@ def test_windows_cover_the_grid_and_weigh_one(size, overlap):
     assert total[16:-16] == pytest.approx(1, abs=2e-3)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5, 2.0, 0.37, 3.3])
+@pytest.mark.parametrize(
+    "scale", [(1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (0.37, 0.37), (3.3, 3.3), (0.5, 2.0), (1.0, 0.4)]
+)
 def test_blocks_cut_the_extent_without_gaps_and_at_the_same_places(scale):
     shape = (300, 411)
-    grid = tuple(int(np.ceil(side * scale)) for side in shape)
+    grid = tuple(int(np.ceil(side * times)) for side, times in zip(shape, scale, strict=True))
     windows = Windows(CHIP, 16, grid)
     blocks = plan_blocks(windows, scale=scale, bounds=(0, 0, shape[1], shape[0]), side_px=100)
     times = np.zeros(shape, int)
@@ -231,11 +233,13 @@ def test_the_way_back_is_exact_where_the_answer_is_linear():
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 4])
-@pytest.mark.parametrize("scale", [1.0, 0.5, 0.37, 2.0, 3.3])
+@pytest.mark.parametrize(
+    "scale", [(1.0, 1.0), (0.5, 0.5), (0.37, 0.37), (2.0, 2.0), (3.3, 3.3), (0.37, 2.0), (3.3, 1.0)]
+)
 def test_labels_are_the_most_probable_classes(scale, n_classes):
     """Labels are worked out without probabilities, part by part, and must be what these say."""
     shape = (210, 230)
-    windows = Windows(CHIP, 16, tuple(int(np.ceil(side * scale)) for side in shape))
+    windows = Windows(CHIP, 16, tuple(int(np.ceil(side * n)) for side, n in zip(shape, scale, strict=True)))
     rng = np.random.default_rng(0)
     for block in plan_blocks(windows, scale=scale, bounds=(0, 0, shape[1], shape[0]), side_px=200):
         blend = Blend(block, windows, n_classes=n_classes, scale=scale)
@@ -289,6 +293,20 @@ def test_confidence_entropy_and_probabilities_agree_with_the_labels(model, packa
     expected = -(p * np.log2(np.maximum(p, 1e-6))).sum(axis=0) * 100
     assert abs(entropy[known] - expected).max() < 8
     assert abs(entropy[known] - expected).mean() < 1.5
+
+
+def test_pixels_that_are_not_square_are_seen_as_squares(model, package, raster_factory, tmp_path):
+    """Pixels of 0.5 x 1 m are halved for the model; the labels come back on the raster's own."""
+    square = scene(400, 260)
+    pixels = square.reshape(1, 200, 2, 260).mean(axis=2).astype(np.uint8)
+    path = raster_factory(pixels, transform=Affine(0.5, 0, 590_000, 0, -1, 5_750_000))
+    run(path, package, tmp_path / "labels.tif")
+    run(path, package, tmp_path / "part.tif", bounds=(61.0, 50.0, 190.0, 202.0))
+    labels, wanted = read(tmp_path / "labels.tif"), direct(square)
+    assert labels.shape == (200, 260)
+    agreeing = (labels == wanted[::2]) | (labels == wanted[1::2])
+    assert agreeing[8:-8, 8:-8].mean() > 0.99
+    assert np.array_equal(read(tmp_path / "part.tif"), labels[25:101, 61:190])
 
 
 def test_an_extent_gives_the_same_as_the_whole(model, package, raster_factory, tmp_path):

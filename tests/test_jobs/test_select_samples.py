@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from segadapt.models.semantic.package import save_segmenter
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs.select_samples import SampleRaster, SelectSamples, select_samples
@@ -44,6 +45,15 @@ def in_pixels(polygon):
 
 def job(**changes):
     return SelectSamples(**({"budget": 5, "region_m": SQUARE_M, "device": "cpu"} | changes))
+
+
+def test_squares_are_square_on_the_ground_whatever_the_pixels_are(model_path, raster_factory):
+    pixels, _ = ground(160, 112, ROOFS)
+    tall = pixels.reshape(3, 80, 2, 112).mean(axis=2).astype(np.uint8)
+    path = raster_factory(tall, transform=Affine(0.5, 0, LEFT, 0, -1, TOP))
+    for one in select_samples(model_path, [SampleRaster(path=path)], job()).samples:
+        left, bottom, right, top = one.polygon.bounds
+        assert (right - left, top - bottom) == pytest.approx((SQUARE_M, SQUARE_M))
 
 
 @pytest.mark.parametrize("strategy", ["impurity", "hybrid"])

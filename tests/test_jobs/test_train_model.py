@@ -287,6 +287,20 @@ def test_a_plain_picture_of_labels_lies_where_its_raster_does(houses, raster_fac
     np.testing.assert_array_equal(chip, truth)
 
 
+def test_labels_lie_right_where_pixels_are_not_square(raster_factory):
+    """Pixels of 0.5 x 1 m on a grid of half a metre: each label pixel counts twice, one below the other."""
+    truth = np.zeros((80, 160), np.uint8)
+    truth[10:30, 20:50] = 1
+    tall = Affine(0.5, 0, 590_000, 0, -1, 5_750_000)
+    path = raster_factory(np.where(truth, 200, 60).astype(np.uint8)[None], transform=tall)
+    placed = raster_factory(truth[None], "placed.tif", transform=tall)
+    plain = raster_factory(truth[None], "plain.png", crs=None, transform=None, driver="PNG")
+    ways = [LabelledRaster(path=path, label_path=Path(one)) for one in (placed, plain)]
+    for raster in (*ways, labelled(path, [(20, 20, 50, 60)])):
+        (chip,) = read_training_chips([raster], scheme_of_labels([raster]), chip_px=160, gsd_m=0.5).labels
+        np.testing.assert_array_equal(chip, truth.repeat(2, axis=0))
+
+
 def test_a_model_finds_its_bands_by_name_and_what_it_sees_is_said(houses, raster_factory, recorder):
     path, boxes, _ = houses()
     with open_bands(path) as reader:

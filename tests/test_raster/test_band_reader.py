@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from affine import Affine
 from segadapt.processing.errors import RasterError
 from segadapt.processing.raster import band_reader
 from segadapt.processing.raster.band_names import read_band_names
@@ -28,13 +29,42 @@ def test_a_window_is_a_part_of_the_whole(raster_factory, noise, gsd_m):
         rows, cols = reader.grid_shape
         whole, _ = reader.read(0, 0, cols, rows)
         part, _ = reader.read(7, 11, 20, 15)
-    assert reader.gsd_m / reader.scale == pytest.approx(gsd_m, rel=0.02)
+    assert reader.gsd_m / reader.scale[0] == pytest.approx(gsd_m, rel=0.02)
+    assert reader.scale[0] == reader.scale[1]
     assert np.array_equal(part, whole[:, 11:26, 7:27])
 
 
 def test_a_resolution_that_is_nearly_the_same_is_left_alone(raster_factory, noise):
     with open_bands(raster_factory(noise, photometric="minisblack"), gsd_m=0.52) as reader:
-        assert reader.scale == 1
+        assert reader.scale == (1, 1)
+
+
+@pytest.mark.parametrize("gsd_m", [0.5, 0.7, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("crs", "width", "height"),
+    [("EPSG:32631", 0.5, 1.0), ("EPSG:32631", 2.0, 0.3), ("EPSG:4326", 1e-5, 1e-5)],
+)
+def test_a_circle_stays_a_circle_where_pixels_are_not_square(raster_factory, crs, width, height, gsd_m):
+    """Of 40 m, 20 m beside a stripe without data; a pixel of 1e-5 degrees at 60 N is 0.56 m wide and 1.11 m high."""
+    in_degrees = crs == "EPSG:4326"
+    across_m, down_m = (0.55800, 1.11412) if in_degrees else (width, height)
+    x, y = (np.arange(round(100 / side)) * side + side / 2 - 50 for side in (across_m, down_m))
+    pixels = np.where(np.hypot(x[None], y[:, None]) < 20, 200, 50)[None].astype(np.uint8)
+    pixels[:, :, np.abs(x + 44) < 4] = 0
+    place = (10.0, 60.0) if in_degrees else (590_000.0, 6_650_000.0)
+    path = raster_factory(pixels, crs=crs, transform=Affine(width, 0, place[0], 0, -height, place[1]), nodata=0)
+    with open_bands(path, gsd_m=gsd_m) as reader:
+        rows, cols = reader.grid_shape
+        whole, valid = reader.read(0, 0, cols, rows)
+        part, part_valid = reader.read(7, 5, 25, 20)
+    assert np.array_equal(part, whole[:, 5:25, 7:32])
+    assert np.array_equal(part_valid, valid[5:25, 7:32])
+    assert (rows * gsd_m, cols * gsd_m) == pytest.approx((100, 100), abs=11)
+    circle = whole[0] > 125
+    for axis in (0, 1):
+        assert circle.any(axis=axis).sum() * gsd_m == pytest.approx(40, abs=4.5)
+    assert not valid[:, round(6 / gsd_m)].any()
+    assert set(np.unique(whole[0][valid])) <= set(range(50, 201))
 
 
 def test_beyond_the_edge_nothing_is_valid(raster_factory, noise):
@@ -58,7 +88,7 @@ def test_coarser_pixels_are_means_of_what_is_valid(raster_factory, noise, gsd_m)
     noise[:, 30:51, 40:63] = 0
     with open_bands(raster_factory(noise, nodata=0, photometric="minisblack"), gsd_m=gsd_m) as reader:
         pixels, valid = reader.read(0, 0, *reader.grid_shape[::-1])
-        factor = 1 / reader.scale
+        factor = 1 / reader.scale[0]
 
     def shares(place, length):
         ends = np.minimum(np.arange(length) + 1, (place + 1) * factor)
@@ -69,6 +99,16 @@ def test_coarser_pixels_are_means_of_what_is_valid(raster_factory, noise, gsd_m)
         assert valid[row, col] == (weights.sum() > 1e-6)
         if valid[row, col]:
             assert pixels[:, row, col] == pytest.approx((noise * weights).sum(axis=(1, 2)) / weights.sum(), abs=0.51)
+
+
+@pytest.mark.parametrize("nodata", [0, 255])
+def test_finer_pixels_are_made_of_what_is_valid(raster_factory, nodata):
+    pixels = np.full((1, 20, 30), 170, np.uint8)
+    pixels[:, :, 12:] = nodata
+    with open_bands(raster_factory(pixels, nodata=nodata), gsd_m=0.25) as reader:
+        found, valid = reader.read(0, 0, *reader.grid_shape[::-1])
+    assert valid.sum() == 40 * 24
+    assert set(found[0][valid]) == {170}
 
 
 @pytest.mark.parametrize("nodata", [0, None])
