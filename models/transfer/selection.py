@@ -5,7 +5,8 @@ Regions are equal squares, or segments: what a person labels in one gesture. `en
 https://arxiv.org/abs/2111.12940). `diversity`: greedy k-centres of the regions' mean features, a core-set (Sener and
 Savarese 2018, https://arxiv.org/abs/1708.00489). `hybrid`: k-centres among the regions of largest impurity. `clusters`:
 CLUE's centres of as many clusters as there are regions to take, every region weighted by its entropy, so that what is
-doubtful is asked for by what is typical of it (Prabhu et al. 2021, https://arxiv.org/abs/2010.08666).
+doubtful is asked for by what is typical of it (Prabhu et al. 2021, https://arxiv.org/abs/2010.08666); of 500 clusters
+at most, which then take turns.
 `random`: what the others have to beat.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ Segments = npt.NDArray[np.int32]
 _LEAST_SHARE = 0.5
 # The shortlist of `hybrid` holds so many times the budget: enough to differ, few enough to be doubtful.
 _SHORTLIST = 4
+# More clusters than these take minutes.
+_MOST_CLUSTERS = 500
 
 
 class Region(NamedTuple):
@@ -331,7 +333,7 @@ def _order(found: Candidates, strategy: str, *, budget_px: int, budget_regions: 
         return _centres(found, by_chance)
     if strategy == "clusters":
         n_wanted = min(budget_regions, max(1, round(budget_px / float(np.median(found.n_px)))))
-        return _typical(found, n_wanted, by_chance, seed=seed)
+        return _typical(found, n_wanted, seed=seed)
     scores = _scores(found, strategy)
     # Regions of one class have no impurity: among them the least sure comes first, then chance.
     ranked = by_chance[np.lexsort((-found.entropy[by_chance], -scores[by_chance]))]
@@ -368,25 +370,27 @@ def _centres(found: Candidates, choices: npt.NDArray[np.int64]) -> Iterator[int]
         yield int(choices[place])
 
 
-def _typical(found: Candidates, n_wanted: int, by_chance: npt.NDArray[np.int64], *, seed: int) -> Iterator[int]:
-    """The region nearest to the centre of each cluster, the heaviest cluster first; then the others by chance."""
+def _typical(found: Candidates, n_wanted: int, *, seed: int) -> Iterator[int]:
+    """The region nearest to the centre of each cluster, the heaviest cluster first; then the next nearest, and so on.
+
+    What is labelled already speaks for its cluster, which has had its first turn.
+    """
     from sklearn.cluster import MiniBatchKMeans
 
     weights = found.entropy + 1e-6
-    n_clusters = min(n_wanted + len(found.known_features), len(found))
-    means = MiniBatchKMeans(n_clusters, random_state=seed, n_init=3, batch_size=4096)
+    n_clusters = min(n_wanted + len(found.known_features), len(found), _MOST_CLUSTERS)
+    # With the most clusters one start is as good as the best of three, which take longer than all that follows.
+    n_starts = 1 if n_clusters == _MOST_CLUSTERS else 3
+    means = MiniBatchKMeans(n_clusters, random_state=seed, n_init=n_starts, batch_size=4096)
     labels = means.fit_predict(found.features, sample_weight=weights)
     distances = ((found.features - means.cluster_centers_[labels]) ** 2).sum(axis=1)
-    taken = set(means.predict(found.known_features).tolist()) if len(found.known_features) else set()
-    heaviest = np.argsort(-np.bincount(labels, weights, minlength=n_clusters), kind="stable")
-    first = []
-    for cluster in heaviest:
-        members = np.flatnonzero(labels == cluster)
-        # What is labelled already speaks for its cluster.
-        if len(members) and int(cluster) not in taken:
-            first.append(int(members[distances[members].argmin()]))
-    chosen = set(first)
-    return chain(first, (int(number) for number in by_chance if int(number) not in chosen))
+    by_cluster = np.lexsort((distances, labels))
+    turns = np.empty(len(found), np.int64)
+    turns[by_cluster] = np.arange(len(found)) - np.searchsorted(labels[by_cluster], labels[by_cluster])
+    if len(found.known_features):
+        turns += np.isin(labels, means.predict(found.known_features))
+    heaviest = np.bincount(labels, weights, minlength=n_clusters)[labels]
+    return (int(number) for number in np.lexsort((labels, -heaviest, turns)))
 
 
 def _square_numbers(rows: int, cols: int, side: int) -> npt.NDArray[np.int32]:

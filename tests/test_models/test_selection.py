@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from segadapt.models.chips import Chips, unlabelled_chips
 from segadapt.models.semantic.card import IGNORE
+from segadapt.models.transfer import selection
 from segadapt.models.transfer.base import TransferError
 from segadapt.models.transfer.selection import (
     STRATEGIES,
@@ -124,6 +127,30 @@ def test_clusters_take_what_is_typical_and_not_what_is_known():
     known = Candidates(*[*vars(found).values()][:-1], centres[:3].astype(np.float32))
     assert cluster[numbers(choose_regions(known, strategy="clusters", budget_regions=1))] == [3]
     assert len(choose_regions(found, strategy="clusters", budget_regions=60)) == 60
+
+
+def test_clusters_take_turns_where_there_are_fewer_than_regions_to_take(monkeypatch):
+    monkeypatch.setattr(selection, "_MOST_CLUSTERS", 3)
+    cluster = np.repeat(np.arange(3), [20, 12, 6])
+    features = np.array([[0, 0], [50, 0], [0, 50]])[cluster] + np.random.default_rng(1).normal(size=(38, 2))
+    found = candidates(np.ones(38), features=features)
+    assert cluster[numbers(choose_regions(found, strategy="clusters", budget_regions=7))].tolist() == [0, 1, 2] * 2 + [
+        0
+    ]
+    # However much of a cluster is labelled, it has had one turn.
+    known = Candidates(*[*vars(found).values()][:-1], np.zeros((9, 2), np.float32))
+    chosen = numbers(choose_regions(known, strategy="clusters", budget_regions=4))
+    assert cluster[chosen].tolist() == [1, 2, 0, 1]
+
+
+def test_many_clusters_take_seconds():
+    """24,000 regions, 1,200 wanted, 5,000 labelled ones: as many clusters would take minutes."""
+    random = np.random.default_rng(0)
+    found = candidates(random.random(24_000), features=random.normal(size=(24_000, 16)))
+    known = Candidates(*[*vars(found).values()][:-1], random.normal(size=(5000, 16)).astype(np.float32))
+    start = time.process_time()
+    assert len(choose_regions(known, strategy="clusters", budget_regions=1200)) == 1200
+    assert time.process_time() - start < 15
 
 
 def test_hybrid_takes_unlike_regions_among_the_doubtful():
