@@ -44,10 +44,11 @@ class SegmenterCard:
     `decoder` and `encoder` name its parts (`segmenter.DECODERS`, a timm name or a promptable model). `bands`: names of
     the input bands in order. `gsd_m`: metres per pixel of what it was trained on, None for pictures without a scale.
     `chip_px`: side of its training chips. `mean`, `std`: per band on the 0-255 scale. `stretch`: lows, then highs of
-    the bands that become 0..255, None for each raster's own (`processing.raster.stretch`). `statistics`: what is known
-    of the source domain (`band_quantiles`, `class_shares`), which is the ground of the last training with labels.
-    `history`: what was done to the model, oldest first. `base_sha256`: weights that an adapter is laid
-    over, None for a whole model.
+    the bands that become 0..255, None for each raster's own (`processing.raster.stretch`). `training_stretch`: the
+    median of the training rasters' own, which programs need that do not look at each raster; 0 to 255 for bytes, None
+    where an older SegAdapt did not say. `statistics`: what is known of the source domain (`band_quantiles`,
+    `class_shares`), which is the ground of the last training with labels. `history`: what was done to the model, oldest
+    first. `base_sha256`: weights that an adapter is laid over, None for a whole model.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SegmenterCard:
     made_on: str
     segadapt_version: str
     stretch: tuple[float, ...] | None = None
+    training_stretch: tuple[float, ...] | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -121,8 +123,9 @@ def card_from_json(text: str, *, path: Path) -> SegmenterCard:
         )
         for name in ("bands", "mean", "std", "history"):
             values[name] = tuple(values[name])
-        if values.get("stretch") is not None:
-            values["stretch"] = tuple(values["stretch"])
+        for name in ("stretch", "training_stretch"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
         return SegmenterCard(**values)
     except (KeyError, TypeError) as error:
         raise PackageError(f"The card in {path} is damaged ({error}); get another copy of the model.") from error

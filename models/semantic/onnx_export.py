@@ -2,7 +2,8 @@
 
 Deepness (https://qgis-plugin-deepness.readthedocs.io, "Adding metadata to ONNX model") feeds stored values divided by
 255 as float32 (batch, bands, rows, cols), squares of one size, and takes the class of the largest output. All that lies
-between is in the graph: stretch, input map, normalisation and the softmax at the end.
+between is in the graph: stretch (that of the training rasters where each raster has its own), input map, normalisation
+and the softmax at the end.
 """
 
 from __future__ import annotations
@@ -93,12 +94,13 @@ class _Exported(nn.Module):
         super().__init__()
         self._model = model
         card = model.card
-        stretch = card.stretch or (*(0.0 for _ in card.bands), *(_TOP for _ in card.bands))
+        known = card.stretch or card.training_stretch
+        stretch = known or (*(0.0 for _ in card.bands), *(_TOP for _ in card.bands))
         low, high = torch.tensor(stretch, dtype=torch.float32).reshape(2, 1, -1, 1, 1)
         # A constant band becomes mid-grey, as in `processing.raster.stretch`.
         is_flat = high <= low
         self._low, self._span = torch.where(is_flat, low - 0.5, low), torch.where(is_flat, 1.0, high - low)
-        self._is_stretched = card.stretch is not None
+        self._is_stretched = known is not None
 
     def forward(self, shares: torch.Tensor) -> torch.Tensor:
         values = shares * _TOP

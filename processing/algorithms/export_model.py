@@ -7,6 +7,7 @@ from typing import Any
 
 from qgis.core import QgsProcessingContext, QgsProcessingParameterFileDestination
 
+from ...models.semantic.card import SegmenterCard
 from .base import check_folder
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
@@ -44,7 +45,8 @@ class ExportModelAlgorithm(ModelAlgorithm):
             ),
             self.OUTPUT: self.tr(
                 "ONNX file. Its input are stored values divided by 255, (batch, bands, rows, columns); its output "
-                "class probabilities of the same size."
+                "class probabilities of the same size. Values are stretched as in the rasters that the model was "
+                "trained on."
             ),
         }
 
@@ -77,9 +79,29 @@ class ExportModelAlgorithm(ModelAlgorithm):
         check_folder(output, "model")
         tile = self.parameterAsInt(parameters, self.CHIP, context) if parameters.get(self.CHIP) else None
         export_onnx(load_segmenter(path), output, tile_px=tile)
+        progress.info(self._about_values(card))
         progress.info(
             self.tr("{} bands ({}), tiles of {} px.").format(
                 len(card.bands), ", ".join(card.bands), tile or card.chip_px
             )
         )
         return {self.OUTPUT: str(output)}
+
+    def _about_values(self, card: SegmenterCard) -> str:
+        """Which stored values the file is right for."""
+        stretch = card.stretch or card.training_stretch
+        if stretch is None:
+            return self.tr(
+                "Warning: an older SegAdapt did not say which values the model was trained on; the file is right for "
+                "8-bit rasters alone. For others train the model again."
+            )
+        n_bands = len(card.bands)
+        ranges = ", ".join(
+            f"{low:g} to {high:g}" for low, high in zip(stretch[:n_bands], stretch[n_bands:], strict=True)
+        )
+        if card.stretch is not None:
+            return self.tr("Stored values that become 0 to 255, by band: {}.").format(ranges)
+        return self.tr(
+            "Stored values that become 0 to 255, by band: {}, as in the rasters that the model was trained on. Only "
+            "SegAdapt looks at the values of each raster for that: other programs map rasters of another range badly."
+        ).format(ranges)

@@ -44,6 +44,21 @@ def open_for_model(
     return open_bands(path, names=card.bands, bands=bands, gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=crs_wkt)
 
 
+def tell_depth(reader: BandReader, card: SegmenterCard, progress: Progress) -> None:
+    """Say where one of raster and training rasters holds bytes, which no stretch changes, and the other does not."""
+    n_bands = len(card.bands)
+    is_byte, was_byte = (
+        key == (0.0,) * n_bands + (255.0,) * n_bands for key in (reader.stretch.as_key(), card.training_stretch)
+    )
+    if card.stretch is None and card.training_stretch is not None and is_byte != was_byte:
+        own, learned = ("8-bit values", "others")[:: 1 if is_byte else -1]
+        progress.info(
+            f"Warning: {Path(reader.path).name} holds {own}, and '{card.name}' was trained on {learned}: only what is "
+            "not 8-bit is stretched, so that contrasts differ from those that it knows. Give a raster of the same bit "
+            "depth, or adapt the model to this one."
+        )
+
+
 def read_target_chips(
     targets: Sequence[TargetRaster],
     card: SegmenterCard,
@@ -70,6 +85,7 @@ def read_target_chips(
         step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
         with open_for_model(card, target.path, crs_wkt=target.crs_wkt) as reader:
             tell_bands(reader, card.bands, progress)
+            tell_depth(reader, card, progress)
             if card.gsd_m is not None and reader.gsd_m is None:
                 progress.info(
                     f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."

@@ -28,6 +28,7 @@ from ..raster.blend import Block, Bounds
 from ..raster.geodesy import apply_affine
 from ..raster.regions import Region, RegionOutliner, thin_strips
 from ..raster.tile_store import REMEDY, Layer, TileStore
+from .model_rasters import tell_depth
 from .page import version
 from .segment_blocks import EXTRAS, SegmentTask, Spent, open_model, run_blocks
 
@@ -144,6 +145,7 @@ def segment_raster(
     used = ", ".join(f"{band} as {name}" for band, name in zip(reader.bands, card.bands, strict=True))
     progress.info(f"Bands of the raster that the model sees: {used}.")
     _tell_scale(reader, card, progress)
+    tell_depth(reader, card, progress)
     task = SegmentTask(
         raster=str(Path(reader.path).absolute()) if Path(reader.path).exists() else reader.path,
         identity=reader.identity,

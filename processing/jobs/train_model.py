@@ -18,7 +18,7 @@ from ...models.augmentation import USUAL, Augmentation
 from ...models.chips import Chips
 from ...models.device import choose_device
 from ...models.errors import Cancelled, CheckpointError
-from ...models.progress import NullProgress, Progress, StepProgress
+from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.registry import get_card, list_models
 from ...models.semantic.card import SegmenterCard, with_event
 from ...models.semantic.package import save_segmenter
@@ -155,6 +155,7 @@ def train_model(
         seed=options.seed,
         progress=StepProgress(progress, 0, _READ),
     )
+    stretch = _training_stretch(rasters, bands, progress)
     kept, held_out = chips, None
     if options.held_out:
         kept, held_out = split_chips(chips, held_out=options.held_out, by=options.split, seed=options.seed)
@@ -168,6 +169,7 @@ def train_model(
         if missing:
             progress.info(f"No chip to {what} holds {', '.join(missing)}: what is said of them there means little.")
     card = _card(options, scheme, names=names, gsd_m=gsd_m, chips=kept, output=output)
+    card = replace(card, training_stretch=stretch)
     n_steps = options.n_steps or math.ceil(len(kept) / options.batch) * options.epochs
     with _seeded(options.seed):
         model = _build(card)
@@ -243,6 +245,16 @@ def _look_at(raster: LabelledRaster, options: ModelOptions) -> tuple[tuple[int, 
             "leave the resolution out, or give a raster with a CRS."
         )
     return bands, names, options.gsd_m or own_m
+
+
+def _training_stretch(rasters: Sequence[LabelledRaster], bands: Sequence[int], progress: Progress) -> tuple[float, ...]:
+    """Lows, then highs of the bands: of each the median over the rasters' own stretches."""
+    keys = []
+    for raster in rasters:
+        raise_if_cancelled(progress)
+        with open_bands(raster.path, bands=bands, crs_wkt=raster.crs_wkt) as reader:
+            keys.append(reader.stretch.as_key())
+    return tuple(float(value) for value in np.median(keys, axis=0))
 
 
 def _card(

@@ -52,6 +52,22 @@ def test_the_file_opens_elsewhere(run: Any, package: Path, tmp_path: Path) -> No
     assert session.get_inputs()[0].shape[1:] == [3, 128, 128]
 
 
+def test_it_is_said_which_values_the_file_is_right_for(run: Any, feedback: Any, package: Path, tmp_path: Path) -> None:
+    """An older model does not know, a newer one names them."""
+    from dataclasses import replace
+
+    from segadapt.models.semantic.package import load_segmenter, save_segmenter
+
+    asked = {"MODEL": str(package), "OUTPUT": str(tmp_path / "model.onnx")}
+    run("exportmodel", asked, feedback=feedback)
+    assert any("right for 8-bit rasters alone" in text for text in feedback.seen.info)
+    model = load_segmenter(package)
+    model.card = replace(model.card, training_stretch=(300.0, 310.0, 320.0, 1700.0, 1800.0, 1900.0))
+    save_segmenter(model, package)
+    run("exportmodel", asked, feedback=feedback)
+    assert any("by band: 300 to 1700, 310 to 1800, 320 to 1900, as in the" in text for text in feedback.seen.info)
+
+
 def test_a_file_that_is_no_model_is_told(failure: Any, tmp_path: Path) -> None:
     """Nothing is written."""
     other = tmp_path / "other.safetensors"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+import torch
 from affine import Affine
 from rasterio.crs import CRS
 from segadapt.models.augmentation import USUAL, augment
@@ -489,6 +490,35 @@ def test_same_seed_same_model_and_any_bands(houses, tmp_path, raster_factory):
     assert len(first.card.bands) == 4
     assert first.card.gsd_m == 1.0
     assert all(bool((a == second.state_dict()[name]).all()) for name, a in first.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_an_exported_model_sees_what_it_was_trained_on(houses, tmp_path, raster_factory, recorder, dtype):
+    """Values that are no bytes are stretched by each raster's own; another program knows only those of the training."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from segadapt.models.semantic.onnx_export import export_onnx
+
+    path, boxes, _ = houses()
+    with open_bands(path) as reader:
+        values = reader.read(0, 0, 160, 160)[0].astype(dtype) * 7 + 300
+    deep = raster_factory(values, "deep.tif")
+    output = tmp_path / "deep.safetensors"
+    train_model([labelled(deep, boxes)], scheme_of_labels([labelled(deep, boxes)]), output, QUICK, device="cpu")
+    model = load_segmenter(output)
+    with open_for_model(model.card, deep) as reader:
+        seen, _ = reader.read(0, 0, 32, 32)
+        assert model.card.training_stretch == pytest.approx(reader.stretch.as_key())
+    export_onnx(model, tmp_path / "deep.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "deep.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: values[None, :, :32, :32].astype(np.float32) / 255})
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(seen)[None].float()).softmax(1).numpy()
+    assert np.abs(found - wanted).max() < 0.02
+    # A raster of bytes is said to look different, one of the same depth is not.
+    for target, is_said in ((path, True), (deep, False)):
+        told = recorder()
+        read_target_chips([TargetRaster(target)], model.card, progress=told)
+        assert any("holds 8-bit values" in text for text in told.texts) == is_said
 
 
 def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence(

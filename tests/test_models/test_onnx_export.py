@@ -100,12 +100,13 @@ def test_an_adapted_model_keeps_its_input_map_and_tokens(tmp_path):
     assert np.abs(found - wanted.numpy()).max() < 1e-3
 
 
-def test_the_stretch_of_the_card_is_in_the_graph(tmp_path):
+@pytest.mark.parametrize("name", ["stretch", "training_stretch"])
+def test_the_stretch_of_the_card_is_in_the_graph(tmp_path, name):
     """Stored values of 16 bits, divided by 255 as Deepness does; a band without a range becomes mid-grey."""
     from segadapt.processing.raster.stretch import Stretch
 
     low, high = (100.0, 0.0, 7.0), (4000.0, 3000.0, 7.0)
-    model = make_model(stretch=(*low, *high))
+    model = make_model(**{name: (*low, *high)})
     path = tmp_path / "model.onnx"
     export_onnx(model, path)
     stored = np.random.default_rng(0).integers(0, 5000, (1, 3, SIDE, SIDE)).astype(np.uint16)
