@@ -1,7 +1,7 @@
 """From a large model, or several, to a light one that maps the same ground many times faster.
 
 The student learns what its teachers answer on unlabelled chips of the target: softened probabilities (Hinton et al.
-2015, https://arxiv.org/abs/1503.02531) and, of one teacher, its features (Romero et al. 2015, FitNets,
+2015, https://arxiv.org/abs/1503.02531) and the features of one of them (Romero et al. 2015, FitNets,
 https://arxiv.org/abs/1412.6550). A student may see the ground at half the resolution, a quarter of the pixels.
 """
 
@@ -52,7 +52,8 @@ class Distillation:
 
     `n_steps` batches of `batch` chips with AdamW at `rate`, which falls along a cosine. `temperature` softens the
     answers of both sides, and its square weighs the loss (Hinton et al. 2015, section 2). `features`: weight of the
-    features of a single teacher. `is_warm`: a student with the teacher's encoder starts from the teacher's weights.
+    features of the only teacher, or of the first with the student's encoder. `is_warm`: with that encoder the student
+    starts from its weights.
     """
 
     n_steps: int = 500
@@ -174,12 +175,17 @@ def distil(
     factor = _common_factor(teachers, student, chips)
     device = device_of(student)
     student = copy.deepcopy(student)
+    guide = _guide(teachers, student)
     if len(teachers) == 1:
-        _start_from(student, teachers[0], is_warm=options.is_warm)
+        student.set_input_map(teachers[0].input_map)
+    if guide is not None and options.is_warm:
+        _start_from(student, teachers[guide])
     for teacher in teachers:
         teacher.eval()
     with seeded(options.seed, device) as generator:
-        losses = _teach(teachers, student, chips, options, factor=factor, generator=generator, progress=progress)
+        losses = _teach(
+            teachers, student, chips, options, guide=guide, factor=factor, generator=generator, progress=progress
+        )
     student.eval()
     names = [teacher.card.name for teacher in teachers]
     student.card = with_event(student.card, "distilled", teachers=names, steps=options.n_steps, seed=options.seed)
@@ -244,6 +250,7 @@ def _teach(
     chips: Chips,
     options: Distillation,
     *,
+    guide: int | None,
     factor: int,
     generator: torch.Generator,
     progress: Progress,
@@ -252,7 +259,8 @@ def _teach(
     device = device_of(student)
     masked = with_data_as_labels(chips)
     usable = usable_chips(chips)
-    project = _projection(teachers, student, chips, factor) if len(teachers) == 1 and options.features else None
+    followed = guide if options.features else None
+    project = None if followed is None else _projection(teachers[followed], student, chips, factor)
     learning = [*(p for p in student.parameters() if p.requires_grad), *(project.parameters() if project else ())]
     optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
     descent = Descent(optimiser, student)
@@ -269,8 +277,8 @@ def _teach(
         with autocast(device):
             own = student.outputs(_reduced(pixels, factor))
         loss = _answer_loss(answers, own, labels, factor=factor, temperature=options.temperature)
-        if project is not None:
-            loss = loss + options.features * _feature_loss(answers[0].features, own.features, project)
+        if followed is not None and project is not None:
+            loss = loss + options.features * _feature_loss(answers[followed].features, own.features, project)
         if descent.step(loss):
             losses.append(float(loss.detach()))
         schedule.step()
@@ -298,25 +306,34 @@ def _feature_loss(wanted: torch.Tensor, own: torch.Tensor, project: nn.Module) -
     return functional.mse_loss(guess, goal) / goal.var().clamp(min=1e-6)
 
 
-def _projection(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips, factor: int) -> nn.Module:
+def _projection(teacher: Segmenter, student: Segmenter, chips: Chips, factor: int) -> nn.Module:
     """From the student's features to the teacher's; left behind after training."""
     device = device_of(student)
     pixels = torch.from_numpy(chips.pixels[:1]).to(device).float()
     student.eval()
     with torch.inference_mode():
-        wanted = teachers[0].outputs(pixels).features.shape[1]
+        wanted = teacher.outputs(pixels).features.shape[1]
         own = student.outputs(_reduced(pixels, factor)).features.shape[1]
     return nn.Conv2d(own, wanted, 1).to(device)
 
 
-def _start_from(student: Segmenter, teacher: Segmenter, *, is_warm: bool) -> None:
-    """What of the teacher fits: the values that its network sees and, with its encoder, all weights of equal shape."""
-    student.set_input_map(teacher.input_map)
-    if is_warm and teacher.card.encoder == student.card.encoder:
-        own = student.state_dict()
-        known = teacher.state_dict()
-        fits = {name: known[name] for name, value in own.items() if name in known and known[name].shape == value.shape}
-        student.load_state_dict({**own, **fits})
+def _guide(teachers: Sequence[Segmenter], student: Segmenter) -> int | None:
+    """Which of the teachers gives features, and weights where it has the student's encoder: the only one, or the first.
+
+    None where several have other encoders than the student.
+    """
+    if len(teachers) == 1:
+        return 0
+    return next((n for n, teacher in enumerate(teachers) if teacher.card.encoder == student.card.encoder), None)
+
+
+def _start_from(student: Segmenter, teacher: Segmenter) -> None:
+    """With the teacher's encoder all weights of equal shape; each network's input map stays its own."""
+    if teacher.card.encoder != student.card.encoder:
+        return
+    own, known = student.state_dict(), teacher.state_dict()
+    fits = {name: known[name] for name, value in own.items() if name in known and known[name].shape == value.shape}
+    student.load_state_dict({**own, **fits, "input_map": own["input_map"]})
 
 
 def _common_factor(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips) -> int:

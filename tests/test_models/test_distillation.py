@@ -144,6 +144,25 @@ def test_a_student_of_the_same_network_starts_from_the_teachers_weights(teacher)
     assert torch.allclose(other.model.state_dict()[name], teacher.state_dict()[name], atol=1e-6)
 
 
+def test_with_several_teachers_a_student_starts_from_the_first_of_its_encoder(teacher):
+    chips = squares(4, seed=1)
+    other = new_student(make_card(encoder="lcnet_035"), seed=5)
+    mapped = build_segmenter(teacher.card)
+    mapped.load_state_dict(teacher.state_dict())
+    mapped.set_input_map(teacher.input_map * 0.5)
+    student = new_student(student_card(teacher.card, decoder=teacher.card.decoder, coarser=1))
+    result = distil([other, mapped, teacher], student, chips, chips, Distillation(n_steps=1, rate=1e-9))
+    name = "network.segmentation_head.0.weight"
+    assert torch.allclose(result.model.state_dict()[name], teacher.state_dict()[name], atol=1e-6)
+    # Which values the others see is another matter.
+    assert torch.equal(result.model.input_map, student.input_map)
+    # The same teacher twice teaches what it teaches alone.
+    held_out, options = squares(8, seed=2), Distillation(n_steps=12, rate=4e-3)
+    student = new_student(student_card(teacher.card), seed=1)
+    alone, twice = (distil(few, student, chips, held_out, options) for few in ([teacher], [teacher, teacher]))
+    assert twice.agreement == pytest.approx(alone.agreement, abs=0.02)
+
+
 def test_the_values_that_the_teacher_sees_go_to_the_student(teacher):
     mapped = build_segmenter(teacher.card)
     mapped.load_state_dict(teacher.state_dict())
