@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qgis.core import (
     QgsCategorizedSymbolRenderer,
+    QgsCoordinateReferenceSystem,
     QgsFillSymbol,
     QgsMapLayer,
     QgsProcessing,
@@ -22,17 +25,16 @@ from qgis.core import (
 )
 from qgis.PyQt import sip
 
-from ...models.progress import StepProgress, raise_if_cancelled
+from ...models.progress import raise_if_cancelled
 from ...models.semantic.card import SegmenterClass
 from ..errors import JobError
 from . import outputs
 from .feedback import FeedbackProgress
-from .model_algorithm import ModelAlgorithm, RasterInput
+from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
 
 # `jobs.segment_raster.MOST_OVERLAP`; that module needs the environment (a test compares them).
 MOST_OVERLAP = 0.75
-_RASTER_SHARE = 0.9
 _FILL_ALPHA = 110
 # QGIS deletes a post-processor with its context but does not keep its Python half alive until then.
 _waiting: list[ClassPolygonStyle] = []
@@ -95,7 +97,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
             self.ENTROPY: self.tr("Raster of the uncertainty: 0 certain to 100 unknown, in per cent; 255 is nodata."),
             self.POLYGONS: self.tr("Connected areas of one class as polygons with class, class_id and area_m2."),
             self.COUNT: self.tr("Number of windows that the model saw in this run."),
-            self.SECONDS: self.tr("Seconds that the rasters took."),
+            self.SECONDS: self.tr("Seconds that it took."),
         }
 
     def initAlgorithm(self, _configuration: dict[str, Any] | None = None) -> None:
@@ -168,13 +170,18 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
                 self, parameters, context, name=self.POLYGONS, crs=raster.crs, provenance=provenance
             ) as polygons,
         ):
+            outline = None
+            if polygons is not None:
+                given = {"classes": card.classes, "crs": raster.crs, "context": context, "progress": progress}
+                outline = partial(self._outline, polygons=polygons, **given)
             done = segment_raster(
                 reader,
                 package,
                 places,
                 bounds=self.extent_px(parameters, context, raster, reader),
                 options=options,
-                progress=progress if polygons is None else StepProgress(progress, 0, _RASTER_SHARE),
+                use_labels=outline,
+                progress=progress,
             )
             progress.info(
                 self.tr("{} windows in {:.1f} s, of which the model took {:.1f} s.").format(
@@ -183,7 +190,6 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
             )
             results = {self.OUTPUT: output, **extras, self.COUNT: done.n_windows, self.SECONDS: done.seconds}
             if polygons is not None:
-                self._outline(Path(output), polygons, card.classes, raster=raster, context=context, progress=progress)
                 results[self.POLYGONS] = polygons.destination
         if polygons is not None:
             _use_colours(context, polygons.destination, card.classes)
@@ -192,24 +198,25 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
     def _outline(
         self,
         labels: Path,
+        *,
         polygons: outputs.FeatureOutput,
         classes: tuple[SegmenterClass, ...],
-        *,
-        raster: RasterInput,
+        crs: QgsCoordinateReferenceSystem,
         context: QgsProcessingContext,
         progress: FeedbackProgress,
     ) -> None:
         from ..jobs.segment_raster import label_polygons
 
-        ellipsoid = outputs.Ellipsoid(raster.crs, context.transformContext())
-        for polygon, one in label_polygons(labels, classes):
-            raise_if_cancelled(progress)
-            geometry = outputs.from_shapely(polygon)
-            polygons.add(
-                geometry, {"class": one.name, "class_id": one.class_id, "area_m2": ellipsoid.area_m2(geometry)}
-            )
+        ellipsoid = outputs.Ellipsoid(crs, context.transformContext())
+        # The file goes or moves afterwards, for which it has to be closed.
+        with closing(label_polygons(labels, classes)) as found:
+            for polygon, one in found:
+                geometry = outputs.from_shapely(polygon)
+                values = {"class": one.name, "class_id": one.class_id, "area_m2": ellipsoid.area_m2(geometry)}
+                polygons.add(geometry, values)
+                raise_if_cancelled(progress)
         if not polygons.n_written:
-            raise JobError(f"{labels} holds no class to outline; segment a larger extent.")
+            raise JobError("The result holds no class to outline; segment a larger extent.")
 
 
 class ClassPolygonStyle(QgsProcessingLayerPostProcessorInterface):

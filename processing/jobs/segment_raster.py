@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,7 @@ def segment_raster(
     *,
     bounds: tuple[float, float, float, float] | None = None,
     options: SegmentOptions | None = None,
+    use_labels: Callable[[Path], None] | None = None,
     progress: Progress | None = None,
 ) -> Segmented:
     """Segment a raster (`model_rasters.open_for_model`) and write the results; all of them, or none.
@@ -130,7 +131,8 @@ def segment_raster(
     `bounds`: left, top, right, bottom in pixels of the reader's grid, None for the whole raster. Finished blocks lie
     in a hidden folder beside the labels and named after them: after a kill or an error a call with the same inputs and
     the same path for the labels goes on with them and gives the same result. A cancel removes them, and so does an
-    error where the outputs are temporary. Raises `RasterError`, `JobError`, `ModelError` and `Cancelled`.
+    error where the outputs are temporary. `use_labels` gets the file of the labels before any result takes its place,
+    and may fail or be cancelled like the rest. Raises `RasterError`, `JobError`, `ModelError` and `Cancelled`.
     """
     started = time.perf_counter()
     options, progress = options or SegmentOptions(), progress or NullProgress()
@@ -184,7 +186,7 @@ def segment_raster(
                 if all(store.is_blank(block) for block in blocks):
                     raise _NoDataError(f"{reader.path} has no data in this extent; choose another raster or extent.")
                 layers = _layers(task, card, outputs, reader)
-                store.write(layers, blocks, bounds=limits, transform=reader.transform, crs=reader.crs)
+                store.write(layers, blocks, bounds=limits, transform=reader.transform, crs=reader.crs, use=use_labels)
                 _write_style(outputs.labels, card.classes, remedy=remedy)
             except (Cancelled, _NoDataError):
                 store.remove()
@@ -213,7 +215,9 @@ def segment_raster(
     )
 
 
-def label_polygons(path: Path, classes: Sequence[SegmenterClass]) -> Iterator[tuple[Polygon, SegmenterClass]]:
+def label_polygons(
+    path: Path, classes: Sequence[SegmenterClass]
+) -> Generator[tuple[Polygon, SegmenterClass], None, None]:
     """Outlines of the connected areas of each class in labels that `segment_raster` wrote, in their CRS.
 
     Raises `RasterError` where the file cannot be read.

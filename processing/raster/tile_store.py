@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,11 +120,19 @@ class TileStore:
             raise RasterError(f"{file} cannot be written ({error.strerror or error}); {self._remedy}.") from error
 
     def write(
-        self, layers: Sequence[Layer], blocks: Sequence[Block], *, bounds: Bounds, transform: Affine, crs: CRS | None
+        self,
+        layers: Sequence[Layer],
+        blocks: Sequence[Block],
+        *,
+        bounds: Bounds,
+        transform: Affine,
+        crs: CRS | None,
+        use: Callable[[Path], None] | None = None,
     ) -> None:
         """Put all layers in place, or none: cloud-optimised GeoTIFFs of `bounds` (pixels of the raster).
 
-        `transform` is that of the whole raster. Older files at the layers' paths stay until all layers are whole.
+        `transform` is that of the whole raster. Older files at the layers' paths stay until all layers are whole, and
+        `use` has done what it wants with the first.
         """
         used = [block for block in blocks if not self.is_blank(block)]
         placed = transform @ Affine.translation(bounds[0], bounds[1])
@@ -135,6 +143,8 @@ class TileStore:
                 mosaic.write_text(_mosaic(layer, used, bounds=bounds, transform=placed, crs=crs), encoding="utf-8")
                 with gdal_access(str(layer.path), verb="written", remedy=self._remedy):
                     _copy(mosaic, part, is_classes=bool(layer.colours))
+            if use is not None:
+                use(parts[0])
             for layer, part in zip(layers, parts, strict=True):
                 part.replace(layer.path)
                 # What QGIS remembered of the file that was there: its statistics and histogram.

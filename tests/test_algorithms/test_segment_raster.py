@@ -207,6 +207,25 @@ def test_errors_are_sentences(
     assert list(out.iterdir()) == []
 
 
+def test_cancel_while_outlining_leaves_older_files(
+    failure: Any, package: Path, raster: str, tmp_path: Path, feedback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rasters are whole by then, but take no place."""
+    from segadapt.processing.algorithms.outputs import FeatureOutput
+
+    out = tmp_path / "out"
+    out.mkdir()
+    older = {out / name: name.encode() for name in ("OUTPUT.tif", "OUTPUT.qml", "ENTROPY.tif")}
+    for file, content in older.items():
+        file.write_bytes(content)
+    add = FeatureOutput.add
+    monkeypatch.setattr(FeatureOutput, "add", lambda *values: (add(*values), feedback.cancel()))
+    names = {name: str(out / f"{name}.tif") for name in NAMES} | {"POLYGONS": str(out / "polygons.gpkg")}
+    said = failure("segmentraster", {"INPUT": raster, "MODEL": str(package), "DEVICE": "cpu", **names})
+    assert "Stopped at the user's request" in said
+    assert {file: file.read_bytes() for file in out.iterdir()} == older
+
+
 def test_cancel_leaves_nothing(failure: Any, package: Path, raster: str, tmp_path: Path, feedback: Any) -> None:
     out = tmp_path / "out"
     out.mkdir()
