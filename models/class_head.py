@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,7 +280,7 @@ def save_class_model(model: ClassModel, path: Path) -> None:
     numbers = {"kind": model.head.kind, "temperature": model.head.temperature}
     card = json.dumps({"format": _FORMAT, "version": _VERSION, "head": numbers, **model.card}, sort_keys=True)
     content = save(tensors, metadata={"card": card, "sha256": _digest(card, _tensors(model))})
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(content)
         part.replace(path)

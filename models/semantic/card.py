@@ -131,6 +131,15 @@ def card_from_json(text: str, *, path: Path) -> SegmenterCard:
         raise PackageError(f"The card in {path} is damaged ({error}); get another copy of the model.") from error
 
 
+def base_files(path: Path) -> list[Path]:
+    """Where the model that the adapter `path` is laid over may lie; none for a whole model. Raises `PackageError`."""
+    card = read_card(path)
+    if card.base_sha256 is None:
+        return []
+    named = Path(card.base_file or "")
+    return [path.parent / named.name, named]
+
+
 def read_card(path: Path) -> SegmenterCard:
     """The card of a package, from the file's header alone: no weights are read, and only the standard library.
 

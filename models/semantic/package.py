@@ -8,7 +8,8 @@ adapter holds only what differs from the weights that it is laid over: whole ten
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..errors import ModelError
-from .card import CARD_KEY, PackageError, SegmenterCard, card_from_json
+from .card import CARD_KEY, PackageError, SegmenterCard, base_files, card_from_json
 from .segmenter import Segmenter, build_segmenter
 
 Tensors = Mapping[str, torch.Tensor]
@@ -45,7 +46,7 @@ def save_segmenter(
     tensors |= {_EXTRA + name: _plain(value) for name, value in (extra or {}).items()}
     text = model.card.to_json()
     digest = _digest(text, tensors)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(save(tensors, metadata={CARD_KEY: text, _DIGEST_KEY: digest}))
         part.replace(path)
@@ -60,8 +61,8 @@ def save_segmenter(
 def load_segmenter(path: Path, *, base: Path | None = None) -> Segmenter:
     """The model of a package, in evaluation mode on the CPU.
 
-    `base`: the model that an adapter is laid over; without it the file that the adapter names is looked for where it
-    was and beside the adapter. Raises `PackageError` for a file that is no package, is damaged, or whose base is not
+    `base`: the model that an adapter is laid over; without it the file that the adapter names is looked for beside the
+    adapter and where it was. Raises `PackageError` for a file that is no package, is damaged, or whose base is not
     found or another one.
     """
     card, tensors, _ = _read(path)
@@ -69,13 +70,7 @@ def load_segmenter(path: Path, *, base: Path | None = None) -> Segmenter:
         model = build_segmenter(card)
         _fill(model, {name: value for name, value in tensors.items() if not name.startswith(_EXTRA)}, path)
         return model
-    base = base or _find_base(card, path)
-    _, base_tensors, digest = _read(base)
-    if digest != card.base_sha256:
-        raise PackageError(
-            f"{path} was made for a model with the sha256 {card.base_sha256[:12]}…, but that of {base} is "
-            f"{digest[:12]}…; put the right '{card.base_file}' beside it."
-        )
+    base_tensors = _read_base(card, path, [base] if base else [file for file in base_files(path) if file.is_file()])
     model = build_segmenter(replace(card, base_file=None, base_sha256=None))
     whole = {name: value for name, value in base_tensors.items() if not name.startswith(_EXTRA)}
     _fill(model, merged(whole, {n: v for n, v in tensors.items() if not n.startswith(_EXTRA)}), path)
@@ -117,15 +112,29 @@ def changed_tensors(before: Tensors, after: Tensors) -> dict[str, torch.Tensor]:
     }
 
 
-def _find_base(card: SegmenterCard, path: Path) -> Path:
-    named = Path(card.base_file or "")
-    candidates = [path.parent / named.name, named]
+def _read_base(card: SegmenterCard, path: Path, candidates: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of the first of `candidates` that the adapter `path` was made for."""
+    named, digest = Path(card.base_file or ""), str(card.base_sha256)
+    failures = []
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        try:
+            _, tensors, found = _read(candidate)
+        except PackageError as error:
+            failures.append(error)
+            continue
+        if found == digest:
+            return tensors
+        failures.append(
+            PackageError(
+                f"{path} was made for a model with the sha256 {digest[:12]}…, but that of {candidate} is "
+                f"{found[:12]}…; put the right '{named.name}' beside it."
+            )
+        )
+    if failures:
+        raise failures[0]
     raise PackageError(
-        f"{path} is an adapter for '{named.name}' (sha256 {str(card.base_sha256)[:12]}…), which is neither beside it "
-        f"nor at {named}; put that model beside it."
+        f"{path} is an adapter for '{named.name}' (sha256 {digest[:12]}…), which is neither beside it nor at {named}; "
+        "put that model beside it."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,6 +306,20 @@ def test_a_package_comes_back_to_the_bit(tmp_path):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+def test_two_runs_that_write_the_same_package_do_not_disturb_each_other(tmp_path, monkeypatch):
+    path, model = tmp_path / "model.safetensors", build_segmenter(make_card())
+    replace_file, others = Path.replace, [model]
+
+    def replace_after_another(part, target):
+        if others:
+            save_segmenter(others.pop(), path)
+        return replace_file(part, target)
+
+    monkeypatch.setattr(Path, "replace", replace_after_another)
+    assert save_segmenter(model, path) == package_sha256(path)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
 def test_an_altered_byte_is_noticed(tmp_path):
     path = tmp_path / "model.safetensors"
     save_segmenter(build_segmenter(make_card()), path)
@@ -343,8 +358,19 @@ def test_an_adapter_is_small_and_knows_its_base(tmp_path):
     loaded = load_segmenter(path)
     assert torch.allclose(loaded.state_dict()[name], weight + 1)
     other = build_segmenter(make_card())
+    # A wrong file beside it, of the same name, does not hide the right one; nor does a damaged one.
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / path.name
+    path.rename(moved)
+    for content in (other, b"damaged"):
+        beside = moved.with_name(base.name)
+        beside.write_bytes(content) if isinstance(content, bytes) else save_segmenter(content, beside)
+        assert torch.allclose(load_segmenter(moved).state_dict()[name], weight + 1)
     save_segmenter(other, base)
-    with pytest.raises(PackageError, match="made for a model"):
+    with pytest.raises(PackageError, match="cannot be read"):
+        load_segmenter(moved)
+    moved.rename(path)
+    with pytest.raises(PackageError, match=r"made for a model .* put the right 'base\.safetensors' beside it"):
         load_segmenter(path)
     base.unlink()
     with pytest.raises(PackageError, match="neither beside it"):
