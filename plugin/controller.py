@@ -12,6 +12,7 @@ from qgis.PyQt.QtCore import QCoreApplication, QObject
 from qgis.PyQt.QtWidgets import QFileDialog, QLineEdit
 
 from ..models.registry import list_models
+from ..processing.algorithms.base import with_ending
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .adapt_control import AdaptControl
@@ -395,9 +396,7 @@ class Controller(QObject):
 
     def _ask_new_adapter(self) -> Path | None:
         path, _ = QFileDialog.getSaveFileName(self._dock, "Save adapter", "", _ADAPTER_FILES)
-        if not path:
-            return None
-        return Path(path if path.lower().endswith(".safetensors") else f"{path}.safetensors")
+        return with_ending(path, ".safetensors") if path else None
 
     def _ask_geopackage(self) -> Path | None:
         # Qt's own question whether to overwrite is switched off: an existing file is never overwritten.

@@ -141,13 +141,19 @@ class SegAdaptAlgorithm(QgsProcessingAlgorithm):
         raise QgsProcessingException(sentence)
 
 
+def with_ending(file: str, ending: str) -> Path:
+    """The path of `file`, with `ending` (".onnx") added unless it is there: a name may have dots of its own."""
+    path = Path(file)
+    return path if path.suffix.lower() == ending else path.with_name(path.name + ending)
+
+
 def check_folder(path: Path, what: str) -> None:
     """Raise `JobError` where the folder of `path` cannot be written to; `what` is to be saved there."""
     probe = path.with_name(f".{path.name}.probe")
     try:
         # Only a file that is there is proof: Windows says of every folder that it can be written to.
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise JobError(f"The folder of {path} cannot be written to; choose another one for the {what}.") from error
 

@@ -21,7 +21,7 @@ from qgis.core import (
 from ...models.progress import raise_if_cancelled
 from ..errors import JobError
 from . import outputs
-from .base import check_folder
+from .base import check_folder, with_ending
 from .feedback import FeedbackProgress
 from .prompt_source import PromptFields, read_prompts
 from .raster_algorithm import RasterAlgorithm
@@ -176,7 +176,7 @@ class ClassMapAlgorithm(RasterAlgorithm):
             if entropy:
                 results[self.ENTROPY] = entropy
             if saved:
-                path = Path(saved).with_suffix(".safetensors")
+                path = with_ending(saved, ".safetensors")
                 save_mapper(mapper, path)
                 results[self.SAVED_MODEL] = str(path)
             if polygons is not None:

@@ -98,13 +98,14 @@ class DistillModelAlgorithm(ModelAlgorithm):
         from ..jobs.distill_model import DistillModel, distill_model
         from ..jobs.model_rasters import TargetRaster
 
-        output = self.model_output(parameters, context)
         first, _ = self.package(parameters, context)
         more = (
             self.parameterAsFileList(parameters, self.MORE_MODELS, context) if parameters.get(self.MORE_MODELS) else []
         )
+        teachers = [first, *(Path(path) for path in more)]
+        output = self.model_output(parameters, context, others=teachers[1:])
         job = DistillModel(
-            teachers=[first, *(Path(path) for path in more)],
+            teachers=teachers,
             rasters=[TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)],
             output=output,
             student=self.parameterAsEnumString(parameters, self.STUDENT, context),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsProcessingContext, QgsProcessingParameterFileDestination
 
 from ...models.semantic.card import SegmenterCard
-from .base import check_folder
+from .base import check_folder, with_ending
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
@@ -75,7 +74,7 @@ class ExportModelAlgorithm(ModelAlgorithm):
         from ...models.semantic.package import load_segmenter
 
         path, card = self.package(parameters, context)
-        output = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(SUFFIX)
+        output = with_ending(self.parameterAsFileOutput(parameters, self.OUTPUT, context), SUFFIX)
         check_folder(output, "model")
         tile = self.parameterAsInt(parameters, self.CHIP, context) if parameters.get(self.CHIP) else None
         export_onnx(load_segmenter(path), output, tile_px=tile)

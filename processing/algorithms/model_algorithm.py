@@ -25,9 +25,9 @@ from qgis.core import (
     QgsRasterLayer,
 )
 
-from ...models.semantic.card import SegmenterCard, read_card
+from ...models.semantic.card import SUFFIX, SegmenterCard, base_files, read_card
 from ..errors import JobError, RasterError
-from .base import SegAdaptAlgorithm, check_folder
+from .base import SegAdaptAlgorithm, check_folder, with_ending
 from .raster_algorithm import AUTO, DEVICES
 from .raster_source import file_path
 from .settings import EngineSettings
@@ -247,13 +247,23 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         path = Path(self.parameterAsFile(parameters, self.MODEL, context))
         return path, read_card(path)
 
-    def model_output(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
+    def model_output(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, *, others: Sequence[Path] = ()
+    ) -> Path:
         """Where the model is to be saved; to be asked before the work.
 
-        Raises `JobError` for a folder that cannot be written to.
+        Raises `JobError` for a folder that cannot be written to, and for a file that `MODEL` or one of `others`, an
+        adapter, is laid over.
         """
-        path = Path(self.parameterAsFileOutput(parameters, self.OUTPUT, context)).with_suffix(".safetensors")
+        path = with_ending(self.parameterAsFileOutput(parameters, self.OUTPUT, context), SUFFIX)
         check_folder(path, "model")
+        given = [Path(self.parameterAsFile(parameters, self.MODEL, context))] if parameters.get(self.MODEL) else []
+        for model in (*given, *others):
+            if path.is_file() and any(file.is_file() and file.samefile(path) for file in base_files(model)):
+                raise JobError(
+                    f"{model} is an adapter that is laid over {path}, which the result would replace; save the result "
+                    "in another file."
+                )
         return path
 
     def device(self, parameters: dict[str, Any], context: QgsProcessingContext, settings: EngineSettings) -> str:

@@ -71,19 +71,20 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
     progress.info(choice.reason)
     teachers = [load_segmenter(path).to(choice.name) for path in job.teachers]
     card = replace(_card_of(job, teachers[0].card), made_on=datetime.now(timezone.utc).date().isoformat())
-    for teacher in teachers:
-        # Before any raster is read.
-        coarseness(teacher.card, card)
+    # Before any raster is read.
+    factor = max(coarseness(teacher.card, card) for teacher in teachers)
+    # A chip of a size that the student's pixels do not divide is made a little larger.
+    seen = replace(teachers[0].card, chip_px=-(-card.chip_px // factor) * factor)
     chips = read_target_chips(
         job.rasters,
-        teachers[0].card,
+        seen,
         n_most=_MOST_CHIPS,
         seed=job.options.seed,
         progress=StepProgress(progress, 0.0, _READ),
     )
     if len(chips) < _LEAST_CHIPS:
         raise JobError(
-            f"The rasters hold {len(chips)} chips of {card.chip_px} px, too few for a student to learn from; give "
+            f"The rasters hold {len(chips)} chips of {seen.chip_px} px, too few for a student to learn from; give "
             f"more or larger rasters, at least {_LEAST_CHIPS} chips."
         )
     learned, held_out = split_by_block(chips, held_out=_HELD_OUT, seed=job.options.seed)
@@ -103,7 +104,7 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
         sha256_of_teachers=digests,
         rasters=[Path(raster.path).name for raster in job.rasters],
     )
-    text = _report(job, result, teacher=teachers[0].card, n_chips=(len(learned), len(held_out)), device=choice.name)
+    text = _report(job, result, teacher=seen, n_chips=(len(learned), len(held_out)), device=choice.name)
     save_segmenter(model, job.output)
     if report_path is not None:
         write_report(text, report_path)

@@ -55,6 +55,44 @@ def test_several_teachers_have_a_light_student(run: Any, roof_model: Path, scene
     assert results["SPEEDUP"] > 4
 
 
+def test_windows_of_an_odd_size_are_made_even(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
+    """A pixel of the student is two of the teacher's."""
+    from dataclasses import replace
+
+    from segadapt.models.semantic.card import read_card
+    from segadapt.models.semantic.package import load_segmenter, save_segmenter
+
+    teacher, output = load_segmenter(roof_model), tmp_path / "light.safetensors"
+    teacher.card = replace(teacher.card, chip_px=31)
+    save_segmenter(teacher, tmp_path / "odd.safetensors")
+    parameters = {"MODEL": str(tmp_path / "odd.safetensors"), "RASTERS": [str(scene_file)], "STEPS": 2}
+    run("distillmodel", {**parameters, "DEVICE": "cpu", "OUTPUT": str(output)})
+    assert read_card(output).chip_px == 31
+
+
+def test_a_model_that_an_adapter_is_laid_over_is_never_overwritten(
+    failure: Any, roof_model: Path, scene_file: Path, tmp_path: Path
+) -> None:
+    """Neither where it was nor beside the adapter, and whichever model the adapter is given as."""
+    from dataclasses import replace
+
+    from segadapt.models.semantic.package import load_segmenter, save_segmenter
+
+    model, base = load_segmenter(roof_model), tmp_path / "base.safetensors"
+    digest = save_segmenter(model, base)
+    model.card = replace(model.card, base_file=str(base), base_sha256=digest)
+    adapter, before = tmp_path / "adapter.safetensors", base.read_bytes()
+    save_segmenter(model, adapter, adapter={})
+    given = {"RASTERS": [str(scene_file)], "STEPS": 1, "DEVICE": "cpu", "OUTPUT": str(base)}
+    for name, models in (
+        ("adaptmodel", {"MODEL": str(adapter)}),
+        ("distillmodel", {"MODEL": str(adapter)}),
+        ("distillmodel", {"MODEL": str(roof_model), "MORE_MODELS": [str(adapter)]}),
+    ):
+        assert f"{adapter} is an adapter that is laid over {base}" in failure(name, given | models)
+    assert base.read_bytes() == before
+
+
 def test_bad_input_is_told_and_nothing_is_left(
     failure: Any, roof_model: Path, scene_file: Path, raster_factory: Any, tmp_path: Path
 ) -> None:

@@ -52,6 +52,27 @@ def test_the_file_opens_elsewhere(run: Any, package: Path, tmp_path: Path) -> No
     assert session.get_inputs()[0].shape[1:] == [3, 128, 128]
 
 
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("kampala_0.3", "kampala_0.3.safetensors"),
+        ("kampala_0.5.safetensors", "kampala_0.5.safetensors"),
+        ("Kampala.SAFETENSORS", "Kampala.SAFETENSORS"),
+        ("kampala", "kampala.safetensors"),
+    ],
+)
+def test_a_name_keeps_its_dots(qgis_app: Any, tmp_path: Path, given: str, file: str) -> None:
+    """Two models whose names differ behind a dot do not become one."""
+    from qgis.core import QgsProcessingContext
+    from segadapt.processing.algorithms.base import with_ending
+    from segadapt.processing.algorithms.train_model import TrainModelAlgorithm
+
+    algorithm = TrainModelAlgorithm()
+    algorithm.initAlgorithm()
+    assert algorithm.model_output({"OUTPUT": str(tmp_path / given)}, QgsProcessingContext()) == tmp_path / file
+    assert with_ending("/a/b_0.3", ".onnx") == Path("/a/b_0.3.onnx")
+
+
 def test_it_is_said_which_values_the_file_is_right_for(run: Any, feedback: Any, package: Path, tmp_path: Path) -> None:
     """An older model does not know, a newer one names them."""
     from dataclasses import replace
