@@ -13,6 +13,7 @@ from qgis.PyQt.QtCore import QObject, Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QProgressBar, QPushButton, QWidget
 
+from ..processing.algorithms.base import with_ending
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .class_map_overlay import PIECES, ClassMapItem
@@ -419,8 +420,7 @@ class ClassMapControl(QObject):
     def _with_path(self, title: str, kinds: str, use: Any) -> None:
         path, _ = QFileDialog.getSaveFileName(self.panel, title, "", kinds)
         if path:
-            suffix = kinds[kinds.index("*") + 1 : -1]
-            use(Path(path if path.lower().endswith(suffix) else path + suffix))
+            use(with_ending(path, kinds[kinds.index("*") + 1 : -1]))
 
 
 def _button(text: str, tip: str) -> QPushButton:
