@@ -1,5 +1,6 @@
 """Clicks that a simulated analyst needs on the labelled places, with every part of the adaptation in turn.
 
+    make bench BENCH=clicks                                                     prints the tables, without the adapter
     make bench BENCH=clicks ARGS="--folds FOLDER"                               prints the tables
     make bench BENCH=clicks ARGS="--folds FOLDER --write docs/interactive.md"   and keeps them below the marker
 
@@ -41,29 +42,43 @@ _ABLATED = "banepa_west_30cm"
 _MEASURES = ("miou_1", "miou_3", "miou_5", "miou_10", "noc_80", "noc_85", "noc_90", "nof_90")
 
 
-def configurations(adapter: Path, *, is_ablation: bool) -> tuple[Configuration, ...]:
-    """The rows of a table; the first one is what the others are compared with."""
+def configurations(adapter: Path | None, *, is_ablation: bool) -> tuple[Configuration, ...]:
+    """The rows of a table; the first one is what the others are compared with.
+
+    Those with the adapter are left out where there is none that has not seen the place.
+    """
     alone = plain_options(window_px=None)
     repair = replace(alone, repair=True)
     ends = (
         Configuration("SAM alone, windows of 1024 px", plain_options(window_px=1024)),
         Configuration("SAM alone, window by ground size", alone),
     )
-    whole = Configuration("all of it but cascade", InteractiveOptions(adapter_path=adapter))
+    straight = Configuration("window, repair, rectangles", replace(repair, rectangles=True))
+    untrained = Configuration("all of it but cascade and adapter", InteractiveOptions(adapter=False))
+    trained = InteractiveOptions(adapter_path=adapter)
+    whole = Configuration("all of it but cascade", trained)
     if not is_ablation:
-        return (*ends, whole)
-    parts = (
-        Configuration("window, cascade", replace(alone, cascade=1)),
-        Configuration("window, repair", repair),
-        Configuration("window, repair, per click", replace(repair, per_click=True)),
-        Configuration("window, repair, adapter of other places", replace(repair, adapter=True, adapter_path=adapter)),
-        Configuration("window, repair, per object", replace(repair, per_object=True)),
-    )
-    return (*ends, *parts, whole)
+        found = (*ends, straight, untrained, whole)
+    else:
+        found = (
+            *ends,
+            Configuration("window, cascade", replace(alone, cascade=1)),
+            Configuration("window, repair", repair),
+            Configuration("window, repair, per click", replace(repair, per_click=True)),
+            Configuration(
+                "window, repair, adapter of other places", replace(repair, adapter=True, adapter_path=adapter)
+            ),
+            Configuration("window, repair, per object", replace(repair, per_object=True)),
+            straight,
+            untrained,
+            Configuration("all of it but cascade and rectangles", replace(trained, rectangles=False)),
+            whole,
+        )
+    return tuple(one for one in found if adapter is not None or not one.options.adapter)
 
 
 def evaluate(
-    engine: InferenceEngine, source: Source, folder: Path, *, adapter: Path, most: int
+    engine: InferenceEngine, source: Source, folder: Path, *, adapter: Path | None, most: int
 ) -> InteractiveEvaluation:
     """Simulate the analyst on one raster."""
     raster = at_gsd(source.raster, folder)
@@ -103,7 +118,7 @@ def table(source: Source, evaluation: InteractiveEvaluation) -> Iterator[str]:
 def main() -> None:
     """Print the tables, and keep them where that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folds", type=Path, required=True, help="folder of the adapters that leave one place out")
+    parser.add_argument("--folds", type=Path, help="folder of the adapters that leave one place out")
     parser.add_argument("--objects", type=int, default=60, help="objects of the ablation; elsewhere half as many")
     parser.add_argument("--rasters", nargs="+", default=[source.raster.stem for source in SOURCES])
     parser.add_argument("--write", type=Path, help="file whose part below the marker is written anew")
@@ -119,7 +134,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for source in (source for source in SOURCES if source.raster.stem in arguments.rasters):
             most = arguments.objects if source.raster.stem == _ABLATED else arguments.objects // 2
-            adapter = arguments.folds / f"without_{source.place.lower()}.safetensors"
+            name = f"without_{source.place.lower()}.safetensors"
+            adapter = arguments.folds / name if arguments.folds and (arguments.folds / name).is_file() else None
             found = list(table(source, evaluate(engine, source, Path(folder), adapter=adapter, most=most)))
             print("\n".join(found), flush=True)
             lines += found

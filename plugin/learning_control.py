@@ -13,8 +13,8 @@ from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QSizePolicy, QTo
 from .engine_worker import EngineWorker
 from .exchange import Answer, SceneInfo, Task
 from .scene_control import SceneControl
-from .settings import LEARNING, write_setting
-from .tasks import Learn, LearnOutline, LoadAdapter, ResetLearning, SaveAdapter, SetLearning
+from .settings import LEARNING, RECTANGLES, write_setting
+from .tasks import Learn, LearnOutline, LoadAdapter, ResetLearning, SaveAdapter, SetLearning, SetRectangles
 
 _NOTHING = "Nothing learned yet: every accepted object teaches the model a little."
 _OFF = "The model stays as it is, whatever is accepted."
@@ -29,6 +29,11 @@ class LearningPanel(QWidget):
         super().__init__(parent)
         self.is_on = QCheckBox("Learn from what I accept")
         self.is_on.setToolTip("Adapt the model to this image with every click and every accepted object")
+        self.rectangles = QCheckBox("Rectangles where masks nearly are")
+        self.rectangles.setToolTip(
+            "Masks that are nearly rectangular become rectangles, of which a click moves whole sides; from which "
+            "likeness on is learned from what you accept. Holds from the next click on"
+        )
         self.report = QLabel(_NOTHING)
         self.report.setWordWrap(True)
         self.reset = _button("Reset", "Forget what was learned")
@@ -40,6 +45,7 @@ class LearningPanel(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.is_on)
+        column.addWidget(self.rectangles)
         column.addWidget(self.report)
         column.addLayout(row)
 
@@ -55,8 +61,10 @@ class LearningControl(QObject):
         super().__init__(parent)
         self._worker, self._scene, self._ask_open, self._ask_save = worker, scene, ask_open, ask_save
         self.panel = LearningPanel()
-        self.panel.is_on.setChecked(QgsSettings().value(f"segadapt/{LEARNING}", True, type=bool))
+        for key, box in ((LEARNING, self.panel.is_on), (RECTANGLES, self.panel.rectangles)):
+            box.setChecked(QgsSettings().value(f"segadapt/{key}", True, type=bool))
         self.panel.is_on.toggled.connect(self._on_toggled)
+        self.panel.rectangles.toggled.connect(self._on_rectangles)
         self.panel.reset.clicked.connect(lambda: self._do(ResetLearning()))
         self.panel.save.clicked.connect(self._save)
         self.panel.load.clicked.connect(self._load)
@@ -81,10 +89,16 @@ class LearningControl(QObject):
         if self._scene.is_ready:
             self._worker.do(SetLearning(is_on))
 
+    def _on_rectangles(self, is_on: bool) -> None:
+        write_setting(RECTANGLES, is_on)
+        self._do(SetRectangles(is_on))
+
     def _on_ready(self) -> None:
-        # A scene that was just opened learns, unless it is told not to.
+        # A scene that was just opened learns and makes rectangles, unless it is told not to.
         if not self.panel.is_on.isChecked():
             self._worker.do(SetLearning(False))
+        if not self.panel.rectangles.isChecked():
+            self._worker.do(SetRectangles(False))
         self._show()
 
     def _save(self) -> None:

@@ -17,12 +17,14 @@ Key = Literal[
     "mode",
     "coverage",
     "model",
+    "rectangles",
 ]
 
 COVERAGE: Key = "coverage"
 LEARNING: Key = "learning"
 MODE: Key = "mode"
 MODEL: Key = "model"
+RECTANGLES: Key = "rectangles"
 
 
 def write_setting(key: Key, value: str | float | bool) -> None:

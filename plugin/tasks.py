@@ -73,6 +73,19 @@ class SetLearning(Task):
 
 
 @dataclass(frozen=True, eq=False)
+class SetRectangles(Task):
+    """Make rectangles of nearly rectangular masks from the next click on, or no more. Yields a sentence."""
+
+    is_on: bool
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+        """Set the option."""
+        segmenter.options = replace(segmenter.options, rectangles=self.is_on)
+        yield "Nearly rectangular masks become rectangles." if self.is_on else "Masks stay as the model draws them."
+
+
+@dataclass(frozen=True, eq=False)
 class ResetLearning(Task):
     """Forget what was learned. Yields a sentence."""
 

@@ -26,8 +26,9 @@ from .adapter import Adapter
 from .clicks import contradicted
 from .mask_choice import Choice, MaskChoice
 from .mask_offset import MaskOffset
+from .rectangles import RectangleChoice
 from .refiner import MaskRefiner, RefinerInput, changes, refiner_input
-from .shipped import CHOICES, OFFSETS, refiner_of
+from .shipped import CHOICES, OFFSETS, RECTANGLES, refiner_of
 
 _Result = TypeVar("_Result")
 Points = npt.NDArray[np.float32]
@@ -144,12 +145,13 @@ class OnlineAdapter:
         self.refiner = deepcopy(self._shipped) if self._shipped is not None else None
         self._remembered: list[tuple[RefinerInput, torch.Tensor]] = []
         self._n_seen = 0
-        self.choice, self.offset = MaskChoice(), MaskOffset()
+        self.choice, self.offset, self.rectangles = MaskChoice(), MaskOffset(), RectangleChoice()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What was learned, for an adapter."""
         refiner = {} if self.refiner is None else self.refiner.state_dict()
-        return {**refiner, CHOICES: self.choice.state(), OFFSETS: self.offset.state()}
+        states = {CHOICES: self.choice.state(), OFFSETS: self.offset.state(), RECTANGLES: self.rectangles.state()}
+        return {**refiner, **states}
 
     def load(self, adapter: Adapter) -> None:
         """Go on from what was learned elsewhere. Raises `CheckpointError` for an adapter of another kind."""
@@ -157,6 +159,7 @@ class OnlineAdapter:
         self.refiner = refiner if refiner is not None else deepcopy(self._shipped)
         self.choice.load_state(adapter.tensors.get(CHOICES, torch.zeros(0, 10)))
         self.offset.load_state(adapter.tensors.get(OFFSETS, torch.zeros(0)))
+        self.rectangles.load_state(adapter.tensors.get(RECTANGLES, torch.zeros(0, 3)))
 
     def refined(self, view: Look, *, cell_px: float) -> torch.Tensor:
         """Logits (256, 256) of the chosen mask; a first answer is moved to where accepted objects lie."""
@@ -226,13 +229,14 @@ class OnlineAdapter:
     def learn_choice(self, seen: RefinerInput, truth: torch.Tensor, *, cell_px: float) -> None:
         """Take in which of the three masks of a single click an accepted object (1, 128, 128) shows to be right.
 
-        And how far beside that mask the object lies.
+        And how far beside that mask the object lies, and whether the mask's rectangle is more like it.
         """
         masks, found = seen.masks[1:], truth > 0.5
         overlap, union = (masks & found).sum((1, 2)), (masks | found).sum((1, 2)).clamp(min=1)
         pixel_px = (cell_px * seen.crop.scale) ** 2
         right = masks[int((overlap / union).argmax())]
         self.offset.learn(right, found[0], pixel_px=cell_px * seen.crop.scale)
+        self.rectangles.learn(right.numpy(), found[0].numpy())
         self.choice.learn(
             Choice(
                 scores=seen.scores[1:].double().numpy(),

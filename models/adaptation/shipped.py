@@ -12,8 +12,8 @@ from .refiner import MaskRefiner
 SHIPPED_NAME = "eo"
 """Name of the adapter for Earth observation; its file is `eo_<model>.safetensors` beside this module."""
 
-CHOICES, OFFSETS = "choices", "offsets"
-"""Tensors of an adapter with what `MaskChoice.state` and `MaskOffset.state` give; the others are the refiner's."""
+CHOICES, OFFSETS, RECTANGLES = "choices", "offsets", "rectangles"
+"""Tensors of an adapter: states of `MaskChoice`, `MaskOffset` and `RectangleChoice`; the others are the refiner's."""
 
 
 @lru_cache(maxsize=4)
@@ -30,7 +30,8 @@ def refiner_of(adapter: Adapter) -> MaskRefiner | None:
 
     Raises `CheckpointError` for an adapter of another kind.
     """
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in (CHOICES, OFFSETS)}
+    choices = (CHOICES, OFFSETS, RECTANGLES)
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in choices}
     if not tensors and CHOICES in adapter.tensors:
         return None
     refiner = MaskRefiner()

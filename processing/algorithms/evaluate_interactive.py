@@ -47,6 +47,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
     ADAPTER = "ADAPTER"
     CASCADE = "CASCADE"
     REPAIR = "REPAIR"
+    RECTANGLES = "RECTANGLES"
     PER_CLICK = "PER_CLICK"
     PER_OBJECT = "PER_OBJECT"
     ACCEPT = "ACCEPT"
@@ -105,6 +106,9 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             ),
             self.CASCADE: self.tr("How many times an answer is given back to the model with the same clicks."),
             self.REPAIR: self.tr("Repair the answer in place where it contradicts a click."),
+            self.RECTANGLES: self.tr(
+                "Make what is nearly rectangular a rectangle, of which a click moves whole sides."
+            ),
             self.PER_CLICK: self.tr("Adapt the model to the clicks on the object in hand."),
             self.PER_OBJECT: self.tr("Let the model learn from every object that is done."),
             self.ACCEPT: self.tr(
@@ -151,6 +155,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         for name, label in (
             (self.ADAPTER, self.tr("Adapter for satellite images")),
             (self.REPAIR, self.tr("Repair contradicted clicks")),
+            (self.RECTANGLES, self.tr("Make rectangles of what nearly is one")),
             (self.PER_CLICK, self.tr("Learn from clicks")),
             (self.PER_OBJECT, self.tr("Learn from objects")),
         ):
@@ -256,6 +261,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
                 adapter=self.parameterAsBoolean(parameters, self.ADAPTER, context),
                 cascade=self.parameterAsInt(parameters, self.CASCADE, context),
                 repair=self.parameterAsBoolean(parameters, self.REPAIR, context),
+                rectangles=self.parameterAsBoolean(parameters, self.RECTANGLES, context),
                 per_click=self.parameterAsBoolean(parameters, self.PER_CLICK, context),
                 per_object=self.parameterAsBoolean(parameters, self.PER_OBJECT, context),
             ),

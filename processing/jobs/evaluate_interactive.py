@@ -48,6 +48,7 @@ def plain_options(*, window_px: int | None = 1024) -> InteractiveOptions:
         adapter=False,
         cascade=0,
         repair=False,
+        rectangles=False,
         per_click=False,
         per_object=False,
     )

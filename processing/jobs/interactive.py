@@ -18,6 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from ...models.adaptation.clicks import respect_clicks, without_specks
 from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
+from ...models.adaptation.rectangles import straightened
 from ...models.adaptation.refiner import RefinerInput
 from ...models.adaptation.shipped import SHIPPED_NAME, shipped_refiner
 from ...models.prompts import LOW_RES_PX
@@ -45,8 +46,8 @@ class InteractiveOptions:
     `window_px`: side of the first window of an object, None to choose it (`click_window_px`, or what the request says);
     `fixed_window`: stay in it. `adapter`: use the adapter that ships with SegAdapt for this model, if there is one, or
     that of `adapter_path`. `cascade`: how often an answer is fed back with the same prompts. `repair`: turn over what
-    contradicts a click, and take specks out. `per_click`: a few gradient steps where clicks are contradicted.
-    `per_object`: learn from accepted objects.
+    contradicts a click, and take specks out. `rectangles`: what is nearly rectangular becomes a rectangle. `per_click`:
+    a few gradient steps where clicks are contradicted. `per_object`: learn from accepted objects.
     """
 
     window_px: int | None = None
@@ -55,13 +56,15 @@ class InteractiveOptions:
     adapter_path: Path | None = None
     cascade: int = 0
     repair: bool = True
+    rectangles: bool = True
     per_click: bool = True
     per_object: bool = True
 
     @property
     def is_plain(self) -> bool:
         """The model alone, as published: the reference that the evaluation compares with."""
-        return not (self.adapter or self.cascade or self.repair or self.per_click or self.per_object)
+        parts = (self.adapter, self.cascade, self.repair, self.rectangles, self.per_click, self.per_object)
+        return not any(parts)
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,11 @@ class InteractiveSegmenter:
         window, previous = self._window(request, prompts)
         if only_if_encoded and not self.scene.is_encoded(window):
             return None
-        found = self._ask(window, prompts, request, previous)
+        found = self._ask(window, prompts, request, previous, most=1 if only_if_encoded else None)
         if not only_if_encoded and not self.options.fixed_window:
             found = self._whole(found, prompts, request)
         trail = previous.trail if previous is not None and previous.window == found[0].answer.window else ()
-        options = [self._option(one, request, trail) for one in (found[:1] if only_if_encoded else found)]
+        options = [self._option(one, request, trail) for one in found]
         return PromptResult(
             request_id=request.request_id,
             **{name: getattr(options[0], name) for name in MaskOption.__dataclass_fields__},
@@ -213,13 +216,20 @@ class InteractiveSegmenter:
         return window, None
 
     def _ask(
-        self, window: SquareWindow, prompts: ObjectPrompts, request: PromptRequest, previous: PreviousAnswer | None
+        self,
+        window: SquareWindow,
+        prompts: ObjectPrompts,
+        request: PromptRequest,
+        previous: PreviousAnswer | None,
+        *,
+        most: int | None = None,
     ) -> list[_Found]:
-        """All masks that are offered, the best first."""
+        """The masks that are offered, the best first; `most` of them, None for all."""
         logits = None if previous is None else previous.logits
         asked = chip_prompts(prompts, window, scene=self.scene, logits=logits)
         if self.options.is_plain:
-            return [_Found(one, None) for one in answer_options(self.scene, window, asked, multimask=request.multimask)]
+            options = answer_options(self.scene, window, asked, multimask=request.multimask)
+            return [_Found(one, None) for one in options[:most]]
         cells = asked.in_cells(self.scene.input_px)
         embedding = self.scene.embedding(window)
         chosen = None if request.multimask else 0
@@ -227,7 +237,7 @@ class InteractiveSegmenter:
         is_choice = request.multimask and asked.is_ambiguous
         cell_px = window.size_px / LOW_RES_PX
         views = view.alternatives(self._online.choice, cell_px=cell_px) if is_choice else [view]
-        return [self._settled(view, window, embedding) for view in views]
+        return [self._settled(view, window, embedding) for view in views[:most]]
 
     def _settled(self, view: Look, window: SquareWindow, embedding: torch.Tensor) -> _Found:
         """The answer from one mask: refined, fed back, and brought to agree with the clicks."""
@@ -246,6 +256,11 @@ class InteractiveSegmenter:
         if self.options.repair:
             logits = respect_clicks(logits, cells.points_xy, cells.labels)
             logits = without_specks(logits, cells.points_xy, cells.labels)
+        if self.options.rectangles:
+            threshold = self._online.rectangles.threshold
+            straight = straightened(logits, cells.mask_logits, cells.points_xy, cells.labels, threshold=threshold)
+            # A side between two cells may leave the middle of a clicked one out.
+            logits = respect_clicks(straight, cells.points_xy, cells.labels)
         answer = make_answer(self.scene, window, logits, score=float(view.iou[view.chosen]))
         return _Found(answer, view.seen, is_choice)
 

@@ -71,7 +71,18 @@ PUBLIC = {
     "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
     "evaluateinteractive": (
         {"INPUT", "REFERENCE", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW", "ADAPTATION"}
-        | {"ADAPTER", "CASCADE", "REPAIR", "PER_CLICK", "PER_OBJECT", "ACCEPT", "BASELINE", "CLICKS", "OBJECTS"}
+        | {
+            "ADAPTER",
+            "CASCADE",
+            "REPAIR",
+            "RECTANGLES",
+            "PER_CLICK",
+            "PER_OBJECT",
+            "ACCEPT",
+            "BASELINE",
+            "CLICKS",
+            "OBJECTS",
+        }
         | {"MIN_PIXELS", "SEED", "TABLE", "REPORT"},
         {"TABLE", "REPORT", "COUNT", "NOC80", "NOC85", "NOC90", "MIOU1", "MIOU3", "MIOU5", "MIOU10"},
     ),

@@ -231,7 +231,14 @@ def test_numbers_that_make_no_sense(options, sentence):
 
 def test_plain_options_switch_everything_off():
     assert plain_options() == InteractiveOptions(
-        window_px=1024, fixed_window=True, adapter=False, cascade=0, repair=False, per_click=False, per_object=False
+        window_px=1024,
+        fixed_window=True,
+        adapter=False,
+        cascade=0,
+        repair=False,
+        rectangles=False,
+        per_click=False,
+        per_object=False,
     )
     assert not plain_options(window_px=None).fixed_window
 

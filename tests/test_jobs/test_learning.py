@@ -9,6 +9,7 @@ import shapely
 from segadapt.models.adaptation.online import run_to_end
 from segadapt.models.errors import CheckpointError
 from segadapt.processing.errors import JobError
+from segadapt.processing.jobs.evaluate_interactive import plain_options
 from segadapt.processing.jobs.interactive import InteractiveOptions, InteractiveSegmenter
 from segadapt.processing.jobs.prompt_request import PromptRequest
 from shapely.geometry import box
@@ -92,7 +93,7 @@ def test_learning_can_be_switched_off(scene):
 
 
 def test_the_plain_model_leaves_no_trail(scene):
-    plain = InteractiveOptions(adapter=False, cascade=0, repair=False, per_click=False, per_object=False)
+    plain = plain_options()
     assert session(InteractiveSegmenter(scene, plain), ROOFS[0]).trail == ()
 
 

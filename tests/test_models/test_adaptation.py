@@ -13,6 +13,7 @@ from segadapt.models.adaptation.clicks import contradicted, respect_clicks, with
 from segadapt.models.adaptation.mask_choice import Choice, MaskChoice
 from segadapt.models.adaptation.mask_offset import MaskOffset
 from segadapt.models.adaptation.online import Look, OnlineAdapter
+from segadapt.models.adaptation.rectangles import USUAL_THRESHOLD
 from segadapt.models.adaptation.refiner import CROP, Crop, MaskRefiner, changes
 from segadapt.models.adaptation.shipped import refiner_of, shipped_refiner
 from segadapt.models.errors import CheckpointError
@@ -112,19 +113,26 @@ def test_sizes_of_accepted_objects_decide_which_mask_is_meant():
     assert learned.order([0.2, 0.2, 0.99], [300, 40, 1200])[0] == 2
 
 
-def test_choices_and_offset_come_back_with_the_adapter(tmp_path):
+def test_choices_offset_and_rectangles_come_back_with_the_adapter(tmp_path):
     adapter = OnlineAdapter(None, half=False)
     for n in range(8):
         adapter.choice.learn(choice(1, accepted=380.0 + 10 * n))
         mask = torch.from_numpy(disc(50 + n, 60, 12, CROP))
         adapter.offset.learn(mask, torch.roll(mask, (-1, 2), (0, 1)), pixel_px=1)
+        ell = np.zeros((CROP, CROP), bool)
+        ell[20:60, 20:60] = True
+        box, ell[20:32, 20:40] = ell.copy(), False
+        adapter.rectangles.learn(ell, box)
     save_adapter(Adapter(card(), adapter.tensors()), tmp_path / "sizes.safetensors")
     other = OnlineAdapter(None, half=False)
     other.load(load_adapter(tmp_path / "sizes.safetensors", base_model="mobile_sam", base_sha256=SHA))
     assert other.choice.weight == adapter.choice.weight > 0
     assert other.choice.order([0.8, 0.85, 0.95], [40, 400, 4000]) == [1, 2, 0]
     assert other.offset.offset_px == (2, -1)
+    assert other.rectangles.threshold == adapter.rectangles.threshold < USUAL_THRESHOLD
     assert other.refiner is None
+    adapter.reset()
+    assert adapter.rectangles.threshold == USUAL_THRESHOLD
 
 
 def test_where_sizes_say_nothing_sam_is_trusted():

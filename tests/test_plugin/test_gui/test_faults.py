@@ -19,7 +19,7 @@ from segadapt.models.progress import NullProgress, raise_if_cancelled
 from segadapt.plugin.backend import RasterChangedError, SceneBackend, is_device_failure
 from segadapt.plugin.exchange import PromptInput, SceneSpec, Task
 from segadapt.plugin.status import Phase
-from segadapt.plugin.tasks import Learn, LoadAdapter, ResetLearning, SaveAdapter, SetLearning
+from segadapt.plugin.tasks import Learn, LoadAdapter, ResetLearning, SaveAdapter, SetLearning, SetRectangles
 from segadapt.processing.algorithms.raster_source import read_source
 from segadapt.processing.algorithms.settings import read_settings
 from segadapt.processing.errors import JobError, RasterError
@@ -213,6 +213,8 @@ def test_learning_tasks_reach_the_segmenter(backend_on: SceneBackend, tmp_path: 
     assert (segmenter.options.per_click, segmenter.options.per_object) == (False, False)
     done(SetLearning(True))
     assert segmenter.options.per_click
+    assert "stay" in done(SetRectangles(False))
+    assert not segmenter.options.rectangles
     assert "2 objects" in done(SaveAdapter(tmp_path / "mine.safetensors"))
     assert "2 objects" in done(ResetLearning())
     assert segmenter.n_learned == 0

@@ -51,6 +51,7 @@ class Learner:
 class Options:
     per_click: bool = True
     per_object: bool = True
+    rectangles: bool = True
 
 
 @pytest.fixture
@@ -115,6 +116,20 @@ def test_learning_can_be_switched_off_and_stays_off(gui: Any, at: Any, learner: 
     gui.wait_for(lambda: not learner.options.per_object)
     gui.controller.learning.panel.is_on.click()
     gui.wait_for(lambda: learner.options.per_object)
+
+
+def test_rectangles_can_be_switched_off_and_stay_off(gui: Any, learner: Learner) -> None:
+    gui.start()
+    box = gui.controller.learning.panel.rectangles
+    assert box.isChecked()
+    box.click()
+    gui.wait_for(lambda: not learner.options.rectangles)
+    assert learner.options.per_object  # that is another question
+    learner.options = Options()
+    gui.controller.scene.reset()  # another scene begins anew
+    gui.wait_for(lambda: not learner.options.rectangles)
+    box.click()
+    gui.wait_for(lambda: learner.options.rectangles)
 
 
 @pytest.mark.parametrize(

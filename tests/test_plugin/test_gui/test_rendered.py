@@ -391,10 +391,11 @@ def drawn_gui(tiles: Any, make_gui: Any, monkeypatch: pytest.MonkeyPatch) -> Any
     import segadapt.models.engine
     from segadapt.plugin.backend import SceneBackend
     from segadapt.processing.jobs import interactive
+    from segadapt.processing.jobs.evaluate_interactive import plain_options
 
     engine = _fake_engine()
     # What learns and refines on top of the model is not in question here, and would see a network that is none.
-    plain = interactive.InteractiveOptions(adapter=False, repair=False, per_click=False, per_object=False)
+    plain = plain_options(window_px=None)
     segmenter = interactive.InteractiveSegmenter
     monkeypatch.setattr(interactive, "InteractiveSegmenter", lambda scene, _options=None: segmenter(scene, plain))
     monkeypatch.setattr(segadapt.models.engine, "open_engine", lambda *_args, **_more: engine)

@@ -1,0 +1,262 @@
+"""Rectangles in place of masks that are nearly rectangular, so that a correction moves a whole side.
+
+SAM draws a roof with round corners and wavy walls, and a click repairs as much of its edge as it can see; of a
+rectangle a few clicks say where all of it lies. Three quarters of the labelled buildings of Banepa and Zanzibar, two
+thirds of Kampala's and all of Nairobi's are rectangles up to 0.9 IoU. From when on masks of this image become
+rectangles is learned from what was accepted (`RectangleChoice`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import distance_transform_edt, label
+
+from ..prompts import FOREGROUND, LOW_RES_PX
+
+Mask = npt.NDArray[np.bool_]
+Logits = npt.NDArray[np.float32]
+Points = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+USUAL_THRESHOLD = 0.88
+"""IoU with its rectangle from which a mask becomes one. Discs and ellipses reach 0.83, the smallest 0.87."""
+
+# Fewer cells have no direction.
+_LEAST_CELLS = 12
+# Directions that the fit starts from, over a quarter turn.
+_DIRECTIONS = 18
+# Steps of the fit, in cells and in radians: from what a round corner costs to a fraction of a cell.
+_STEPS = ((3.0, 0.12), (1.5, 0.06), (0.7, 0.03), (0.35, 0.015))
+_PASSES = 3
+# Of a mask that is longer every second, third... cell is compared while a rectangle is sought; around it so many
+# cells and this part of its length, which the corners of a rectangle askew may reach.
+_FINEST_CELLS, _MARGIN, _MARGIN_PART = 56, 8, 6
+# Logits rise so steeply from a side, up to those of a mask that the user gives (`models.masks`).
+_STEEPNESS, _MOST_LOGIT = 4.0, 8.0
+# An answer that fits its rectangle so well was one. It stays one while the mask's own IoU falls by no more than this,
+# and weighs so much beside the mask.
+_WAS_RECTANGLE, _LEEWAY, _TRUST = 0.97, 0.1, 0.25
+# What a cell costs, in IoU, by which a click lies too near to a side, and from how many cells on it costs no more.
+_CLICK_COST, _MOST_LACKING = 0.012, 8.0
+# The middle of an error is as far from the true side as from the one before; farther than this is another object.
+_LEAST_CLEARANCE, _MOST_CLEARANCE = 1.0, 12.0
+
+_THRESHOLDS = (USUAL_THRESHOLD, 0.8, 0.94, math.inf)
+_FEWEST, _MOST = 5, 60
+# Mean IoU that another threshold than the usual must bring.
+_GAIN = 0.005
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle in cells of the window.
+
+    `sides`: where they lie along its own axes, from (`x`, `y`): left and right along the axis at `angle` (radians),
+    upper and lower along the one turned by a quarter.
+    """
+
+    x: float
+    y: float
+    angle: float
+    sides: tuple[float, float, float, float]
+
+    def distances(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """How far places lie inside each of the four sides, (4, ...) cells; negative is outside."""
+        dx, dy = np.subtract(x, self.x), np.subtract(y, self.y)
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        along, across = dx * cos + dy * sin, dy * cos - dx * sin
+        left, right, upper, lower = self.sides
+        return np.stack([along - left, right - along, across - upper, lower - across])
+
+    def inside(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """How far places lie inside the nearest side, in cells; negative is outside."""
+        nearest: npt.NDArray[np.float64] = self.distances(x, y).min(axis=0)
+        return nearest
+
+    @property
+    def area(self) -> float:
+        """In cells."""
+        left, right, upper, lower = self.sides
+        return (right - left) * (lower - upper)
+
+    def logits(self) -> Logits:
+        """The rectangle as logits (256, 256) of a mask, with sides between cells."""
+        centres = np.arange(LOW_RES_PX) + 0.5
+        inside = self.inside(*np.meshgrid(centres, centres))
+        return (_STEEPNESS * inside).clip(-_MOST_LOGIT, _MOST_LOGIT).astype(np.float32)
+
+    def agrees(self, points: Points, labels: Labels) -> Mask:
+        """Which clicks (N, 2) in cells lie on their side: bool (N,)."""
+        agrees: Mask = (self.inside(points[:, 0], points[:, 1]) > 0) == (labels == FOREGROUND)
+        return agrees
+
+    def moved(self, point: Points, *, is_foreground: bool) -> Rectangle:
+        """Move the sides that a click contradicts a little beyond it: all of them, for background the nearest."""
+        inside = self.distances(*point)
+        if bool((inside > 0).all()) == is_foreground:
+            return self
+        found = self
+        for number in np.flatnonzero(inside <= 0) if is_foreground else [inside.argmin()]:
+            step = abs(float(inside[number])) + _LEAST_CLEARANCE
+            is_outwards = (number % 2 == 1) == is_foreground
+            found = found.changed(int(number), step if is_outwards else -step)
+        return found
+
+    def changed(self, number: int, by: float) -> Rectangle:
+        """Move one side (`number` 0 to 3) along its axis by cells, or turn by radians (4)."""
+        if number == len(self.sides):
+            return replace(self, angle=self.angle + by)
+        left, right, upper, lower = (side + by * (n == number) for n, side in enumerate(self.sides))
+        return replace(self, sides=(left, right, upper, lower))
+
+
+def fitted(mask: Mask) -> tuple[Rectangle | None, float]:
+    """The rectangle of largest IoU with the largest part of a mask (rows, cols), and that IoU; None for a few cells."""
+    parts, n_parts = label(mask)
+    if n_parts > 1:
+        mask = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    rows, cols = np.nonzero(mask)
+    if len(rows) < _LEAST_CELLS:
+        return None, 0.0
+    x, y = cols + 0.5, rows + 0.5
+    around = (_around(x, y, angle) for angle in np.linspace(0, np.pi / 2, _DIRECTIONS, endpoint=False))
+    cells = _Cells(mask)
+    best, _ = _climbed(min(around, key=lambda one: one.area), lambda one: cells.ious(one)[0])
+    return best, _Cells(mask, finest=max(mask.shape)).ious(best)[0]
+
+
+def straightened(
+    logits: Logits, previous: Logits | None, points: Points, labels: Labels, *, threshold: float
+) -> Logits:
+    """A rectangle in place of `logits` (256, 256) where they are one up to an IoU of `threshold`; else they stay.
+
+    It is the one that fits them, the answer before if that was a rectangle (`previous`, None for the first), and the
+    clicks: `points` (N, 2) in cells, the newest last, with `labels`. What contradicts a click is not taken.
+    """
+    before, quality = (None, 0.0) if previous is None else fitted(previous > 0)
+    if quality < _WAS_RECTANGLE:
+        before = None
+    mask = logits > 0
+    found, quality = fitted(mask) if threshold < math.inf else (None, 0.0)
+    if found is None or quality < threshold - (0 if before is None else _LEEWAY):
+        return logits
+    cells = _Cells(mask, *(() if before is None or previous is None else (previous > 0,)))
+    is_foreground = labels == FOREGROUND
+    clearance = _clearance(previous, points)
+
+    def worth(one: Rectangle) -> float:
+        with_mask, *with_previous = cells.ious(one)
+        inside = one.inside(points[:, 0], points[:, 1])
+        lacking = (clearance - np.where(is_foreground, inside, -inside)).clip(0, _MOST_LACKING)
+        return with_mask + _TRUST * sum(with_previous) - _CLICK_COST * float(lacking.sum())
+
+    starts = [found]
+    if before is not None and len(points):
+        starts.append(before.moved(points[-1], is_foreground=bool(is_foreground[-1])))
+    best, _ = max((_climbed(start, worth) for start in starts), key=lambda climbed: climbed[1])
+    for _ in range(2):  # what is moved for one click may lose another
+        for n in np.flatnonzero(~best.agrees(points, labels)):
+            best = best.moved(points[n], is_foreground=bool(is_foreground[n]))
+    return best.logits() if best.agrees(points, labels).all() else logits
+
+
+class RectangleChoice:
+    """From which IoU with its rectangle on a mask becomes one: another than usual where accepted objects prove it."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, ...]] = deque(maxlen=_MOST)
+        self.threshold = USUAL_THRESHOLD
+
+    def learn(self, mask: Mask, truth: Mask) -> None:
+        """Take in a first answer and the accepted object, both (rows, cols) bool."""
+        found, quality = fitted(mask)
+        if found is not None and truth.any():
+            self._seen.append((quality, _iou(mask, truth), _Cells(truth, mask).ious(found)[0]))
+        self._choose()
+
+    def state(self) -> torch.Tensor:
+        """What was learned, (N, 3): per object IoU of mask and rectangle, of mask and truth, of rectangle and truth."""
+        return torch.tensor(np.reshape(list(self._seen), (-1, 3)), dtype=torch.float32)
+
+    def load_state(self, state: torch.Tensor) -> None:
+        """Take over what `state` gave, in place of what was learned here."""
+        self._seen = deque((tuple(row) for row in state.double().tolist()), maxlen=_MOST)
+        self._choose()
+
+    def _choose(self) -> None:
+        self.threshold = USUAL_THRESHOLD
+        if len(self._seen) < _FEWEST:
+            return
+        quality, free, straight = np.array(self._seen).T
+
+        def worth(threshold: float) -> float:
+            margin = 0 if threshold == USUAL_THRESHOLD else _GAIN
+            return float(np.where(quality >= threshold, straight, free).mean()) - margin
+
+        self.threshold = max(_THRESHOLDS, key=worth)
+
+
+def _around(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], angle: float) -> Rectangle:
+    """The smallest rectangle in a direction around places."""
+    start = Rectangle(float(x.mean()), float(y.mean()), angle, (0.0, 0.0, 0.0, 0.0))
+    left, right, upper, lower = (float(nearest) for nearest in start.distances(x, y).min(axis=1))
+    return replace(start, sides=(left - 0.5, 0.5 - right, upper - 0.5, 0.5 - lower))
+
+
+class _Cells:
+    """The cells on which rectangles are compared with masks (rows, cols): those around all of them, about `finest`."""
+
+    def __init__(self, *masks: Mask, finest: int = _FINEST_CELLS) -> None:
+        rows, cols = np.nonzero(np.logical_or.reduce(masks))
+        extent = int(max(np.ptp(rows), np.ptp(cols)))
+        stride, margin = max(1, math.ceil(extent / finest)), _MARGIN + extent // _MARGIN_PART
+        part = tuple(slice(max(0, n.min() - margin), n.max() + margin + 1, stride) for n in (rows, cols))
+        self._masks = [mask[part] for mask in masks]
+        centres = (
+            place.start + stride * np.arange(n) + 0.5 for place, n in zip(part, self._masks[0].shape, strict=True)
+        )
+        self._y, self._x = np.meshgrid(*centres, indexing="ij")
+
+    def ious(self, one: Rectangle) -> list[float]:
+        """IoU of a rectangle with each mask."""
+        inside = one.inside(self._x, self._y) > 0
+        return [_iou(inside, mask) for mask in self._masks]
+
+
+def _climbed(start: Rectangle, worth: Callable[[Rectangle], float]) -> tuple[Rectangle, float]:
+    """The rectangle that small changes of one side, or of the direction, make better no more, and its worth."""
+    best, reached = start, worth(start)
+    for cells, radians in _STEPS:
+        for _ in range(_PASSES):
+            before = reached
+            for number, step in enumerate((cells, cells, cells, cells, radians)):
+                for by in (step, -step):
+                    one = best.changed(number, by)
+                    if (found := worth(one)) > reached:
+                        best, reached = one, found
+            if reached == before:
+                break
+    return best, reached
+
+
+def _clearance(previous: Logits | None, points: Points) -> npt.NDArray[np.float64]:
+    """How far from a side clicks (N, 2) should lie at least, (N,) cells: the newest in the middle of an error."""
+    clearance = np.full(len(points), _LEAST_CLEARANCE)
+    if previous is None or not len(points) or not 0 < np.count_nonzero(previous > 0) < previous.size:
+        return clearance
+    col, row = np.floor(points[-1]).astype(int).clip(0, LOW_RES_PX - 1)
+    mask = previous > 0
+    to_side = float(distance_transform_edt(mask if mask[row, col] else ~mask)[row, col])
+    clearance[-1] = min(max(_LEAST_CLEARANCE, to_side), _MOST_CLEARANCE)
+    return clearance
+
+
+def _iou(first: Mask, second: Mask) -> float:
+    return float(np.count_nonzero(first & second) / max(1, np.count_nonzero(first | second)))
