@@ -57,9 +57,8 @@ def configurations(adapter: Path | None, *, is_ablation: bool) -> tuple[Configur
     untrained = Configuration("all of it but cascade and adapter", InteractiveOptions(adapter=False))
     trained = InteractiveOptions(adapter_path=adapter)
     whole = Configuration("all of it but cascade", trained)
-    if not is_ablation:
-        found = (*ends, straight, untrained, whole)
-    else:
+    found: tuple[Configuration, ...] = (*ends, straight, untrained, whole)
+    if is_ablation:
         found = (
             *ends,
             Configuration("window, cascade", replace(alone, cascade=1)),
