@@ -138,10 +138,13 @@ def straightened(
     """A rectangle in place of `logits` (256, 256) where they are one up to an IoU of `threshold`; else they stay.
 
     It is the one that fits them, the answer before if that was a rectangle (`previous`, None for the first), and the
-    clicks: `points` (N, 2) in cells, the newest last, with `labels`. What contradicts a click is not taken.
+    clicks: `points` (N, 2) in cells, the newest last, with `labels`. What contradicts a click is not taken. An answer
+    that could have been a rectangle before and is none was wanted so: what follows it stays as it is, too.
     """
     before, quality = (None, 0.0) if previous is None else fitted(previous > 0)
     if quality < _WAS_RECTANGLE:
+        if quality >= threshold:
+            return logits
         before = None
     mask = logits > 0
     found, quality = fitted(mask) if threshold < math.inf else (None, 0.0)

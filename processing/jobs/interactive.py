@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 import torch
 from affine import Affine
@@ -34,6 +35,8 @@ from .segment import outline_mask
 _MOST_WINDOWS = 6
 # Feeding an answer back changes nothing more (CFR, Wang et al. 2023, https://arxiv.org/abs/2308.13174).
 _SETTLED = 0.99
+# A mask that agrees so well with its rectangle is not offered beside it.
+_SAME_SHAPE = 0.97
 _LONGEST_TRAIL = 8
 # A window this many times as large as the object needs shows it too coarsely.
 _SMALL_IN = 4
@@ -224,7 +227,10 @@ class InteractiveSegmenter:
         *,
         most: int | None = None,
     ) -> list[_Found]:
-        """The masks that are offered, the best first; `most` of them, None for all."""
+        """The masks that are offered, the best first; `most` of them, None for all.
+
+        The last one is the best as the model drew it, where it became a rectangle that looks otherwise.
+        """
         logits = None if previous is None else previous.logits
         asked = chip_prompts(prompts, window, scene=self.scene, logits=logits)
         if self.options.is_plain:
@@ -237,7 +243,14 @@ class InteractiveSegmenter:
         is_choice = request.multimask and asked.is_ambiguous
         cell_px = window.size_px / LOW_RES_PX
         views = view.alternatives(self._online.choice, cell_px=cell_px) if is_choice else [view]
-        return [self._settled(view, window, embedding) for view in views[:most]]
+        found = [self._settled(view, window, embedding) for view in views[:most]]
+        best = found[0]
+        if not is_choice or most is not None or best.free is None:
+            return found
+        if _agreement(*map(torch.from_numpy, (best.free, best.answer.logits))) < _SAME_SHAPE:
+            free = make_answer(self.scene, window, best.free, score=best.answer.score)
+            found.append(replace(best, answer=free, free=None))
+        return found
 
     def _settled(self, view: Look, window: SquareWindow, embedding: torch.Tensor) -> _Found:
         """The answer from one mask: refined, fed back, and brought to agree with the clicks."""
@@ -256,13 +269,15 @@ class InteractiveSegmenter:
         if self.options.repair:
             logits = respect_clicks(logits, cells.points_xy, cells.labels)
             logits = without_specks(logits, cells.points_xy, cells.labels)
+        free = None
         if self.options.rectangles:
             threshold = self._online.rectangles.threshold
             straight = straightened(logits, cells.mask_logits, cells.points_xy, cells.labels, threshold=threshold)
-            # A side between two cells may leave the middle of a clicked one out.
-            logits = respect_clicks(straight, cells.points_xy, cells.labels)
+            if straight is not logits:
+                # A side between two cells may leave the middle of a clicked one out.
+                free, logits = logits, respect_clicks(straight, cells.points_xy, cells.labels)
         answer = make_answer(self.scene, window, logits, score=float(view.iou[view.chosen]))
-        return _Found(answer, view.seen, is_choice)
+        return _Found(answer, view.seen, is_choice, free)
 
     def _whole(self, found: list[_Found], prompts: ObjectPrompts, request: PromptRequest) -> list[_Found]:
         """Look closer at an object that is small in its window; follow one that its window cuts into larger ones."""
@@ -317,9 +332,12 @@ class InteractiveSegmenter:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
+    """`free`: logits (256, 256) that the answer was made a rectangle of, None where it was not."""
+
     answer: Answer
     seen: RefinerInput | None
     is_choice: bool = False
+    free: npt.NDArray[np.float32] | None = None
 
 
 def segment_prompts(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from affine import Affine
+from segadapt.models.adaptation.rectangles import Rectangle
 from segadapt.processing.errors import JobError
+from segadapt.processing.jobs import interactive
 from segadapt.processing.jobs.click_windows import view_windows, window_px_for_view
 from segadapt.processing.jobs.interactive import InteractiveOptions, segment_prompts
 from segadapt.processing.jobs.prompt_request import PreviousAnswer, PromptRequest
@@ -97,6 +99,17 @@ def test_single_click_is_ambiguous_unless_told_otherwise(scene, fake_engine):
     assert [option.score for option in offered] == sorted((option.score for option in offered), reverse=True)
     assert segment_prompts(scene, click(scene, (700, 640), multimask=False)).options == ()
     assert segment_prompts(scene, click(scene, (700, 640), (690, 640))).options == ()
+
+
+def test_the_mask_that_became_a_rectangle_is_offered_last(scene, fake_engine, monkeypatch):
+    wedge = Rectangle(128.0, 128.0, 0.0, (-40.0, 40.0, -30.0, 30.0)).logits()
+    monkeypatch.setattr(interactive, "straightened", lambda logits, *_args, **_more: wedge)
+    request = click(scene, (700, 640))
+    *rectangles, free = segment_prompts(scene, request).options
+    drawn = segment_prompts(scene, request, options=InteractiveOptions(rectangles=False)).options
+    assert len(rectangles) == len(drawn) == 3
+    assert free.geometry.equals(drawn[0].geometry)
+    assert not free.geometry.equals(rectangles[0].geometry)
 
 
 def test_preview_only_where_encoded(scene, fake_engine):

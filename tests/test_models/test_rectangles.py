@@ -121,14 +121,24 @@ def test_clicks_hold():
         mask = wavy(mask_of(ROOF), seed=n)
         clicks = points(*(at(ROOF, *rng.uniform((-34, -22), (34, 22))) for _ in range(3)))
         labels = mask_of(ROOF)[clicks[:, 1].astype(int), clicks[:, 0].astype(int)].astype(np.int64)
-        straight = straightened(logits_of(mask), logits_of(mask), clicks, labels, threshold=0.8)
+        straight = straightened(logits_of(mask), logits_of(disc(30)), clicks, labels, threshold=USUAL_THRESHOLD)
         if (straight > 0).sum() == mask.sum() and ((straight > 0) == mask).all():
             continue
         n_straight += 1
         at_clicks = straight[clicks[:, 1].astype(int), clicks[:, 0].astype(int)]
         # A side may pass between a click and the middle of its cell, where logits are small.
         assert (((at_clicks > 0) == labels) | (np.abs(at_clicks) < 3)).all()
-    assert n_straight > 15
+    assert n_straight > 5
+
+
+def test_what_was_left_free_stays_free():
+    mask = wavy(mask_of(ROOF))
+    clicks, labels = points(at(ROOF, 0, 0), at(ROOF, 0, 15)), np.array([1, 1])
+    free = logits_of(mask)
+    assert straightened(free, None, clicks, labels, threshold=USUAL_THRESHOLD) is not free
+    assert straightened(free, free, clicks, labels, threshold=USUAL_THRESHOLD) is free
+    # What was no rectangle yet may become one.
+    assert straightened(free, logits_of(disc(30)), clicks, labels, threshold=USUAL_THRESHOLD) is not free
 
 
 def test_it_can_be_switched_off():
