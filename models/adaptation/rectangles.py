@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,15 @@ Mask = npt.NDArray[np.bool_]
 Logits = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+_Values = TypeVar("_Values", float, npt.NDArray[np.float64])
 
 USUAL_THRESHOLD = 0.88
 """IoU with its rectangle from which a mask becomes one. Discs and ellipses reach 0.83, the smallest 0.87."""
 
 # Fewer cells have no direction.
 _LEAST_CELLS = 12
+# What fills less of the rectangle around it is none, and need not be fitted.
+_LEAST_FILLED = 0.6
 # Directions that the fit starts from, over a quarter turn.
 _DIRECTIONS = 18
 # Steps of the fit, in cells and in radians: from what a round corner costs to a fraction of a cell.
@@ -69,9 +73,7 @@ class Rectangle:
 
     def distances(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How far places lie inside each of the four sides, (4, ...) cells; negative is outside."""
-        dx, dy = np.subtract(x, self.x), np.subtract(y, self.y)
-        cos, sin = math.cos(self.angle), math.sin(self.angle)
-        along, across = dx * cos + dy * sin, dy * cos - dx * sin
+        along, across = _turned(np.subtract(x, self.x), np.subtract(y, self.y), self.angle)
         left, right, upper, lower = self.sides
         return np.stack([along - left, right - along, across - upper, lower - across])
 
@@ -122,13 +124,19 @@ def fitted(mask: Mask) -> tuple[Rectangle | None, float]:
     parts, n_parts = label(mask)
     if n_parts > 1:
         mask = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
-    rows, cols = np.nonzero(mask)
-    if len(rows) < _LEAST_CELLS:
+    n_cells = np.count_nonzero(mask)
+    if n_cells < _LEAST_CELLS:
         return None, 0.0
-    x, y = cols + 0.5, rows + 0.5
+    # Of each row the ends: no cell between them is farther out in any direction.
+    rows = np.flatnonzero(mask.any(axis=1))
+    ends = np.concatenate([mask[rows].argmax(axis=1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)])
+    x, y = ends + 0.5, np.tile(rows, 2) + 0.5
     around = (_around(x, y, angle) for angle in np.linspace(0, np.pi / 2, _DIRECTIONS, endpoint=False))
+    start = min(around, key=lambda one: one.area)
+    if n_cells < _LEAST_FILLED * start.area:
+        return start, 0.0
     cells = _Cells(mask)
-    best, _ = _climbed(min(around, key=lambda one: one.area), lambda one: cells.ious(one)[0])
+    best, _ = _climbed(start, lambda one: cells.ious(one)[0])
     return best, _Cells(mask, finest=max(mask.shape)).ious(best)[0]
 
 
@@ -160,10 +168,11 @@ def straightened(
         lacking = (clearance - np.where(is_foreground, inside, -inside)).clip(0, _MOST_LACKING)
         return with_mask + _TRUST * sum(with_previous) - _CLICK_COST * float(lacking.sum())
 
-    starts = [found]
+    # What fits the mask is near.
+    climbed = [_climbed(found, worth, steps=_STEPS[1:])]
     if before is not None and len(points):
-        starts.append(before.moved(points[-1], is_foreground=bool(is_foreground[-1])))
-    best, _ = max((_climbed(start, worth) for start in starts), key=lambda climbed: climbed[1])
+        climbed.append(_climbed(before.moved(points[-1], is_foreground=bool(is_foreground[-1])), worth))
+    best, _ = max(climbed, key=lambda one: one[1])
     for _ in range(2):  # what is moved for one click may lose another
         for n in np.flatnonzero(~best.agrees(points, labels)):
             best = best.moved(points[n], is_foreground=bool(is_foreground[n]))
@@ -217,7 +226,8 @@ class _Cells:
     """The cells on which rectangles are compared with masks (rows, cols): those around all of them, about `finest`."""
 
     def __init__(self, *masks: Mask, finest: int = _FINEST_CELLS) -> None:
-        rows, cols = np.nonzero(np.logical_or.reduce(masks))
+        whole = np.logical_or.reduce(masks)
+        rows, cols = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
         extent = int(max(np.ptp(rows), np.ptp(cols)))
         stride, margin = max(1, math.ceil(extent / finest)), _MARGIN + extent // _MARGIN_PART
         part = tuple(slice(max(0, n.min() - margin), n.max() + margin + 1, stride) for n in (rows, cols))
@@ -226,17 +236,32 @@ class _Cells:
             place.start + stride * np.arange(n) + 0.5 for place, n in zip(part, self._masks[0].shape, strict=True)
         )
         self._y, self._x = np.meshgrid(*centres, indexing="ij")
+        self._n_cells = [np.count_nonzero(mask) for mask in self._masks]
+        self._turn(0.0)
 
     def ious(self, one: Rectangle) -> list[float]:
         """IoU of a rectangle with each mask."""
-        inside = one.inside(self._x, self._y) > 0
-        return [_iou(inside, mask) for mask in self._masks]
+        # Most rectangles that are compared in turn differ in one side.
+        if one.angle != self._angle:
+            self._turn(one.angle)
+        along, across = _turned(one.x, one.y, one.angle)
+        left, right, upper, lower = one.sides
+        inside = (self._along > along + left) & (self._along < along + right)
+        inside &= (self._across > across + upper) & (self._across < across + lower)
+        n_inside = np.count_nonzero(inside)
+        shared = [np.count_nonzero(inside & mask) for mask in self._masks]
+        return [both / max(1, n_inside + n - both) for both, n in zip(shared, self._n_cells, strict=True)]
+
+    def _turn(self, angle: float) -> None:
+        self._angle, (self._along, self._across) = angle, _turned(self._x, self._y, angle)
 
 
-def _climbed(start: Rectangle, worth: Callable[[Rectangle], float]) -> tuple[Rectangle, float]:
-    """The rectangle that small changes of one side, or of the direction, make better no more, and its worth."""
+def _climbed(
+    start: Rectangle, worth: Callable[[Rectangle], float], *, steps: Sequence[tuple[float, float]] = _STEPS
+) -> tuple[Rectangle, float]:
+    """The rectangle that changes of one side, or of the direction, by `steps` make better no more, and its worth."""
     best, reached = start, worth(start)
-    for cells, radians in _STEPS:
+    for cells, radians in steps:
         for _ in range(_PASSES):
             before = reached
             for number, step in enumerate((cells, cells, cells, cells, radians)):
@@ -247,6 +272,12 @@ def _climbed(start: Rectangle, worth: Callable[[Rectangle], float]) -> tuple[Rec
             if reached == before:
                 break
     return best, reached
+
+
+def _turned(x: _Values, y: _Values, angle: float) -> tuple[_Values, _Values]:
+    """Places along the axis at an angle, and across it."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos + y * sin, y * cos - x * sin
 
 
 def _clearance(previous: Logits | None, points: Points) -> npt.NDArray[np.float64]:
