@@ -386,7 +386,8 @@ class Photographer:
         for layer in QgsProject.instance().mapLayers().values():
             if layer.name().startswith("Map of"):
                 layer.setOpacity(0.45)
-        yield _seconds(1.0)
+                layer.triggerRepaint()
+        yield _seconds(3.0)
         bar = self._dock().page("Adapt").y()
         self._dock().findChild(_scroll_area()).verticalScrollBar().setValue(bar)
         yield from self._take("10-adapt")
@@ -398,18 +399,17 @@ class Photographer:
         sys.stdout.write(f"{row.title.text()}: {row.text.text()}\n")
 
     def _label_places(self) -> None:
-        """Give the places the class that the reference knows there; the others stay without one."""
+        """Give the places the class that the outlines know there."""
         controller = self._plugin.controller
         layer = controller.target.layer()
-        known = [(feature["class"], feature.geometry()) for feature in self._reference().values()]
-        known += [("building", outline) for outline in self._others()]
+        buildings = [one.geometry() for one in self._reference().values() if one["class"] == "building"]
+        buildings += self._others()
         chosen: dict[str, list[int]] = {}
         background = next(name for name in controller.classes.names() if name != "building")
         for place in layer.getFeatures():
             middle = place.geometry().pointOnSurface()
-            for name, outline in known:
-                if outline.contains(middle):
-                    chosen.setdefault("building" if name == "building" else background, []).append(place.id())
+            is_building = any(outline.contains(middle) for outline in buildings)
+            chosen.setdefault("building" if is_building else background, []).append(place.id())
         for name, feature_ids in chosen.items():
             controller.classes.choose(name)
             layer.selectByIds(feature_ids)
