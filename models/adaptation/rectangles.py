@@ -1,8 +1,7 @@
 """Rectangles in place of masks that are nearly rectangular, so that a correction moves a whole side.
 
 SAM draws a roof with round corners and wavy walls, and a click repairs as much of its edge as it can see; of a
-rectangle a few clicks say where all of it lies. Three quarters of the labelled buildings of Banepa and Zanzibar, two
-thirds of Kampala's and all of Nairobi's are rectangles up to 0.9 IoU. From when on masks of this image become
+rectangle a few clicks say where all of it lies (docs/interactive.md). From when on masks of this image become
 rectangles is learned from what was accepted (`RectangleChoice`).
 """
 
@@ -120,22 +119,21 @@ class Rectangle:
 
 
 def fitted(mask: Mask) -> tuple[Rectangle | None, float]:
-    """The rectangle of largest IoU with the largest part of a mask (rows, cols), and that IoU; None for a few cells."""
+    """The rectangle for the largest part of a mask (rows, cols), and its IoU with all of it; None for a few cells."""
     parts, n_parts = label(mask)
-    if n_parts > 1:
-        mask = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
-    n_cells = np.count_nonzero(mask)
+    largest = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()) if n_parts > 1 else mask
+    n_cells = np.count_nonzero(largest)
     if n_cells < _LEAST_CELLS:
         return None, 0.0
     # Of each row the ends: no cell between them is farther out in any direction.
-    rows = np.flatnonzero(mask.any(axis=1))
-    ends = np.concatenate([mask[rows].argmax(axis=1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)])
+    rows = np.flatnonzero(largest.any(axis=1))
+    ends = np.concatenate([largest[rows].argmax(axis=1), mask.shape[1] - 1 - largest[rows, ::-1].argmax(axis=1)])
     x, y = ends + 0.5, np.tile(rows, 2) + 0.5
     around = (_around(x, y, angle) for angle in np.linspace(0, np.pi / 2, _DIRECTIONS, endpoint=False))
     start = min(around, key=lambda one: one.area)
     if n_cells < _LEAST_FILLED * start.area:
         return start, 0.0
-    cells = _Cells(mask)
+    cells = _Cells(largest)
     best, _ = _climbed(start, lambda one: cells.ious(one)[0])
     return best, _Cells(mask, finest=max(mask.shape)).ious(best)[0]
 
@@ -149,13 +147,16 @@ def straightened(
     clicks: `points` (N, 2) in cells, the newest last, with `labels`. What contradicts a click is not taken. An answer
     that could have been a rectangle before and is none was wanted so: what follows it stays as it is, too.
     """
+    mask = logits > 0
+    # What the window cuts, or the raster's edge, may have any shape.
+    if threshold == math.inf or mask[[0, -1]].any() or mask[:, [0, -1]].any():
+        return logits
     before, quality = (None, 0.0) if previous is None else fitted(previous > 0)
     if quality < _WAS_RECTANGLE:
         if quality >= threshold:
             return logits
         before = None
-    mask = logits > 0
-    found, quality = fitted(mask) if threshold < math.inf else (None, 0.0)
+    found, quality = fitted(mask)
     if found is None or quality < threshold - (0 if before is None else _LEEWAY):
         return logits
     cells = _Cells(mask, *(() if before is None or previous is None else (previous > 0,)))
@@ -176,7 +177,9 @@ def straightened(
     for _ in range(2):  # what is moved for one click may lose another
         for n in np.flatnonzero(~best.agrees(points, labels)):
             best = best.moved(points[n], is_foreground=bool(is_foreground[n]))
-    return best.logits() if best.agrees(points, labels).all() else logits
+    # A click far from the mask may have stretched it over all between them.
+    is_one = best.agrees(points, labels).all() and cells.ious(best)[0] >= threshold - _LEEWAY
+    return best.logits() if is_one else logits
 
 
 class RectangleChoice:
@@ -190,7 +193,8 @@ class RectangleChoice:
         """Take in a first answer and the accepted object, both (rows, cols) bool."""
         found, quality = fitted(mask)
         if found is not None and truth.any():
-            self._seen.append((quality, _iou(mask, truth), _Cells(truth, mask).ious(found)[0]))
+            cells = _Cells(truth, mask, finest=max(mask.shape))
+            self._seen.append((quality, _iou(mask, truth), cells.ious(found)[0]))
         self._choose()
 
     def state(self) -> torch.Tensor:
