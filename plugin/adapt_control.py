@@ -138,18 +138,19 @@ class AdaptControl(QObject):
     def show(self) -> None:
         """Show how everything stands."""
         raster = raster_of(self.story)
+        n_wanted = 0 if self._card is None else len(self._card.bands)
+        n_bands = None if raster is None else bands_of(raster, wanted=n_wanted)
         if not self.story.model:
             text = "A model that was made for other images, and the image to map."
         elif self._card is None:
             text = warning(self._card_problem)
         else:
-            bands = None if raster is None else bands_of(raster, wanted=len(self._card.bands))
-            line, problem = card_line(self._card, n_bands=bands, gsd_m=None if raster is None else pixel_m(raster))
+            line, problem = card_line(self._card, n_bands=n_bands, gsd_m=None if raster is None else pixel_m(raster))
             text = plain(line) + (f"<br>{warning(problem)}" if problem else "")
         is_chosen = self._card is not None and raster is not None
         self.panel.show_choice(Mark.DONE if is_chosen else Mark.NEXT, text)
-        if raster is not None and self._card is not None:
-            is_chosen = fits(self._card, n_bands=bands_of(raster, wanted=len(self._card.bands)))
+        if self._card is not None and n_bands is not None:
+            is_chosen = fits(self._card, n_bands=n_bands)
         states = {step: self._state(step, is_chosen=is_chosen) for step in STEPS}
         following = next((step for step in STEPS if is_chosen and states[step].mark is Mark.LATER), "")
         if following and not self._running:

@@ -84,7 +84,7 @@ class AlgorithmRun(QObject):
         _running.discard(self)
         self._task = None
         found = _taken(is_good, results)
-        if is_good or found:
+        if found is not None:
             self.ended.emit(found, "")
         elif self._feedback.isCanceled():
             self.ended.emit({}, STOPPED)
@@ -92,11 +92,11 @@ class AlgorithmRun(QObject):
             self.ended.emit({}, self._feedback.error or "It failed; Processing's log says more.")
 
 
-def _taken(is_good: bool, results: dict[str, Any]) -> dict[str, Any]:
-    """What came of a run: QGIS calls none good that was cancelled, but some have saved the best so far."""
+def _taken(is_good: bool, results: dict[str, Any]) -> dict[str, Any] | None:
+    """What came of a run, None for nothing: QGIS calls none good that was cancelled, but some saved the best so far."""
     if is_good:
         return results
-    return {**results, IS_STOPPED: True} if Path(str(results.get("OUTPUT", ""))).is_file() else {}
+    return {**results, IS_STOPPED: True} if Path(str(results.get("OUTPUT", ""))).is_file() else None
 
 
 class _Feedback(QgsProcessingFeedback):
@@ -123,7 +123,7 @@ def open_dialog(name: str, parameters: Mapping[str, Any], on_results: Callable[[
 
     def take(is_good: bool, results: dict[str, Any]) -> None:
         found = _taken(is_good, results)
-        if is_good or found:
+        if found is not None:
             on_results(found)
 
     dialog = processing.createAlgorithmDialog(f"{PROVIDER}:{name}", dict(parameters))

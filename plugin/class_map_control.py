@@ -9,14 +9,15 @@ from typing import Any
 
 from qgis.core import QgsGeometry, QgsPointXY, QgsWkbTypes
 from qgis.gui import QgsMapCanvas, QgsRubberBand
-from qgis.PyQt.QtCore import QObject, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QProgressBar, QPushButton, QWidget
+from qgis.PyQt.QtWidgets import QFileDialog
 
 from ..processing.algorithms.base import with_ending
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .class_map_overlay import PIECES, ClassMapItem
+from .class_map_panel import WRITING, ClassMapPanel
 from .class_map_tasks import (
     AddStroke,
     FindNext,
@@ -44,42 +45,10 @@ ClassChoice = Callable[[], "tuple[str, QColor]"]
 
 HINT = "Click or scribble on places of the class at hand; number keys choose it, N shows the next place, L leaves."
 _SETTLE_MS = 250
-# What takes a while and can be stopped, by the name of its button.
-_WRITING = {"raster": "Whole raster…", "all_polygons": "Raster's polygons…", "polygons": "View's polygons…"}
 # White with dark edges: seen on light and dark classes alike.
 _OUTLINE, _OUTLINE_EDGE = QColor("#ffffff"), QColor(0, 0, 0, 200)
 # The view is zoomed out until the next place fills no more than a third of it.
 _SURROUNDINGS = 3.0
-
-
-class ClassMapPanel(QWidget):
-    """The page of the dock; the control fills and reads it."""
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.status_label = QLabel()
-        self.status_label.setWordWrap(True)
-        self.progress_bar = QProgressBar()
-        self.progress_bar.setTextVisible(False)
-        self.progress_bar.setMaximumHeight(8)
-        self.progress_bar.hide()
-        self.snap_box = QCheckBox("Snap to segments")
-        self.snap_box.setToolTip("Whole segments of the image get one class, which draws clean borders")
-        self.snap_box.setChecked(True)
-        self.buttons = {
-            "undo": _button("Undo", "Take the last click or scribble of the class map back"),
-            "raster": _button(_WRITING["raster"], "Map the whole raster into a GeoTIFF"),
-            "all_polygons": _button(_WRITING["all_polygons"], "Write the areas of the whole raster into a GeoPackage"),
-            "polygons": _button(_WRITING["polygons"], "Write the areas of the view into a GeoPackage"),
-            "save": _button("Save model…", "Save what was learned, to map other rasters"),
-        }
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.addWidget(self.status_label, 0, 0, 1, 2)
-        grid.addWidget(self.progress_bar, 1, 0, 1, 2)
-        grid.addWidget(self.snap_box, 2, 0)
-        for number, button in enumerate(self.buttons.values()):
-            grid.addWidget(button, 3 + number // 2, number % 2)
 
 
 class ClassMapControl(QObject):
@@ -388,9 +357,9 @@ class ClassMapControl(QObject):
         panel.status_label.setText(self._status(n_strokes))
         writing = "" if self._write_task is None else self._writing
         for name, button in panel.buttons.items():
-            is_free = not writing or name not in _WRITING
+            is_free = not writing or name not in WRITING
             button.setEnabled(name == writing or (n_strokes > 0 and is_free))
-        for name, text in _WRITING.items():
+        for name, text in WRITING.items():
             panel.buttons[name].setText("Stop" if name == writing else text)
         panel.progress_bar.setVisible(self._write_task is not None)
         self.next_action.setEnabled(self.wants_clicks())
@@ -421,14 +390,6 @@ class ClassMapControl(QObject):
         path, _ = QFileDialog.getSaveFileName(self.panel, title, "", kinds)
         if path:
             use(with_ending(path, kinds[kinds.index("*") + 1 : -1]))
-
-
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    # Keys belong to the canvas.
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button
 
 
 def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:

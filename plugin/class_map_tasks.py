@@ -113,6 +113,17 @@ class UndoStroke(MapTask):
 
 
 @dataclass(frozen=True, eq=False)
+class RedoStroke(MapTask):
+    """Bring the click or scribble back that was taken back last. Yields the picture."""
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+        """Learn again and draw."""
+        mapper = self.handle.mapper(segmenter, progress)
+        mapper.redo()
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
 class SetColours(MapTask):
     """Draw classes in the colours that they have by name. Yields the picture."""
 
@@ -137,17 +148,6 @@ class RenameClass(MapTask):
         """Rename and draw."""
         mapper = self.handle.mapper(segmenter, progress)
         mapper.rename_class(self.old, self.new)
-        yield picture(mapper, self.view_map)
-
-
-@dataclass(frozen=True, eq=False)
-class RedoStroke(MapTask):
-    """Bring the click or scribble back that was taken back last. Yields the picture."""
-
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
-        """Learn again and draw."""
-        mapper = self.handle.mapper(segmenter, progress)
-        mapper.redo()
         yield picture(mapper, self.view_map)
 
 

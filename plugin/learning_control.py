@@ -86,8 +86,7 @@ class LearningControl(QObject):
     def _on_toggled(self, is_on: bool) -> None:
         write_setting(LEARNING, is_on)
         self._show()
-        if self._scene.is_ready:
-            self._worker.do(SetLearning(is_on))
+        self._do(SetLearning(is_on))
 
     def _on_rectangles(self, is_on: bool) -> None:
         write_setting(RECTANGLES, is_on)

@@ -304,13 +304,12 @@ class PromptControl(QObject):
             return False
         self.reset()
         self.accepted.emit(answer, bytes(outline.asWkb()), class_name)
-        what = f"{class_name or 'Object'} of {area_text(answer.area_m2)}"
         if is_correction:
             self.object_changed.emit(f"The polygon in '{layer.name()}' is corrected.")
-        elif source is not None:
-            self.object_changed.emit(f"{what} is now in '{layer.name()}'; the polygon's own layer is read-only.")
         else:
-            self.object_changed.emit(f"{what} is now in '{layer.name()}'.")
+            what = f"{class_name or 'Object'} of {area_text(answer.area_m2)}"
+            why = "" if source is None else "; the polygon's own layer is read-only"
+            self.object_changed.emit(f"{what} is now in '{layer.name()}'{why}.")
         return True
 
     def _drop(self) -> None:

@@ -22,7 +22,7 @@ from segadapt.processing.jobs.evaluate_interactive import (
     evaluate_interactive,
     plain_options,
 )
-from segadapt.processing.jobs.interactive import InteractiveOptions, LearningReport
+from segadapt.processing.jobs.interactive import LearningReport
 from segadapt.processing.jobs.simulated_analyst import Reference
 from shapely.geometry import MultiPolygon, box
 
@@ -230,16 +230,10 @@ def test_numbers_that_make_no_sense(options, sentence):
 
 
 def test_plain_options_switch_everything_off():
-    assert plain_options() == InteractiveOptions(
-        window_px=1024,
-        fixed_window=True,
-        adapter=False,
-        cascade=0,
-        repair=False,
-        rectangles=False,
-        per_click=False,
-        per_object=False,
-    )
+    options = plain_options()
+    assert (options.window_px, options.fixed_window) == (1024, True)
+    assert not any(value for name, value in vars(options).items() if name not in ("window_px", "fixed_window"))
+    assert options.is_plain
     assert not plain_options(window_px=None).fixed_window
 
 
