@@ -224,9 +224,9 @@ def test_labels_within_selected_regions_teach_the_model(
     assert f"{results['MEAN_IOU_AFTER']:.3f} after" in report.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("background", "n_px"), [("auto", 16 * 16), ("class", 300 * 300 - 5 * 16 * 16)])
+@pytest.mark.parametrize("background", ["auto", "class"])
 def test_what_is_outlined_in_a_place_makes_the_rest_of_that_place_background(
-    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, background: str, n_px: int
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, background: str
 ) -> None:
     """Six places, an outline in one of them, and no area: the other places are unknown, and so is the ground beside."""
     import csv
@@ -235,7 +235,11 @@ def test_what_is_outlined_in_a_place_makes_the_rest_of_that_place_background(
 
     path = run("selectsamples", samples(roof_model, scene_file, tmp_path / "s.gpkg"))["OUTPUT"]
     layer = QgsVectorLayer(path, "places", "ogr")
-    middle = next(layer.getFeatures()).geometry().centroid().asPoint()
+    # Places at the raster's edge are smaller, and which places are chosen may differ from machine to machine.
+    places = sorted((feature.geometry() for feature in layer.getFeatures()), key=QgsGeometry.area)
+    middle = places[-1].centroid().asPoint()
+    *others, outlined = (round(place.area() / 0.5**2) for place in places)
+    assert outlined == 16 * 16
     outline = QgsFeature(layer.fields())
     outline.setGeometry(QgsGeometry.fromPointXY(middle).buffer(2, 8))
     outline["class"] = "roof"
@@ -245,7 +249,7 @@ def test_what_is_outlined_in_a_place_makes_the_rest_of_that_place_background(
     run("evaluatemodel", judged | {"BACKGROUND": background, "DEVICE": "cpu", "TABLE": str(table)})
     with table.open(encoding="utf-8", newline="") as file:
         pixels = {row["class"]: int(row["pixels"]) for row in csv.DictReader(file)}
-    assert pixels["(all)"] == n_px
+    assert pixels["(all)"] == (outlined if background == "auto" else 300 * 300 - sum(others))
     assert pixels["roof"] == pytest.approx(3.14 * 4**2, abs=6)
 
 
