@@ -43,11 +43,16 @@ _PASSES = 3
 _FINEST_CELLS, _MARGIN, _MARGIN_PART = 56, 8, 6
 # Logits rise so steeply from a side, up to those of a mask that the user gives (`models.masks`).
 _STEEPNESS, _MOST_LOGIT = 4.0, 8.0
-# An answer that fits its rectangle so well was one. It stays one while the mask's own IoU falls by no more than this,
-# and weighs so much beside the mask.
-_WAS_RECTANGLE, _LEEWAY, _TRUST = 0.97, 0.1, 0.25
-# What a cell costs, in IoU, by which a click lies too near to a side, and from how many cells on it costs no more.
-_CLICK_COST, _MOST_LACKING = 0.012, 8.0
+# An answer that fits its rectangle so well was one. A mask may fit its own by so much less than others and still become
+# one that the clicks agree with.
+_WAS_RECTANGLE, _LEEWAY = 0.97, 0.2
+# What the answer before is worth beside the mask, and by which part of that the mask is worth less with every click.
+_TRUST, _DECAY = 0.1, 0.3
+# What a cell costs, in IoU, by which a click lies too near to a side, from how many cells on it costs no more, and what
+# a click on the wrong side of it costs besides.
+_CLICK_COST, _MOST_LACKING, _CONTRADICTION_COST = 0.02, 8.0, 0.2
+# What is moved for one click may lose another.
+_TURNS = 3
 # The middle of an error is as far from the true side as from the one before; farther than this is another object.
 _LEAST_CLEARANCE, _MOST_CLEARANCE = 1.0, 12.0
 
@@ -110,6 +115,14 @@ class Rectangle:
             found = found.changed(int(number), step if is_outwards else -step)
         return found
 
+    def obeying(self, points: Points, labels: Labels) -> Rectangle:
+        """Move the sides that clicks (N, 2) contradict, in turn; not all clicks need agree with what comes of it."""
+        found = self
+        for _ in range(_TURNS):
+            for n in np.flatnonzero(~found.agrees(points, labels)):
+                found = found.moved(points[n], is_foreground=bool(labels[n] == FOREGROUND))
+        return found
+
     def changed(self, number: int, by: float) -> Rectangle:
         """Move one side (`number` 0 to 3) along its axis by cells, or turn by radians (4)."""
         if number == len(self.sides):
@@ -144,42 +157,46 @@ def straightened(
     """A rectangle in place of `logits` (256, 256) where they are one up to an IoU of `threshold`; else they stay.
 
     It is the one that fits them, the answer before if that was a rectangle (`previous`, None for the first), and the
-    clicks: `points` (N, 2) in cells, the newest last, with `labels`. What contradicts a click is not taken. An answer
-    that could have been a rectangle before and is none was wanted so: what follows it stays as it is, too.
+    clicks: `points` (N, 2) in cells, the newest last, with `labels`. What contradicts a click is not taken. The model
+    may be wrong again and again about a place that clicks have corrected: the more clicks, the less it is trusted.
     """
     mask = logits > 0
     # What the window cuts, or the raster's edge, may have any shape.
     if threshold == math.inf or mask[[0, -1]].any() or mask[:, [0, -1]].any():
         return logits
-    before, quality = (None, 0.0) if previous is None else fitted(previous > 0)
-    if quality < _WAS_RECTANGLE:
-        if quality >= threshold:
-            return logits
-        before = None
+    before = None if previous is None else _rectangle(previous > 0)
     found, quality = fitted(mask)
     if found is None or quality < threshold - (0 if before is None else _LEEWAY):
         return logits
     cells = _Cells(mask, *(() if before is None or previous is None else (previous > 0,)))
     is_foreground = labels == FOREGROUND
     clearance = _clearance(previous, points)
+    trust_in_mask = 1 / (1 + _DECAY * max(0, len(points) - 1))
 
     def worth(one: Rectangle) -> float:
         with_mask, *with_previous = cells.ious(one)
         inside = one.inside(points[:, 0], points[:, 1])
-        lacking = (clearance - np.where(is_foreground, inside, -inside)).clip(0, _MOST_LACKING)
-        return with_mask + _TRUST * sum(with_previous) - _CLICK_COST * float(lacking.sum())
+        inside = np.where(is_foreground, inside, -inside)
+        cost = _CLICK_COST * float((clearance - inside).clip(0, _MOST_LACKING).sum())
+        cost += _CONTRADICTION_COST * np.count_nonzero(inside <= 0)
+        return trust_in_mask * with_mask + _TRUST * sum(with_previous) - cost
 
     # What fits the mask is near.
     climbed = [_climbed(found, worth, steps=_STEPS[1:])]
     if before is not None and len(points):
-        climbed.append(_climbed(before.moved(points[-1], is_foreground=bool(is_foreground[-1])), worth))
-    best, _ = max(climbed, key=lambda one: one[1])
-    for _ in range(2):  # what is moved for one click may lose another
-        for n in np.flatnonzero(~best.agrees(points, labels)):
-            best = best.moved(points[n], is_foreground=bool(is_foreground[n]))
+        moved = before.moved(points[-1], is_foreground=bool(is_foreground[-1]))
+        climbed += [_climbed(moved, worth), _climbed(before, worth)]
+    lost = [one for one, _ in climbed if not one.agrees(points, labels).all()]
+    climbed += [_climbed(one.obeying(points, labels), worth, steps=_STEPS[1:]) for one in lost]
+    agreeing = [(one, reached) for one, reached in climbed if one.agrees(points, labels).all()]
+    best, _ = max(agreeing, key=lambda one: one[1], default=(None, 0.0))
     # A click far from the mask may have stretched it over all between them.
-    is_one = best.agrees(points, labels).all() and cells.ious(best)[0] >= threshold - _LEEWAY
-    return best.logits() if is_one else logits
+    return logits if best is None or cells.ious(best)[0] < threshold - _LEEWAY else best.logits()
+
+
+def is_left_free(mask: Mask, *, threshold: float) -> bool:
+    """Whether a drawn mask could be a rectangle, from an IoU of `threshold` on, but was wanted otherwise."""
+    return threshold <= fitted(mask)[1] < _WAS_RECTANGLE
 
 
 class RectangleChoice:
@@ -282,6 +299,12 @@ def _turned(x: _Values, y: _Values, angle: float) -> tuple[_Values, _Values]:
     """Places along the axis at an angle, and across it."""
     cos, sin = math.cos(angle), math.sin(angle)
     return x * cos + y * sin, y * cos - x * sin
+
+
+def _rectangle(mask: Mask) -> Rectangle | None:
+    """The rectangle that a mask is, None where it is none."""
+    found, quality = fitted(mask)
+    return found if quality >= _WAS_RECTANGLE else None
 
 
 def _clearance(previous: Logits | None, points: Points) -> npt.NDArray[np.float64]:

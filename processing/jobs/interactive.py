@@ -19,10 +19,10 @@ from shapely.geometry.base import BaseGeometry
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from ...models.adaptation.clicks import respect_clicks, without_specks
 from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
-from ...models.adaptation.rectangles import straightened
+from ...models.adaptation.rectangles import is_left_free, straightened
 from ...models.adaptation.refiner import RefinerInput
 from ...models.adaptation.shipped import SHIPPED_NAME, shipped_refiner
-from ...models.prompts import LOW_RES_PX
+from ...models.prompts import LOW_RES_PX, Prompts
 from ..errors import JobError
 from ..raster.windows import SquareWindow, fitting_size_px
 from .answers import Answer, answer_options, chip_prompts, first_window, make_answer, next_window
@@ -243,16 +243,23 @@ class InteractiveSegmenter:
         is_choice = request.multimask and asked.is_ambiguous
         cell_px = window.size_px / LOW_RES_PX
         views = view.alternatives(self._online.choice, cell_px=cell_px) if is_choice else [view]
-        found = [self._settled(view, window, embedding) for view in views[:most]]
+        is_free = self._is_free(request.previous, cells)
+        found = [self._settled(view, window, embedding, is_free=is_free) for view in views[:most]]
         best = found[0]
         if not is_choice or most is not None or best.free is None:
             return found
         if _agreement(*map(torch.from_numpy, (best.free, best.answer.logits))) < _SAME_SHAPE:
             free = make_answer(self.scene, window, best.free, score=best.answer.score)
-            found.append(replace(best, answer=free, free=None))
+            found.append(replace(best, answer=free, free=None, is_free=True))
         return found
 
-    def _settled(self, view: Look, window: SquareWindow, embedding: torch.Tensor) -> _Found:
+    def _is_free(self, previous: PreviousAnswer | None, cells: Prompts) -> bool:
+        """Whether no rectangle is wanted: the free mask was chosen, or an outline that is none was drawn."""
+        if previous is not None or cells.mask_logits is None:
+            return previous is not None and previous.is_free
+        return is_left_free(cells.mask_logits > 0, threshold=self._online.rectangles.threshold)
+
+    def _settled(self, view: Look, window: SquareWindow, embedding: torch.Tensor, *, is_free: bool) -> _Found:
         """The answer from one mask: refined, fed back, and brought to agree with the clicks."""
         cells, is_choice = view.cells, view.chosen > 0
         cell_px = window.size_px / LOW_RES_PX
@@ -270,14 +277,14 @@ class InteractiveSegmenter:
             logits = respect_clicks(logits, cells.points_xy, cells.labels)
             logits = without_specks(logits, cells.points_xy, cells.labels)
         free = None
-        if self.options.rectangles:
+        if self.options.rectangles and not is_free:
             threshold = self._online.rectangles.threshold
             straight = straightened(logits, cells.mask_logits, cells.points_xy, cells.labels, threshold=threshold)
             if straight is not logits:
                 # A side between two cells may leave the middle of a clicked one out.
                 free, logits = logits, respect_clicks(straight, cells.points_xy, cells.labels)
         answer = make_answer(self.scene, window, logits, score=float(view.iou[view.chosen]))
-        return _Found(answer, view.seen, is_choice, free)
+        return _Found(answer, view.seen, is_choice, free, is_free)
 
     def _whole(self, found: list[_Found], prompts: ObjectPrompts, request: PromptRequest) -> list[_Found]:
         """Look closer at an object that is small in its window; follow one that its window cuts into larger ones."""
@@ -319,6 +326,7 @@ class InteractiveSegmenter:
             window=answer.window,
             logits=answer.logits,
             trail=(*trail[-_LONGEST_TRAIL:], *seen),
+            is_free=found.is_free,
         )
 
     def _truth(self, one: Seen, geometry: BaseGeometry) -> torch.Tensor:
@@ -332,12 +340,16 @@ class InteractiveSegmenter:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """`free`: logits (256, 256) that the answer was made a rectangle of, None where it was not."""
+    """`free`: logits (256, 256) that the answer was made a rectangle of, None where it was not.
+
+    `is_free`: as in `PreviousAnswer`.
+    """
 
     answer: Answer
     seen: RefinerInput | None
     is_choice: bool = False
     free: npt.NDArray[np.float32] | None = None
+    is_free: bool = False
 
 
 def segment_prompts(

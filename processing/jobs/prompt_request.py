@@ -35,12 +35,14 @@ class Seen:
 class PreviousAnswer:
     """The answer that the user is refining: its window and low-resolution logits, float32 (256, 256).
 
-    `trail`: what the refiner saw on the way, which `InteractiveSegmenter.learn` needs; empty elsewhere.
+    `trail`: what the refiner saw on the way, which `InteractiveSegmenter.learn` needs; empty elsewhere. `is_free`: it
+    was chosen, or drawn, instead of a rectangle; what follows it is none either.
     """
 
     window: SquareWindow
     logits: npt.NDArray[np.float32]
     trail: tuple[Seen, ...] = ()
+    is_free: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,10 +82,11 @@ class MaskOption:
     window: SquareWindow
     logits: npt.NDArray[np.float32]
     trail: tuple[Seen, ...] = ()
+    is_free: bool = False
 
     def as_previous(self) -> PreviousAnswer:
         """What the next request about the same object takes along."""
-        return PreviousAnswer(self.window, self.logits, self.trail)
+        return PreviousAnswer(self.window, self.logits, self.trail, self.is_free)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import shapely
 from affine import Affine
 from segadapt.models.adaptation.rectangles import Rectangle
 from segadapt.processing.errors import JobError
@@ -110,6 +113,31 @@ def test_the_mask_that_became_a_rectangle_is_offered_last(scene, fake_engine, mo
     assert len(rectangles) == len(drawn) == 3
     assert free.geometry.equals(drawn[0].geometry)
     assert not free.geometry.equals(rectangles[0].geometry)
+
+
+def test_what_was_chosen_or_drawn_free_stays_free(scene, monkeypatch):
+    wedge = Rectangle(128.0, 128.0, 0.0, (-40.0, 40.0, -30.0, 30.0)).logits()
+    monkeypatch.setattr(interactive, "straightened", lambda logits, *_args, **_more: wedge)
+    request = click(scene, (700, 640))
+    *rectangles, free = segment_prompts(scene, request).options
+    more = replace(request, points_map=request.points_map * 2, labels=(1, 1))
+    after_rectangle = segment_prompts(scene, replace(more, previous=rectangles[0].as_previous()))
+    after_free = segment_prompts(scene, replace(more, previous=free.as_previous()))
+    # Clicks are respected in both.
+    assert np.mean(after_rectangle.logits == wedge) > 0.97
+    assert np.mean(after_free.logits == wedge) < 0.95
+    assert after_free.as_previous().is_free
+    # Another window brings no rectangle either.
+    elsewhere = click(scene, (700, 640), (100, 640), labels=(1, 0), previous=after_free.as_previous())
+    assert segment_prompts(scene, elsewhere).is_free
+
+
+@pytest.mark.parametrize(
+    ("outline", "is_free"), [(DISC, False), (HALL, False), (HALL.difference(box(440, 300, 500, 320)), True)]
+)
+def test_an_outline_that_is_nearly_a_rectangle_stays_one_that_is_none(scene, outline, is_free):
+    drawn = shapely.transform(outline, scene.reader.to_map)
+    assert segment_prompts(scene, PromptRequest(request_id=1, outline=drawn)).is_free == is_free
 
 
 def test_preview_only_where_encoded(scene, fake_engine):

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, binary_fill_holes, binary_opening, gaussian_filter, label
+from scipy.ndimage import (
+    binary_dilation,
+    binary_fill_holes,
+    binary_opening,
+    distance_transform_edt,
+    gaussian_filter,
+    label,
+)
 from segadapt.models.adaptation.rectangles import (
     USUAL_THRESHOLD,
     Rectangle,
     RectangleChoice,
     fitted,
+    is_left_free,
     straightened,
 )
 
@@ -143,14 +152,35 @@ def test_clicks_hold():
     assert n_straight > 5
 
 
-def test_what_was_left_free_stays_free():
-    mask = wavy(mask_of(ROOF))
+def test_a_rectangle_that_was_lost_comes_back():
+    free = logits_of(wavy(mask_of(ROOF)))
     clicks, labels = points(at(ROOF, 0, 0), at(ROOF, 0, 15)), np.array([1, 1])
-    free = logits_of(mask)
-    assert straightened(free, None, clicks, labels, threshold=USUAL_THRESHOLD) is not free
-    assert straightened(free, free, clicks, labels, threshold=USUAL_THRESHOLD) is free
-    # What was no rectangle yet may become one.
-    assert straightened(free, logits_of(disc(30)), clicks, labels, threshold=USUAL_THRESHOLD) is not free
+    assert straightened(free, free, clicks, labels, threshold=USUAL_THRESHOLD) is not free
+
+
+@pytest.mark.parametrize("sides", [(-13, 16.5, -11.5, 11), (-12, 17, -12.5, 11), (-11, 16, -12, 11)])
+def test_what_clicks_have_moved_stays_though_the_model_insists(sides):
+    """The model draws the same wrong rectangle whatever it is told; a click lies in the middle of each error."""
+    truth = Rectangle(128, 128, 0.3, (-15, 15, -10, 10))
+    model = logits_of(mask_of(replace(truth, sides=sides)))
+    answer, clicks, labels, ious = model, [at(truth, 0, 0)], [1], []
+    for _ in range(8):
+        mask, true = answer > 0, mask_of(truth)
+        depth = distance_transform_edt(mask != true)
+        row, col = np.unravel_index(depth.argmax(), depth.shape)
+        clicks.append((col + 0.5, row + 0.5))
+        labels.append(int(true[row, col]))
+        answer = straightened(model, answer, points(*clicks), np.array(labels), threshold=USUAL_THRESHOLD)
+        ious.append(iou(answer > 0, true))
+    assert iou(model > 0, mask_of(truth)) < 0.8
+    assert min(ious[4:]) > 0.86
+    assert ious[-1] > 0.9
+
+
+def test_an_outline_that_is_nearly_a_rectangle_was_drawn_so():
+    assert is_left_free(wavy(mask_of(ROOF)), threshold=USUAL_THRESHOLD)
+    assert not is_left_free(mask_of(ROOF), threshold=USUAL_THRESHOLD)
+    assert not is_left_free(disc(30), threshold=USUAL_THRESHOLD)
 
 
 def test_it_can_be_switched_off():
