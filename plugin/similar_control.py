@@ -1,4 +1,4 @@
-"""From accepted objects to all objects like them: the search in the worker, and the review on the map."""
+"""From accepted objects to all objects like them: what to look for, and the review on the map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .actions import Actions
 from .classes import Classes
 from .crs import CoordinateError, geometry_from_wkb
 from .engine_worker import EngineWorker
-from .exchange import Answer, Failure, Point, Task
+from .exchange import Answer, Point
 from .feature_sink import SinkError
 from .review_keys import ReviewKeys
 from .scene_control import SceneControl
@@ -24,7 +24,8 @@ from .shaping import ShapeOptions, shaped
 from .similar_examples import MOST_EXAMPLES, SimilarExamples
 from .similar_panel import CandidateOverlay, SimilarPanel
 from .similar_review import Review, is_known
-from .similar_tasks import Found, LearnAnswers, Search
+from .similar_search import SearchRunner
+from .similar_tasks import Found, Search
 from .target import TargetChoice
 
 # Redrawing thousands of outlines for each candidate that comes in would keep the GUI busy.
@@ -59,18 +60,17 @@ class SimilarControl(QObject):
         shape_options: Callable[[], ShapeOptions] = ShapeOptions,
     ) -> None:
         super().__init__(parent)
-        self._canvas, self._worker, self._scene, self._target = canvas, worker, scene, target
+        self._canvas, self._scene, self._target = canvas, scene, target
         self._classes, self._shape_options = classes, shape_options
         self.panel = SimilarPanel()
         self.overlay = CandidateOverlay(canvas)
         self.review: Review | None = None
         self.current: int | None = None
         self._is_reviewing = False
+        self._search = SearchRunner(worker, self)
         self._examples = SimilarExamples(scene=scene, target=target)
         self._keys = ReviewKeys(canvas, self)
         self._known: list[QgsGeometry] = []
-        self._task: Search | None = None
-        self._learning: LearnAnswers | None = None
         self._asked_s = 0.0
         self._accepting: list[int] = []
         self._redraw = QTimer(self)
@@ -102,7 +102,7 @@ class SimilarControl(QObject):
 
     def has_work(self) -> bool:
         """Say whether something is looked for, or to be reviewed."""
-        return self.review is not None and (self._task is not None or bool(self.review.queue()))
+        return self.review is not None and (self._search.is_searching or bool(self.review.queue()))
 
     def add_example(self, wkb: bytes, class_name: str = "", _answer: Answer | None = None) -> None:
         """Take an outline (WKB, raster's CRS) as example; the signature is that of `exemplar_chosen`."""
@@ -135,19 +135,17 @@ class SimilarControl(QObject):
                 "There is no example; accept an object of the class first, or press X and click on a polygon."
             )
             return
-        self._cancel_search()
         rejected = self._rejected_outlines(class_name)
         self._known = [geometry_from_wkb(wkb) for wkb in (*examples, *rejected)]
         self.review = Review(class_name)
         self.current = None
-        self._task = Search(self.review.handle, tuple(examples), read_settings(), rejected, bounds_map)
-        self._worker.do(self._task)
+        self._search.start(Search(self.review.handle, tuple(examples), read_settings(), rejected, bounds_map))
         self.panel.progress_bar.setValue(0)
         self._begin_review()
 
     def stop(self) -> None:
         """Stop looking; the candidates stay."""
-        self._cancel_search()
+        self._search.stop()
         self._show()
 
     def accept(self) -> None:
@@ -278,10 +276,11 @@ class SimilarControl(QObject):
         self._keys.reject_wanted.connect(self.reject)
         self._keys.leave_wanted.connect(self.leave)
         self._scene.changed.connect(self._forget_all)
-        self._worker.worked.connect(self._on_worked)
-        self._worker.done.connect(self._on_done)
-        self._worker.task_progressed.connect(self._on_progressed)
-        self._worker.failed.connect(self._on_failed)
+        self._search.found.connect(self._on_found)
+        self._search.ranked.connect(self._on_ranked)
+        self._search.progressed.connect(lambda fraction: panel.progress_bar.setValue(round(1000 * fraction)))
+        self._search.ended.connect(self._on_ended)
+        self._search.failed.connect(self._on_failed)
 
     def _is_view_only(self) -> bool:
         """Whether to look in this view only: as wanted, and always on a map that is drawn, which has no end."""
@@ -312,11 +311,7 @@ class SimilarControl(QObject):
         """After an answer: learn from all of them, and go to the next candidate."""
         if self.review is None:
             return
-        if self._learning is not None:
-            self._worker.cancel(self._learning)  # a newer one knows more
-        review = self.review
-        self._learning = LearnAnswers(review.handle, tuple(review.accepted), tuple(review.rejected))
-        self._worker.do(self._learning)
+        self._search.learn(self.review)
         self.current = None
         self._next()
         self._draw()
@@ -391,34 +386,28 @@ class SimilarControl(QObject):
         else:
             self._go_on()
 
-    def _cancel_search(self) -> None:
-        if self._task is not None:
-            self._worker.cancel(self._task)
-            self._task = None
-
     def _forget_all(self) -> None:
         """Another raster, or none: the worker has dropped its tasks."""
-        self._task = self._learning = self.review = None
+        self._search.forget()
+        self.review = None
         self._examples.clear()
         self.leave()
         self._draw_examples()
 
-    def _on_worked(self, task: Task, item: object) -> None:
-        if self.review is None:
+    def _on_found(self, found: Found) -> None:
+        if self.review is None or self._is_known(geometry_from_wkb(found.wkb)):
             return
-        if task is self._task and isinstance(item, Found):
-            if self._is_known(geometry_from_wkb(item.wkb)):
-                return
-            self.review.add(item)
-            if self.current is None:
-                self._next()
-                self._draw()
-            elif not self._redraw.isActive():
-                self._redraw.start()
-        elif task is self._learning and isinstance(item, dict):
-            self.review.probabilities.update(
-                {number: probability for number, probability in item.items() if number in self.review.candidates}
-            )
+        self.review.add(found)
+        if self.current is None:
+            self._next()
+            self._draw()
+        elif not self._redraw.isActive():
+            self._redraw.start()
+
+    def _on_ranked(self, probabilities: dict[int, float]) -> None:
+        if self.review is not None:
+            known = self.review.candidates
+            self.review.probabilities.update({n: p for n, p in probabilities.items() if n in known})
             self._draw()
 
     def _is_known(self, geometry: QgsGeometry) -> bool:
@@ -427,27 +416,13 @@ class SimilarControl(QObject):
         stored = [] if crs is None else self._target.neighbours(geometry, crs)
         return is_known(geometry, (*self._known, *stored))
 
-    def _on_done(self, task: Task) -> None:
-        if task is self._task:
-            self._task = None
-            if self.review is not None and not self.review.candidates:
-                self.notified.emit("Nothing similar was found; give another example, or more of them.")
-            self._draw()
-        elif task is self._learning:
-            self._learning = None
+    def _on_ended(self) -> None:
+        if self.review is not None and not self.review.candidates:
+            self.notified.emit("Nothing similar was found; give another example, or more of them.")
+        self._draw()
 
-    def _on_progressed(self, task: Task, fraction: float) -> None:
-        if task is self._task:
-            self.panel.progress_bar.setValue(round(1000 * fraction))
-
-    def _on_failed(self, failure: Failure) -> None:
-        if failure.task is None or failure.task not in (self._task, self._learning):
-            return
-        if failure.task is self._task:
-            self._task = None
-        else:
-            self._learning = None
-        self.notified.emit(failure.sentence)
+    def _on_failed(self, sentence: str) -> None:
+        self.notified.emit(sentence)
         self._show()
 
     def _on_canvas(self, geometry: QgsGeometry) -> QgsGeometry:
@@ -477,7 +452,7 @@ class SimilarControl(QObject):
             current=self.current if self._is_reviewing else None,
             n_examples=self.n_examples,
             is_reviewing=self._is_reviewing,
-            is_searching=self._task is not None,
+            is_searching=self._search.is_searching,
             is_accepting=bool(self._accepting),
         )
         self.changed.emit()
