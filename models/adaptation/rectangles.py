@@ -51,10 +51,10 @@ _TRUST, _DECAY = 0.1, 0.3
 # What a cell costs, in IoU, by which a click lies too near to a side, from how many cells on it costs no more, and what
 # a click on the wrong side of it costs besides.
 _CLICK_COST, _MOST_LACKING, _CONTRADICTION_COST = 0.02, 8.0, 0.2
-# What is moved for one click may lose another.
-_TURNS = 3
+# What is moved for one click may lose another, which is as near as half of what it was moved by before.
+_TURNS = 4
 # The middle of an error is as far from the true side as from the one before; farther than this is another object.
-_LEAST_CLEARANCE, _MOST_CLEARANCE = 1.0, 12.0
+_LEAST_CLEARANCE, _MOST_CLEARANCE = 0.5, 12.0
 
 _THRESHOLDS = (USUAL_THRESHOLD, 0.8, 0.94, math.inf)
 _FEWEST, _MOST = 5, 60
@@ -103,14 +103,14 @@ class Rectangle:
         agrees: Mask = (self.inside(points[:, 0], points[:, 1]) > 0) == (labels == FOREGROUND)
         return agrees
 
-    def moved(self, point: Points, *, is_foreground: bool) -> Rectangle:
-        """Move the sides that a click contradicts a little beyond it: all of them, for background the nearest."""
+    def moved(self, point: Points, *, is_foreground: bool, beyond: float = _LEAST_CLEARANCE) -> Rectangle:
+        """Move the sides that a click contradicts cells beyond it: all of them, for background the nearest."""
         inside = self.distances(*point)
         if bool((inside > 0).all()) == is_foreground:
             return self
         found = self
         for number in np.flatnonzero(inside <= 0) if is_foreground else [inside.argmin()]:
-            step = abs(float(inside[number])) + _LEAST_CLEARANCE
+            step = abs(float(inside[number])) + beyond
             is_outwards = (number % 2 == 1) == is_foreground
             found = found.changed(int(number), step if is_outwards else -step)
         return found
@@ -118,9 +118,10 @@ class Rectangle:
     def obeying(self, points: Points, labels: Labels) -> Rectangle:
         """Move the sides that clicks (N, 2) contradict, in turn; not all clicks need agree with what comes of it."""
         found = self
-        for _ in range(_TURNS):
+        for turn in range(_TURNS):
             for n in np.flatnonzero(~found.agrees(points, labels)):
-                found = found.moved(points[n], is_foreground=bool(labels[n] == FOREGROUND))
+                is_foreground = bool(labels[n] == FOREGROUND)
+                found = found.moved(points[n], is_foreground=is_foreground, beyond=_LEAST_CLEARANCE / 2**turn)
         return found
 
     def changed(self, number: int, by: float) -> Rectangle:
@@ -314,7 +315,7 @@ def _clearance(previous: Logits | None, points: Points) -> npt.NDArray[np.float6
         return clearance
     col, row = np.floor(points[-1]).astype(int).clip(0, LOW_RES_PX - 1)
     mask = previous > 0
-    to_side = float(distance_transform_edt(mask if mask[row, col] else ~mask)[row, col])
+    to_side = float(distance_transform_edt(mask if mask[row, col] else ~mask)[row, col]) - 0.5
     clearance[-1] = min(max(_LEAST_CLEARANCE, to_side), _MOST_CLEARANCE)
     return clearance
 

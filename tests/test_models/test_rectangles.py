@@ -173,8 +173,8 @@ def test_what_clicks_have_moved_stays_though_the_model_insists(sides):
         answer = straightened(model, answer, points(*clicks), np.array(labels), threshold=USUAL_THRESHOLD)
         ious.append(iou(answer > 0, true))
     assert iou(model > 0, mask_of(truth)) < 0.8
-    assert min(ious[4:]) > 0.86
-    assert ious[-1] > 0.9
+    assert min(ious[4:]) > 0.85
+    assert ious[-1] > 0.89
 
 
 def test_an_outline_that_is_nearly_a_rectangle_was_drawn_so():
