@@ -59,6 +59,9 @@ class Backend(Protocol):
     def ahead_windows(self, view_map: Bounds, ahead_map: Point) -> Sequence[Any]:
         """Windows that are not encoded of the view moved by (dx, dy) map units, few and the nearest first."""
 
+    def next_windows(self, answer: Answer) -> Sequence[Any]:
+        """Windows that the next click about an answer will need and that are not encoded."""
+
     def encode(self, window: Any) -> bool | None:
         """Compute the embedding of one window, or find it in the cache. False: its pixels are still to come."""
 
@@ -146,6 +149,14 @@ class SceneBackend:
             return float(max(abs(window.col_off + half - x), abs(window.row_off + half - y)))
 
         return [window for window in sorted(new, key=distance) if not scene.is_encoded(window)][:_MOST_AHEAD]
+
+    def next_windows(self, answer: Answer) -> Sequence[SquareWindow]:
+        """Windows that the next click about an answer will need and that are not encoded."""
+        segmenter = self._opened()
+        if answer.result is None:
+            return []
+        window = segmenter.next_window(answer.result)
+        return [] if segmenter.scene.is_encoded(window) else [window]
 
     def encode(self, window: SquareWindow) -> bool:
         """Compute the embedding of one window, or find it in the cache."""

@@ -244,8 +244,11 @@ class EngineWorker(QThread):
         if kind is Kind.OPEN:
             self._open(*content)
         elif kind is Kind.PROMPT:
-            self.send("answered", self._backend.answer(content))
+            found = self._backend.answer(content)
+            self.send("answered", found)
             self._show_coverage()
+            for window in self._backend.next_windows(found):
+                self._mailbox.put_chip((window, False))
         elif kind is Kind.HOVER:
             answer = self._backend.preview(content)
             if answer is not None:

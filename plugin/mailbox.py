@@ -78,6 +78,13 @@ class Mailbox:
                 self._chips.extend(chips)
                 self._changed.notify()
 
+    def put_chip(self, chip: Any) -> None:
+        """Let a chip be the next one; void where a newer view or scene waits."""
+        with self._changed:
+            if not {Kind.STOP, Kind.OPEN, Kind.VIEW} & self._newest.keys():
+                self._chips.appendleft(chip)
+                self._changed.notify()
+
     def put_off(self, chip: Any) -> None:
         """Keep a chip that cannot be done yet until `resume_chips`; void where a newer view or scene waits."""
         with self._changed:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 from ..raster.reader import RasterReader
-from ..raster.windows import WINDOW_SIZES_PX, Bounds, SquareWindow, lattice_windows
+from ..raster.windows import WINDOW_SIZES_PX, Bounds, SquareWindow, lattice_window, lattice_windows
 from .placed_mask import intersection
 
 # A view zoomed far out needs more windows than anyone waits for; the ones around its centre come first.
 _MOST_VIEW_WINDOWS = 48
 # What a roof and its surroundings need.
 _CLICK_WINDOW_M = 77.0
+# An object is small in a window that is so many times as wide, and may grow in it.
+_SMALL_IN = 4
 
 
 def click_window_px(reader: RasterReader) -> int:
@@ -24,6 +26,23 @@ def click_window_px(reader: RasterReader) -> int:
         return 2 * WINDOW_SIZES_PX[0]
     steps = round(math.log2(_CLICK_WINDOW_M / reader.gsd_m / WINDOW_SIZES_PX[0]))
     return WINDOW_SIZES_PX[min(max(steps, 0), len(WINDOW_SIZES_PX) - 1)]
+
+
+def correction_window(
+    reader: RasterReader, window: SquareWindow, object_bounds_px: Bounds, prompts_bounds_px: Bounds
+) -> SquareWindow:
+    """The window in which the answer in `window` is corrected: a closer one for a small object, else the same.
+
+    The first click needs the surroundings to tell what is meant; later ones need finer cells. Of roofs below 36 m2 at
+    30 cm a correction in windows of 128 px in place of 256 saves more than three clicks to an IoU of 0.9
+    (docs/interactive.md).
+    """
+    left, top, right, bottom = object_bounds_px
+    size_px = click_window_px(reader) // 2
+    if size_px >= window.size_px or max(right - left, bottom - top) * _SMALL_IN > size_px:
+        return window
+    closer = lattice_window((left + right) / 2, (top + bottom) / 2, size_px=size_px, shape=reader.shape)
+    return closer if closer.contains_bounds(prompts_bounds_px) else window
 
 
 def window_px_for_view(reader: RasterReader, view_bounds_map: Bounds) -> int:

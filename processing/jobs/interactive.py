@@ -24,9 +24,9 @@ from ...models.adaptation.refiner import RefinerInput
 from ...models.adaptation.shipped import SHIPPED_NAME, shipped_refiner
 from ...models.prompts import LOW_RES_PX, Prompts
 from ..errors import JobError
-from ..raster.windows import SquareWindow, fitting_size_px
+from ..raster.windows import Bounds, SquareWindow, fitting_size_px
 from .answers import Answer, answer_options, chip_prompts, first_window, make_answer, next_window
-from .click_windows import click_window_px
+from .click_windows import click_window_px, correction_window
 from .objects import ObjectPrompts
 from .prompt_request import MaskOption, PreviousAnswer, PromptRequest, PromptResult, Seen, prompts_inside
 from .scene import Scene
@@ -108,16 +108,16 @@ class InteractiveSegmenter:
     def answer(self, request: PromptRequest, *, only_if_encoded: bool = False) -> PromptResult | None:
         """Answer a request.
 
-        The window of the previous answer is used again while all prompts lie inside it, and its logits are fed
-        back. An object that its window cuts is looked at again in a larger one. With `only_if_encoded`, for the
-        preview under the mouse, the answer comes from one window that is in the cache already, or is None where
-        it is not or where the prompts lie outside the raster. Raises `JobError` for prompts outside the raster or
-        without a foreground.
+        The window of the previous answer is used again while all prompts lie inside it, or a closer one for a small
+        object, and its logits are fed back. An object that its window cuts is looked at again in a larger one. With
+        `only_if_encoded`, for the preview under the mouse, the answer comes from one window that is in the cache
+        already, or is None where it is not or where the prompts lie outside the raster. Raises `JobError` for prompts
+        outside the raster or without a foreground.
         """
         prompts = prompts_inside(self.scene, request, is_preview=only_if_encoded)
         if prompts is None:
             return None
-        window, previous = self._window(request, prompts)
+        window, previous = self._window(request, prompts, is_preview=only_if_encoded)
         if only_if_encoded and not self.scene.is_encoded(window):
             return None
         found = self._ask(window, prompts, request, previous, most=1 if only_if_encoded else None)
@@ -131,6 +131,10 @@ class InteractiveSegmenter:
             options=tuple(options) if len(options) > 1 else (),
             adapter=self.adapter_name,
         )
+
+    def next_window(self, result: PromptResult) -> SquareWindow:
+        """The window in which the next click about an answer is likely to be looked at: worth encoding ahead."""
+        return self._near(result.as_previous(), _bounds_px(result.as_previous())).window
 
     def learn(self, result: PromptResult, geometry: BaseGeometry | None = None) -> LearningReport:
         """Take in an accepted object; `geometry` is its final outline in the raster's CRS, None for the answer's."""
@@ -202,9 +206,13 @@ class InteractiveSegmenter:
         self._online.half = half
         self.n_learned, self.loaded_name = other.n_learned, other.loaded_name
 
-    def _window(self, request: PromptRequest, prompts: ObjectPrompts) -> tuple[SquareWindow, PreviousAnswer | None]:
+    def _window(
+        self, request: PromptRequest, prompts: ObjectPrompts, *, is_preview: bool
+    ) -> tuple[SquareWindow, PreviousAnswer | None]:
         previous = request.previous
         if previous is not None and previous.window.contains_bounds(prompts.bounds_px):
+            near = self._near(previous, prompts.bounds_px)
+            previous = near if not is_preview or self.scene.is_encoded(near.window) else previous
             return previous.window, previous
         left, top, right, bottom = prompts.bounds_px
         extent_px = max(right - left, bottom - top)
@@ -217,6 +225,13 @@ class InteractiveSegmenter:
         if window is None:
             raise JobError(f"The prompts lie {extent_px:.0f} px apart, too far for one window; start a new object.")
         return window, None
+
+    def _near(self, previous: PreviousAnswer, prompts_bounds_px: Bounds) -> PreviousAnswer:
+        """The answer before as it looks in the window in which it is corrected."""
+        if self.options.fixed_window or not (previous.logits > 0).any():
+            return previous
+        found = correction_window(self.scene.reader, previous.window, _bounds_px(previous), prompts_bounds_px)
+        return previous if found == previous.window else previous.seen_from(found)
 
     def _ask(
         self,
@@ -357,6 +372,21 @@ def segment_prompts(
 ) -> PromptResult | None:
     """Answer one request without learning; see `InteractiveSegmenter.answer`."""
     return InteractiveSegmenter(scene, options).answer(request, only_if_encoded=only_if_encoded)
+
+
+def _bounds_px(answer: PreviousAnswer) -> Bounds:
+    """Left, top, right, bottom of a mask in raster pixels; NaN for none."""
+    mask, scale = answer.logits > 0, answer.window.size_px / LOW_RES_PX
+    rows, cols = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return math.nan, math.nan, math.nan, math.nan
+    left, top = answer.window.col_off, answer.window.row_off
+    return (
+        left + scale * float(cols[0]),
+        top + scale * float(rows[0]),
+        left + scale * float(cols[-1] + 1),
+        top + scale * float(rows[-1] + 1),
+    )
 
 
 def _agreement(first: torch.Tensor, second: torch.Tensor) -> float:

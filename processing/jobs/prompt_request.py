@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import shapely
+from scipy.ndimage import affine_transform
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from ...models.adaptation.refiner import RefinerInput
-from ...models.prompts import FOREGROUND
+from ...models.prompts import FOREGROUND, LOW_RES_PX
 from ..errors import JobError
 from ..raster.reader import RasterReader
 from ..raster.windows import Bounds, SquareWindow
@@ -43,6 +44,17 @@ class PreviousAnswer:
     logits: npt.NDArray[np.float32]
     trail: tuple[Seen, ...] = ()
     is_free: bool = False
+
+    def seen_from(self, window: SquareWindow) -> PreviousAnswer:
+        """The same answer in a closer window inside its own; between cells logits are interpolated."""
+        scale, here = window.size_px / LOW_RES_PX, self.window.size_px / LOW_RES_PX
+        # Cells have their values in their middles.
+        offset = [
+            ((start + 0.5 * scale) - own) / here - 0.5
+            for start, own in ((window.row_off, self.window.row_off), (window.col_off, self.window.col_off))
+        ]
+        logits = affine_transform(self.logits, np.diag([scale / here] * 2), offset, order=1, mode="nearest")
+        return replace(self, window=window, logits=logits)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

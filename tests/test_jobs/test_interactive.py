@@ -12,7 +12,7 @@ from segadapt.models.adaptation.rectangles import Rectangle
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import interactive
 from segadapt.processing.jobs.click_windows import view_windows, window_px_for_view
-from segadapt.processing.jobs.interactive import InteractiveOptions, segment_prompts
+from segadapt.processing.jobs.interactive import InteractiveOptions, InteractiveSegmenter, segment_prompts
 from segadapt.processing.jobs.prompt_request import PreviousAnswer, PromptRequest
 from segadapt.processing.raster.windows import lattice_window
 from shapely.geometry import Point, box
@@ -73,6 +73,38 @@ def test_click_outside_the_previous_window_gets_one_that_holds_all(scene, fake_e
     assert second.window.size_px > 512
     assert second.window.contains_bounds((100, 640, 700, 640))
     assert fake_engine.prompts[-1].mask_logits is None
+
+
+def test_a_small_object_is_corrected_in_a_closer_window(paint_scene, open_scene, fake_engine, iou):
+    hut = box(700, 640, 724, 660)
+    scene = open_scene(paint_scene((1500, 1500), [hut]), fake_engine)
+    segmenter = InteractiveSegmenter(scene)
+    first = segmenter.answer(click(scene, (710, 648)))
+    assert first.window.size_px == 256
+    closer = segmenter.next_window(first)
+    assert closer.size_px == 128
+    request = click(scene, (710, 648), (730, 650), labels=(1, 0), previous=first.as_previous())
+    # A preview does not wait for it.
+    assert segmenter.answer(request, only_if_encoded=True).window == first.window
+    second = segmenter.answer(request)
+    assert second.window == segmenter.next_window(second) == closer
+    assert iou(scene, second.geometry, hut) > 0.9
+    assert len(second.trail) == len(first.trail) + 1
+    fed_back = fake_engine.prompts[-1].mask_logits > 0
+    rows, cols = np.flatnonzero(fed_back.any(axis=1)), np.flatnonzero(fed_back.any(axis=0))
+    left, top = (np.array([cols[0], rows[0]]) / 2 + (closer.col_off, closer.row_off)).tolist()
+    assert (left, top) == pytest.approx(hut.bounds[:2], abs=1)
+    assert (len(cols) / 2, len(rows) / 2) == pytest.approx((24, 20), abs=1.5)
+    # What lies beyond the closer window is looked at in the one before.
+    beyond = click(scene, (710, 648), (closer.col_off + 136, 650), labels=(1, 0), previous=first.as_previous())
+    assert segmenter.answer(beyond).window == first.window
+    fixed = InteractiveSegmenter(scene, InteractiveOptions(fixed_window=True))
+    assert fixed.answer(request).window == first.window
+
+
+def test_a_large_object_is_corrected_in_its_window(scene):
+    first = segment_prompts(scene, click(scene, (700, 640), window_px=256))
+    assert InteractiveSegmenter(scene).next_window(first) == first.window
 
 
 def test_box_gets_a_window_that_holds_it(scene, iou):

@@ -26,6 +26,18 @@ def test_clicks_go_between_chips() -> None:
     assert mailbox.take() == Message(Kind.CHIP, "b")
 
 
+def test_what_the_next_click_needs_is_encoded_first() -> None:
+    mailbox = Mailbox()
+    mailbox.put_chips(["a", "b"])
+    mailbox.put_chip("closer")
+    assert mailbox.take() == Message(Kind.CHIP, "closer")
+    assert mailbox.take() == Message(Kind.CHIP, "a")
+    mailbox.put(Kind.VIEW, "view")
+    mailbox.put_chip("closer in the view before")
+    assert mailbox.take() == Message(Kind.VIEW, "view")
+    assert mailbox.clear_chips() == 0
+
+
 def test_a_new_view_makes_the_chips_of_the_old_one_void() -> None:
     mailbox = Mailbox()
     mailbox.put_chips(["old"])

@@ -130,6 +130,7 @@ class FakeBackend:
         self.n_windows, self.n_known = 3, 0
         self.n_ahead = 2
         self.ahead: list[Any] = []
+        self.next: list[str] = []
         self.encoded: set[Any] = set()
         self.covered: Coverage | None = None
         self.fallback: SceneInfo | None = None
@@ -153,6 +154,9 @@ class FakeBackend:
     def ahead_windows(self, view_map: Any, ahead_map: Any) -> list[str]:
         self.ahead.append(ahead_map)
         return [f"ahead {number}" for number in range(self.n_ahead)]
+
+    def next_windows(self, answer: Any) -> list[str]:
+        return self.next
 
     def coverage(self, view_map: Any) -> Coverage:
         if self.covered is not None:

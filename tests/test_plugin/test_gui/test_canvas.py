@@ -95,6 +95,13 @@ def test_what_is_encoded_ahead_lies_where_the_screen_is_panned_to(turned_gui: An
     assert max(abs(dx) / (right - left), abs(dy) / (top - bottom)) == pytest.approx(1.0)
 
 
+def test_the_window_of_a_correction_is_encoded_before_the_click(gui: Any) -> None:
+    gui.start()
+    gui.backend.next = ["closer"]
+    gui.click(QgsPointXY(590_100, 5_749_900))
+    gui.wait_for(lambda: "encode closer" in gui.backend.calls)
+
+
 def test_a_jump_forgets_where_the_user_was_panning_to(gui: Any) -> None:
     gui.start()
     gui.canvas.setExtent(QgsRectangle.fromCenterAndSize(QgsPointXY(590_100, 5_749_900), 60, 40))
