@@ -20,7 +20,6 @@ from ..semantic.segmenter import Segmenter
 from .adapting import chips_of_network, whole_chips
 from .agreement import Agreement, measure_agreement
 from .base import TransferError
-from .norm_statistics import has_batch_norm
 from .statistics import FEATURE_COVARIANCE, FEATURE_MEAN, band_quantiles, deep_features
 
 Array = npt.NDArray[np.float64]
@@ -131,10 +130,10 @@ def measure_shift(
 def advise(model: Segmenter, shift: DomainShift) -> Advice:
     """Say how far the target is and which methods to try first.
 
-    The order follows what the methods do, and what they did on real ground (docs/adaptation.md): mapping values undoes
-    light and sensors and costs nothing; masked consistency learns what looks different; new averages alone did little.
+    The order follows what the methods do, and what they did on real ground (docs/adaptation.md): masked consistency
+    learns what looks different, after mapping values where light or sensor differ; what maps values or averages alone
+    lost on nearly every pair.
     """
-    has_norm = has_batch_norm(model)
     if np.isnan(shift.overall):
         return Advice(
             "unknown",
@@ -143,7 +142,7 @@ def advise(model: Segmenter, shift: DomainShift) -> Advice:
         )
     level = "near" if shift.overall < _NEAR else "moderate" if shift.overall < _FAR else "far"
     said = {
-        "near": "The target is near: use the model as it is, or adapt it quickly to be sure.",
+        "near": "The target is near: use the model as it is, or adapt it with rasters of the source at hand.",
         "moderate": "The target is some way off: adapt the model before you rely on it.",
         "far": "The target is far: adapt the model, and label a few places to check and to fine-tune it.",
     }
@@ -160,11 +159,8 @@ def advise(model: Segmenter, shift: DomainShift) -> Advice:
             f"The model finds other shares of classes than its source had ({100 * shift.shares:.0f} % would have to "
             "change): either the place is different, or the model is lost. Look at the map."
         )
-    quick = "quantile" if is_other_light else "norm_statistics" if has_norm else "entropy_diversity"
-    strong = [f"quantile+{_STRONGEST}"] if is_other_light else []
-    strong += [_STRONGEST, "self_training"]
-    methods = [quick, _STRONGEST] if level == "near" else [*strong, quick]
-    return Advice(level, tuple(sentences), tuple(methods))
+    mapped = (f"quantile+{_STRONGEST}",) if is_other_light else ()
+    return Advice(level, tuple(sentences), (*mapped, _STRONGEST, "self_training"))
 
 
 def frechet_distance(mean: Array, covariance: Array, other_mean: Array, other_covariance: Array) -> float:

@@ -166,7 +166,8 @@ def test_the_shift_costs_half(world):
     assert world.lost < 0.5
 
 
-# The least share of what was lost that each has to win back.
+# The least share of what was lost that each has to win back; more than the first methods of a chain, or new averages in
+# those of entropy, win alone (`quantile` 0.69, `norm_statistics` 0.65).
 @pytest.mark.parametrize(
     ("names", "least", "with_source"),
     [
@@ -175,11 +176,11 @@ def test_the_shift_costs_half(world):
         ("norm_statistics", 0.4, False),
         ("quantile+norm_statistics", 0.7, False),
         ("fourier", 0.45, True),
-        ("entropy", 0.5, False),
-        ("entropy_diversity", 0.6, False),
-        ("quantile+self_training", 0.6, False),
-        ("quantile+masked_consistency", 0.6, False),
-        ("masked_image+quantile+entropy_diversity", 0.6, False),
+        ("entropy", 0.74, False),
+        ("entropy_diversity", 0.78, False),
+        ("quantile+self_training", 0.85, False),
+        ("quantile+masked_consistency", 0.85, False),
+        ("masked_image+quantile+entropy_diversity", 0.9, False),
     ],
 )
 def test_a_method_wins_back_what_the_shift_costs(world, names, least, with_source):
