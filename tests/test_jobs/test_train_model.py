@@ -576,4 +576,5 @@ def test_what_cannot_be_trained_is_said_before_anything_is_read(houses, tmp_path
     fails("of 1.5 held out is none", held_out=1.5)
     monkeypatch.setattr(job, "read_training_chips", None)
     fails("'resnet18' does not go with the decoder 'dpt'", decoder="dpt", encoder="resnet18")
+    fails("takes no chips of 32 px", decoder="fpn", encoder="swin_tiny_patch4_window7_224")
     assert not output.exists()
