@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from segadapt.benchmarks.study_data import CHIP_PX, PAIRS, Pair
+from segadapt.benchmarks.study_data import CHIP_PX, DATA, PAIRS, Pair
 from segadapt.models.chips import Chips, joined_chips
 from segadapt.models.metrics import bootstrap_interval, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
@@ -370,6 +370,8 @@ def main() -> None:
     size = Size(encoder=chosen.encoder, strategies=tuple(chosen.strategies))
     size = size.times(chosen.more or (4 if device == "cuda" else 1))
     if not chosen.table:
+        if not DATA.is_dir():
+            parser.exit(2, f"No labelled imagery in {DATA}; set SEGADAPT_DATA to its folder (docs/adaptation.md).\n")
         # Pairs with one source wait for nobody: the first of them trains it, so seeds go to different processes.
         with ProcessPoolExecutor(1 if device == "cuda" else chosen.jobs, get_context("spawn")) as pool:
             started = [
