@@ -51,7 +51,7 @@ _TRUST, _DECAY = 0.1, 0.3
 # What a cell costs, in IoU, by which a click lies too near to a side, from how many cells on it costs no more, and what
 # a click on the wrong side of it costs besides.
 _CLICK_COST, _MOST_LACKING, _CONTRADICTION_COST = 0.02, 8.0, 0.2
-# What is moved for one click may lose another, which is as near as half of what it was moved by before.
+# A side that is moved beyond one click may lose another: in each of these turns it goes half as far beyond.
 _TURNS = 4
 # The middle of an error is as far from the true side as from the one before; farther than this is another object.
 _LEAST_CLEARANCE, _MOST_CLEARANCE = 0.5, 12.0
@@ -104,7 +104,7 @@ class Rectangle:
         return agrees
 
     def moved(self, point: Points, *, is_foreground: bool, beyond: float = _LEAST_CLEARANCE) -> Rectangle:
-        """Move the sides that a click contradicts cells beyond it: all of them, for background the nearest."""
+        """Move the sides that a click contradicts `beyond` it (cells): all of them, for background the nearest."""
         inside = self.distances(*point)
         if bool((inside > 0).all()) == is_foreground:
             return self

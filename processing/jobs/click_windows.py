@@ -12,8 +12,8 @@ from .placed_mask import intersection
 _MOST_VIEW_WINDOWS = 48
 # What a roof and its surroundings need.
 _CLICK_WINDOW_M = 77.0
-# An object is small in a window that is so many times as wide, and may grow in it.
-_SMALL_IN = 4
+# A window so many times as wide as an object leaves it room to grow.
+_ROOM = 4
 
 
 def click_window_px(reader: RasterReader) -> int:
@@ -39,7 +39,7 @@ def correction_window(
     """
     left, top, right, bottom = object_bounds_px
     size_px = click_window_px(reader) // 2
-    if size_px >= window.size_px or max(right - left, bottom - top) * _SMALL_IN > size_px:
+    if size_px >= window.size_px or max(right - left, bottom - top) * _ROOM > size_px:
         return window
     closer = lattice_window((left + right) / 2, (top + bottom) / 2, size_px=size_px, shape=reader.shape)
     return closer if closer.contains_bounds(prompts_bounds_px) else window

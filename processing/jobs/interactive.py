@@ -134,7 +134,8 @@ class InteractiveSegmenter:
 
     def next_window(self, result: PromptResult) -> SquareWindow:
         """The window in which the next click about an answer is likely to be looked at: worth encoding ahead."""
-        return self._near(result.as_previous(), _bounds_px(result.as_previous())).window
+        previous = result.as_previous()
+        return self._near(previous, _bounds_px(previous)).window
 
     def learn(self, result: PromptResult, geometry: BaseGeometry | None = None) -> LearningReport:
         """Take in an accepted object; `geometry` is its final outline in the raster's CRS, None for the answer's."""
