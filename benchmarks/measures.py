@@ -243,12 +243,14 @@ def everything_rows() -> list[Row]:
 
 
 def raster_rows(runs: int) -> list[Row]:
-    """A raster of 4 megapixels through FPN on EfficientNet-Lite0, windows of 256 px, against the model alone.
+    """A raster through FPN on EfficientNet-Lite0, windows of 256 px, against the model alone.
 
-    Random weights, one thread; the model alone sees as many windows of the same size, eight at once.
+    Random weights, one thread of the CPU and 4 megapixels, or the GPU and 67; the model alone sees as many windows of
+    the same size, eight at once.
     """
     import rasterio
     import torch
+    from segadapt.models.device import choose_device
     from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
     from segadapt.models.semantic.package import save_segmenter
     from segadapt.models.semantic.prediction import probabilities
@@ -257,13 +259,15 @@ def raster_rows(runs: int) -> list[Row]:
     from segadapt.processing.raster.band_reader import open_bands
 
     torch.set_num_threads(1)
-    pixels = np.tile(sample_chip(), (1, 2, 2))
+    device = choose_device().name
+    n_tiles = 2 if device == "cpu" else 8
+    pixels = np.tile(sample_chip(), (1, n_tiles, n_tiles))
     windows = torch.from_numpy(np.stack([pixels[:, at : at + 256, at : at + 256] for at in range(0, 512, 64)]))
     classes = (SegmenterClass(0, "other", (190, 190, 180)), SegmenterClass(1, "building", (214, 80, 60)))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        profile = {"driver": "GTiff", "width": 2048, "height": 2048, "count": 3, "dtype": "uint8", "tiled": True}
+        folder, side = Path(name), pixels.shape[1]
+        profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
         transform = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 5_700_000)
         with rasterio.open(folder / "raster.tif", "w", crs="EPSG:32631", transform=transform, **profile) as dataset:
             dataset.write(pixels)
@@ -275,12 +279,13 @@ def raster_rows(runs: int) -> list[Row]:
             )  # fmt: skip
             model = build_segmenter(card)
             save_segmenter(model, folder / "model.safetensors")
+            model.to(device)
             ratios = []
             for run in range(runs + 1):
                 output = SegmentOutputs(labels=folder / f"labels_{gsd_m}_{run}.tif")
                 with open_bands(str(folder / "raster.tif"), gsd_m=gsd_m) as reader:
                     done = segment_raster(
-                        reader, folder / "model.safetensors", output, options=SegmentOptions(device="cpu")
+                        reader, folder / "model.safetensors", output, options=SegmentOptions(device=device)
                     )
                 batches = -(-done.n_windows // len(windows))
                 alone = seconds(lambda m=model, n=batches: [probabilities(m, windows) for _ in range(n)])  # type: ignore[misc]

@@ -5,13 +5,15 @@
     make study ARGS="--table"                   the tables of what is there
 
 Each row is written when it is measured, into one file for each pair and seed; a run that was stopped goes on where it
-was. A GPU is used where there is one, with more steps; `--encoder` names any encoder of timm.
+was. A GPU is used where there is one, with more steps; several `--jobs` share it, as small networks leave it idle.
+`--encoder` names any encoder of timm.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import fcntl
 import json
 import os
 import time
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from segadapt.benchmarks.study_data import CHIP_PX, DATA, PAIRS, Pair
-from segadapt.models.chips import Chips, joined_chips
+from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.metrics import bootstrap_interval, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
@@ -33,12 +35,13 @@ from segadapt.models.semantic.package import load_extra, load_segmenter, save_se
 from segadapt.models.semantic.prediction import device_of, evaluate_chips
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, Segmenter, build_segmenter, load_published_encoder
 from segadapt.models.training import TrainingOptions, fit
-from segadapt.models.transfer.agreement import Agreement, judge, measure_agreement
+from segadapt.models.transfer.agreement import Agreement, judge, measure_agreement, surest_kept
 from segadapt.models.transfer.base import Problem
 from segadapt.models.transfer.chain import adapt_in_order, names_of
-from segadapt.models.transfer.distillation import Distillation, distil, new_student, student_card
+from segadapt.models.transfer.distillation import Distillation, distil, new_student, speeds_of, student_card
 from segadapt.models.transfer.fine_tuning import FineTuning, fine_tune, usual_training
-from segadapt.models.transfer.selection import labelled_by, select_regions
+from segadapt.models.transfer.selection import REGION_PX, labelled_by, select_regions
+from segadapt.models.transfer.shift import measure_shift
 from segadapt.models.transfer.statistics import source_statistics
 from segadapt.processing.jobs.chip_segments import superpixels
 from torch.nn import functional
@@ -51,6 +54,7 @@ METHODS = (
     ("entropy", False),
     ("entropy_diversity", False),
     ("self_training", False),
+    ("masked_consistency", False),
     ("fourier", True),
     ("self_training", True),
     ("masked_consistency", True),
@@ -60,8 +64,19 @@ METHODS = (
 _LEAST_GAP = 0.03
 BUDGETS = (0.001, 0.005, 0.01, 0.05)
 STRATEGIES = ("random", "clusters", "hybrid")
-# The row that starts from an adapted model: by what, and with which budget.
-FIRST, BUDGET_THEN = "masked_consistency", 0.01
+# What is varied beside strategies and budgets starts from this.
+USUAL_BUDGET, USUAL_STRATEGY = 0.01, "clusters"
+# The row that starts from an adapted model: by what.
+FIRST = "masked_consistency"
+# Which layers learn, beside all of them; those that do not need few labels learn from all labels, too.
+LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks")
+LAYERS_OF_ALL_LABELS = ("decoder", "head")
+# Side of the squares of *Select samples*; the other rows have smaller ones.
+SHIPPED_PX = 32
+# As many chips as *Measure domain shift* looks at.
+MOST_CHIPS = 120
+# Share of the unlabelled target that the rule of no harm judges on, as in *Adapt model*.
+_JUDGED = 0.2
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Size:
     tune: int = 80
     distil: int = 300
     encoder: str = DEFAULT_ENCODER
-    strategies: tuple[str, ...] = STRATEGIES
+    strategies: tuple[str, ...] = STRATEGIES[:2]
 
     def times(self, factor: int) -> Size:
         """The same with `factor` times the steps."""
@@ -106,8 +121,11 @@ class Study:
         """The model of the source domain, trained once for all pairs with that source."""
         if self._source is None:
             path = self._out / f"source_{self.pair.source_name}_{self.seed}.safetensors"
-            if not path.exists():
-                self._train_source(path)
+            # Pairs with one source train it once: whoever comes second waits.
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    self._train_source(path)
             self._source = load_segmenter(path).to(self.device)
             self.statistics = load_extra(path)
         return self._source
@@ -176,7 +194,7 @@ class Study:
 
     def rows(self) -> None:
         """Measure everything, in the order of the tables."""
-        self.run("source only", lambda: (self.source, {"seconds": self.source.card.metrics["seconds"]}))
+        self.run("source only", self._source_only)
         self.run("full labels", lambda: self._tuned(self.pair.pool))
         self.run("target alone", self._target_alone)
         for chain, is_rehearsed in METHODS:
@@ -185,12 +203,33 @@ class Study:
         for budget in BUDGETS:
             for strategy in self.size.strategies:
                 self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
-            if budget == BUDGET_THEN:
-                self.run(f"{STRATEGIES[1]} {100 * budget:g} %, adapted first", self._adapted_then_few)
         self.run("student", self._student)
+        usual = f"{USUAL_STRATEGY} {100 * USUAL_BUDGET:g} %"
+        self.run(f"{usual}, adapted first", self._adapted_then_few)
+        self.run(f"{usual}, squares of {SHIPPED_PX} px", lambda: self._few(region_px=SHIPPED_PX))
+        self.run(f"{usual}, segments", lambda: self._few(is_segments=True))
+        for layers in LAYERS:
+            self.run(f"{usual}, {layers}", lambda n=layers: self._few(layers=n))  # type: ignore[misc]
+        self.run(
+            f"{usual}, {LAYERS[0]}, squares of {SHIPPED_PX} px, nothing rehearsed",
+            lambda: self._few(layers=LAYERS[0], region_px=SHIPPED_PX, is_rehearsed=False),
+        )
+        for layers in LAYERS_OF_ALL_LABELS:
+            self.run(f"full labels, {layers}", lambda n=layers: self._tuned(self.pair.pool, layers=n))  # type: ignore[misc]
 
-    def _tuned(self, chips: Chips, *, start: Segmenter | None = None) -> tuple[Segmenter, dict[str, Any]]:
-        """All layers learn from the labels, with the source's chips rehearsed.
+    def _source_only(self) -> tuple[Segmenter, dict[str, Any]]:
+        """The source model, and how far *Measure domain shift* finds the target from it."""
+        chips = self.pair.unlabelled
+        chips = chips.take(np.unique(np.linspace(0, len(chips) - 1, MOST_CHIPS).round()).astype(np.intp))
+        shift = measure_shift(
+            self.source, chips, statistics=self.statistics, segments=superpixels(chips), seed=self.seed
+        )
+        return self.source, {"seconds": self.source.card.metrics["seconds"], "shift": asdict(shift)}
+
+    def _tuned(
+        self, chips: Chips, *, start: Segmenter | None = None, layers: str = "full", is_rehearsed: bool = True
+    ) -> tuple[Segmenter, dict[str, Any]]:
+        """`layers` learn from the labels, usually all of them and with the source's chips rehearsed.
 
         No label is held out: the smallest budgets have none to spare, and no state is chosen.
         """
@@ -198,36 +237,37 @@ class Study:
             start or self.source,
             chips,
             chips,
-            FineTuning(layers="full"),
-            replace(usual_training("full", n_steps=self.size.tune, seed=self.seed), n_checks=1),
-            replay=self.pair.source,
+            FineTuning(layers=layers),
+            replace(usual_training(layers, n_steps=self.size.tune, seed=self.seed), n_checks=1),
+            replay=self.pair.source if is_rehearsed else None,
         )
         return done.model, {"trainable": done.n_trainable, "labelled_px": chips.n_labelled_px()}
 
     def _unlabelled(self, chain: str, *, is_rehearsed: bool) -> tuple[Segmenter, dict[str, Any]]:
+        """Adapt, and judge on ground that was not learned from, as *Adapt model* does."""
         start = time.perf_counter()
-        adapted = self._adapt(chain, is_rehearsed=is_rehearsed)
+        chips, judged = split_by_block(self.pair.unlabelled, held_out=_JUDGED, seed=self.seed)
+        adapted = self._adapt(chain, chips, is_rehearsed=is_rehearsed)
         seconds = time.perf_counter() - start
-        # The algorithm judges on a part of the target, too.
-        chips = self.pair.unlabelled
-        chips = chips.take(np.arange(0, len(chips), 3))
         if self._judged is None:
-            segments = superpixels(chips)
-            self._judged = segments, measure_agreement(self.source, chips, segments=segments)
+            segments = superpixels(judged)
+            self._judged = segments, measure_agreement(self.source, judged, segments=segments)
         segments, before = self._judged
-        after = measure_agreement(adapted, chips, segments=segments)
-        verdict = judge(before, after, self.source.card, is_rehearsed=is_rehearsed)
+        after = measure_agreement(adapted, judged, segments=segments)
+        kept = surest_kept(self.source, adapted, judged)
+        verdict = judge(before, after, self.source.card, is_rehearsed=is_rehearsed, kept=kept)
         return adapted, {
             "kept": verdict.is_kept,
             "before": asdict(before),
             "after": asdict(after),
+            "surest_kept": kept,
             "seconds": seconds,
         }
 
-    def _adapt(self, chain: str, *, is_rehearsed: bool) -> Segmenter:
+    def _adapt(self, chain: str, chips: Chips, *, is_rehearsed: bool) -> Segmenter:
         adapted = copy.deepcopy(self.source)
         problem = Problem(
-            target=self.pair.unlabelled,
+            target=chips,
             source=self.pair.source if is_rehearsed else None,
             statistics=self.statistics,
             n_steps=self.size.adapt,
@@ -237,19 +277,31 @@ class Study:
         return adapted
 
     def _adapted_then_few(self) -> tuple[Segmenter, dict[str, Any]]:
-        return self._few(BUDGET_THEN, STRATEGIES[1], start=self._adapt(FIRST, is_rehearsed=True))
+        return self._few(start=self._adapt(FIRST, self.pair.unlabelled, is_rehearsed=True))
 
-    def _few(self, budget: float, strategy: str, *, start: Segmenter | None = None) -> tuple[Segmenter, dict[str, Any]]:
+    def _few(
+        self,
+        budget: float = USUAL_BUDGET,
+        strategy: str = USUAL_STRATEGY,
+        *,
+        start: Segmenter | None = None,
+        region_px: int = REGION_PX,
+        is_segments: bool = False,
+        **tuning: Any,
+    ) -> tuple[Segmenter, dict[str, Any]]:
         pool = self.pair.pool
         start = start or self.source
+        segments = superpixels(pool, size_px=region_px**2) if is_segments else None
         regions = select_regions(
             start,
             pool.unlabelled(),
             strategy=strategy,
+            region_px=region_px,
+            segments=segments,
             budget_px=round(budget * int(pool.valid.sum())),
             seed=self.seed,
         )
-        model, facts = self._tuned(labelled_by(pool, regions), start=start)
+        model, facts = self._tuned(labelled_by(pool, regions, segments=segments), start=start, **tuning)
         return model, {"regions": len(regions), **facts}
 
     def _target_alone(self) -> tuple[Segmenter, dict[str, Any]]:
@@ -264,12 +316,14 @@ class Study:
         card = student_card(teacher.card)
         done = distil(
             [teacher],
-            new_student(card, seed=self.seed),
+            new_student(card, seed=self.seed).to(self.device),
             joined_chips([self.pair.unlabelled, self.pair.source.unlabelled()]),
             self.pair.pool.unlabelled(),
             Distillation(n_steps=self.size.distil, seed=self.seed),
         )
-        return done.model, {"speedup": done.speedup, "agreement": done.agreement}
+        # A light model is for machines without a GPU, which would wait for its many small layers anyway.
+        teacher_s, student_s = speeds_of([copy.deepcopy(one).cpu() for one in (teacher, done.model)], self.pair.pool)
+        return done.model, {"speedup": teacher_s / student_s, "agreement": done.agreement}
 
 
 def _confusion(model: Segmenter, chips: Chips, gsd_m: float | None) -> Any:
@@ -359,9 +413,9 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("study-output"), help="folder of rows and source models")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes beside each other")
+    parser.add_argument("--jobs", type=int, help="processes beside each other (default: one per core, on a GPU 1)")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="name of a timm encoder")
-    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=STRATEGIES[:2])
     parser.add_argument("--more", type=int, default=0, help="factor of all steps (default: 1, on a GPU 4)")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     chosen = parser.parse_args()
@@ -372,12 +426,12 @@ def main() -> None:
     if not chosen.table:
         if not DATA.is_dir():
             parser.exit(2, f"No labelled imagery in {DATA}; set SEGADAPT_DATA to its folder (docs/adaptation.md).\n")
-        # Pairs with one source wait for nobody: the first of them trains it, so seeds go to different processes.
-        with ProcessPoolExecutor(1 if device == "cuda" else chosen.jobs, get_context("spawn")) as pool:
+        jobs = chosen.jobs or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             started = [
                 pool.submit(measure, name, seed, size, chosen.out, device)
-                for name in chosen.pairs
                 for seed in chosen.seeds
+                for name in chosen.pairs
             ]
             for one in started:
                 one.result()

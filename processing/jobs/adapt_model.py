@@ -18,7 +18,7 @@ from ...models.progress import NullProgress, Progress, StepProgress, raise_if_ca
 from ...models.semantic.card import SegmenterCard, with_event
 from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
 from ...models.semantic.prediction import predict_labels
-from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement
+from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement, surest_kept
 from ...models.transfer.base import Problem
 from ...models.transfer.chain import SEPARATOR, adapt_in_order, is_rehearsed, names_of
 from ...models.transfer.statistics import band_quantiles, lasting_tensors
@@ -152,9 +152,10 @@ def adapt_model(
     adapt_in_order(adapted, problem, job.methods, StepProgress(progress, 0.25, 0.92))
     seconds = time.perf_counter() - start
     after = measure_agreement(
-        adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.98)
+        adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.97)
     )
-    verdict = judge(before, after, source_card, is_rehearsed=is_rehearsed(problem, job.methods))
+    kept = surest_kept(model, adapted, held_out, batch=job.batch, progress=StepProgress(progress, 0.97, 0.98))
+    verdict = judge(before, after, source_card, is_rehearsed=is_rehearsed(problem, job.methods), kept=kept)
     progress.info(
         verdict.reason if verdict.is_kept else f"{verdict.reason} The source model is saved as it was, to do no harm."
     )

@@ -41,7 +41,8 @@ PER_CENT = 100
 EXTRAS = ("confidence", "entropy", "probabilities")
 """What a block may hold beside its labels, in this order."""
 
-_BLOCK_BYTES = 256 * 2**20
+# Two blocks are in memory: the model looks at one, another is written.
+_BLOCK_BYTES = 128 * 2**20
 # A kill costs at most one block, and a cluster wants many; larger ones save the windows that two blocks need.
 _BLOCK_WINDOWS = 24
 # Few enough that what is worked out of them stays near the processor.
@@ -155,23 +156,30 @@ def run_blocks(
     total = sum(len(windows.over(block.grid)) for block in blocks)
     n_windows, n_done, model_s = 0, 0, 0.0
     to_model: Queue[_Read | _End | None] = Queue(_WAITING)
-    to_writer: Queue[_Answer | _End | None] = Queue(_WAITING)
+    to_writer: Queue[_Done | None] = Queue(1)
+    sums: _Sums | None = None
     with Lanes() as lanes:
         lanes.start(lambda: _read(task, blocks, reader, windows, put=lambda item: lanes.put(to_model, item)))
         answers = lanes.items(to_writer)
-        lanes.start(lambda: _write(task, windows, reader.scale, items=answers, keep=keep))
+        lanes.start(lambda: _write(task, reader.scale, items=answers, keep=keep))
         for item in lanes.items(to_model):
             raise_if_cancelled(progress)
+            start = time.perf_counter()
             if isinstance(item, _End):
                 n_done += item.n_blank
-                lanes.put(to_writer, item)
-            else:
-                start = time.perf_counter()
-                answer = _answers(model, item.pixels, flips=task.flips)
+                if sums is not None:
+                    sums.wait()
                 model_s += time.perf_counter() - start
-                n_windows += len(item.places)
-                n_done += len(item.places)
-                lanes.put(to_writer, _Answer(item.block, item.places, answer, item.valid))
+                lanes.put(to_writer, _Done(item, sums))
+                sums = None
+                continue
+            with _memory_told(item):
+                sums = sums or _Sums(item.block, windows, n_classes=task.n_classes, device=device_of(model))
+                # As bytes to the device, where they become numbers.
+                sums.add(item, probabilities(model, torch.from_numpy(item.pixels), flips=task.flips))
+            model_s += time.perf_counter() - start
+            n_windows += len(item.places)
+            n_done += len(item.places)
             progress.set_fraction(n_done / total)
         lanes.put(to_writer, None)
     return Spent(n_windows, model_s)
@@ -186,21 +194,49 @@ class _Read(NamedTuple):
     valid: Valid
 
 
-class _Answer(NamedTuple):
-    """What the model said of a batch: probabilities (B, C, rows, cols)."""
-
-    block: Block
-    places: list[tuple[int, int]]
-    values: FloatArray
-    valid: Valid
-
-
 class _End(NamedTuple):
     """A block is complete; `valid` (rows, cols) of the raster's pixels where those are not the grid's."""
 
     block: Block
     valid: Valid | None
     n_blank: int
+
+
+class _Sums:
+    """What the windows say of one block, weighted and added up on the model's device: only the sums leave it."""
+
+    def __init__(self, block: Block, windows: Windows, *, n_classes: int, device: torch.device) -> None:
+        self._block, self._device = block, device
+        self._taper = torch.from_numpy(windows.taper()).to(device)
+        self._values = torch.zeros((n_classes, *block.grid_shape), device=device)
+        self.valid: Valid = np.zeros(block.grid_shape, np.bool_)
+        """Grid pixels (rows, cols) that some window had data for."""
+
+    def add(self, batch: _Read, answers: torch.Tensor) -> None:
+        """Add probabilities (B, C, rows, cols)."""
+        for (col_off, row_off), answer, valid in zip(batch.places, answers, batch.valid, strict=True):
+            here, there = self._block.shared_with(len(self._taper), col_off=col_off, row_off=row_off)
+            self._values[:, here[0], here[1]].addcmul_(answer[:, there[0], there[1]], self._taper[there])
+            self.valid[here] |= valid[there]
+
+    def wait(self) -> None:
+        """Wait until the device has added everything."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def values(self) -> FloatArray:
+        """The sums (C, rows, cols). Raises `JobError` where they are no numbers."""
+        values: FloatArray = self._values.cpu().numpy()
+        if not np.isfinite(values).all():
+            raise JobError("The model answers with numbers that are not finite; its training failed, use another one.")
+        return values
+
+
+class _Done(NamedTuple):
+    """All that is known of a block; no sums where it has no data."""
+
+    end: _End
+    sums: _Sums | None
 
 
 def _read(
@@ -240,45 +276,29 @@ def _batch(block: Block, batch: Sequence[tuple[tuple[int, int], npt.NDArray[np.u
     return _Read(block, list(places), np.stack(pixels), np.stack(valid))
 
 
-def _answers(model: Segmenter, pixels: npt.NDArray[np.uint8], *, flips: bool) -> FloatArray:
+@contextmanager
+def _memory_told(batch: _Read) -> Iterator[None]:
     try:
-        # As bytes to the device, where they become numbers.
-        there = torch.from_numpy(pixels).to(device_of(model))
-        answer: FloatArray = probabilities(model, there, flips=flips).cpu().numpy()
+        yield
     except torch.OutOfMemoryError as error:
+        n, *_, side = batch.pixels.shape
         raise JobError(
-            f"The device has no memory for {len(pixels)} windows of {pixels.shape[-1]} px at once; choose a smaller "
-            "batch, or another device."
+            f"The device has no memory for {n} windows of {side} px at once; choose a smaller batch, or another device."
         ) from error
-    return answer
 
 
 def _write(
-    task: SegmentTask,
-    windows: Windows,
-    scale: tuple[float, float],
-    *,
-    items: Iterable[_Answer | _End],
-    keep: Callable[[Block, bytes], None],
+    task: SegmentTask, scale: tuple[float, float], *, items: Iterable[_Done], keep: Callable[[Block, bytes], None]
 ) -> None:
-    blend: Blend | None = None
-    for item in items:
-        if isinstance(item, _End):
-            keep(item.block, b"" if blend is None else _tile(task, blend, item))
-            blend = None
-            continue
-        if not np.isfinite(item.values).all():
-            raise JobError("The model answers with numbers that are not finite; its training failed, use another one.")
-        if blend is None:
-            blend = Blend(item.block, windows, n_classes=task.n_classes, scale=scale)
-        for (col_off, row_off), values, valid in zip(item.places, item.values, item.valid, strict=True):
-            blend.add(values, valid, col_off=col_off, row_off=row_off)
+    for end, sums in items:
+        keep(end.block, b"" if sums is None else _tile(task, scale, end, sums))
 
 
-def _tile(task: SegmentTask, blend: Blend, end: _End) -> bytes:
-    valid = blend.valid if end.valid is None else end.valid
+def _tile(task: SegmentTask, scale: tuple[float, float], end: _End, sums: _Sums) -> bytes:
+    valid = sums.valid if end.valid is None else end.valid
     if not valid.any():
         return b""
+    blend = Blend(end.block, sums.values(), scale=scale)
     pixels = np.full((task.n_bands, *end.block.shape), NODATA, np.uint8)
     rows = max(1, _PART_VALUES // (task.n_classes * end.block.shape[1]))
     labels, extras = pixels[0], pixels[1:]

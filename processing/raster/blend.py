@@ -20,6 +20,8 @@ from .resample import area_weights, linear_weights, resampled
 FloatArray = npt.NDArray[np.float32]
 Bounds = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels."""
+Part = tuple[slice, slice]
+"""Rows and columns."""
 
 _LEAST_WEIGHT = 1e-3
 _MARGIN_PX = 2
@@ -80,6 +82,19 @@ class Block:
         """(rows, cols) in raster pixels."""
         return self.pixels[3] - self.pixels[1], self.pixels[2] - self.pixels[0]
 
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, cols) in grid pixels."""
+        return self.grid[3] - self.grid[1], self.grid[2] - self.grid[0]
+
+    def shared_with(self, window_px: int, *, col_off: int, row_off: int) -> tuple[Part, Part]:
+        """Rows and columns that the block and a window of the grid share: of the block's grid, and of the window."""
+        left, top, right, bottom = self.grid
+        x0, x1 = max(left, col_off), min(right, col_off + window_px)
+        y0, y1 = max(top, row_off), min(bottom, row_off + window_px)
+        in_block = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+        return in_block, (slice(y0 - row_off, y1 - row_off), slice(x0 - col_off, x1 - col_off))
+
 
 def plan_blocks(windows: Windows, *, scale: tuple[float, float], bounds: Bounds, side_px: int) -> list[Block]:
     """Cut `bounds` (raster pixels) into blocks of at most about `side_px` grid pixels, row by row.
@@ -123,34 +138,14 @@ def _grid_span(start: int, stop: int, *, scale: float, size: int) -> tuple[int, 
 
 
 class Blend:
-    """Weighted sums of what windows say of one block; `labels` and `probabilities` are on the raster's pixels.
+    """What all windows say of one block; `labels` and `probabilities` are on the raster's pixels.
 
-    Between grid pixels both are linear; of grid pixels smaller than the raster's the mean over the area is taken.
+    `sums` (C, rows, cols): the windows' probabilities times `Windows.taper`, added up on the block's grid. Between grid
+    pixels both answers are linear; of grid pixels smaller than the raster's the mean over the area is taken.
     """
 
-    def __init__(self, block: Block, windows: Windows, *, n_classes: int, scale: tuple[float, float]) -> None:
-        left, top, right, bottom = block.grid
-        self._block, self._scale = block, scale
-        self._taper = windows.taper()
-        self._sums = np.zeros((n_classes, bottom - top, right - left), np.float32)
-        self._valid = np.zeros((bottom - top, right - left), np.bool_)
-
-    @property
-    def valid(self) -> npt.NDArray[np.bool_]:
-        """Grid pixels (rows, cols) that some window had data for."""
-        return self._valid
-
-    def add(self, values: FloatArray, valid: npt.NDArray[np.bool_], *, col_off: int, row_off: int) -> None:
-        """Add probabilities (C, rows, cols) of the window at (`col_off`, `row_off`), and where it has data."""
-        left, top, right, bottom = self._block.grid
-        x0, x1 = max(left, col_off), min(right, col_off + values.shape[2])
-        y0, y1 = max(top, row_off), min(bottom, row_off + values.shape[1])
-        here = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-        there = np.s_[y0 - row_off : y1 - row_off, x0 - col_off : x1 - col_off]
-        weights = self._taper[there]
-        for total, value in zip(self._sums, values, strict=True):
-            total[here] += value[there] * weights
-        self._valid[here] |= valid[there]
+    def __init__(self, block: Block, sums: FloatArray, *, scale: tuple[float, float]) -> None:
+        self._block, self._sums, self._scale = block, sums, scale
 
     def labels(self, rows: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
         """Yield (rows of the block, class ids (rows, cols)), at most `rows` at a time.

@@ -97,9 +97,10 @@ def test_the_rule_is_told_of_rehearsal(town, town_model, target, tmp_path, monke
     """Chips of the source are there for both; only one of them learns from them."""
     told = []
 
-    def judging(*measured, is_rehearsed):
+    def judging(*measured, is_rehearsed, kept):
         told.append(is_rehearsed)
-        return judge(*measured, is_rehearsed=is_rehearsed)
+        assert len(kept) == len(measured[0].shares)
+        return judge(*measured, is_rehearsed=is_rehearsed, kept=kept)
 
     monkeypatch.setattr("segadapt.processing.jobs.adapt_model.judge", judging)
     job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=(method,), n_steps=1, device="cpu")

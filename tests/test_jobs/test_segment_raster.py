@@ -242,10 +242,12 @@ def test_labels_are_the_most_probable_classes(scale, n_classes):
     windows = Windows(CHIP, 16, tuple(int(np.ceil(side * n)) for side, n in zip(shape, scale, strict=True)))
     rng = np.random.default_rng(0)
     for block in plan_blocks(windows, scale=scale, bounds=(0, 0, shape[1], shape[0]), side_px=200):
-        blend = Blend(block, windows, n_classes=n_classes, scale=scale)
+        sums = np.zeros((n_classes, *block.grid_shape), np.float32)
         for col_off, row_off in windows.over(block.grid):
-            values = rng.random((n_classes, CHIP, CHIP), np.float32)
-            blend.add(values, np.ones((CHIP, CHIP), bool), col_off=col_off, row_off=row_off)
+            values = rng.random((n_classes, CHIP, CHIP), np.float32) * windows.taper()
+            here, there = block.shared_with(CHIP, col_off=col_off, row_off=row_off)
+            sums[:, here[0], here[1]] += values[:, there[0], there[1]]
+        blend = Blend(block, sums, scale=scale)
         labels = np.concatenate([part for _, part in blend.labels(17)])
         likely = np.concatenate([part for _, part in blend.probabilities(23)], axis=1)
         assert labels.shape == block.shape

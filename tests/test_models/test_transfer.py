@@ -25,7 +25,7 @@ from segadapt.models.semantic.segmenter import build_segmenter, load_published_e
 from segadapt.models.training import Descent, TrainingOptions, fit
 from segadapt.models.transfer import agreement as no_harm
 from segadapt.models.transfer.adapting import mean_where, norm_parameters, usable_chips, whole_chips
-from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement
+from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement, surest_kept
 from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
 from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_of
 from segadapt.models.transfer.entropy import Entropy
@@ -492,6 +492,32 @@ def test_a_model_that_collapses_scores_nothing(world):
     verdict = judge(before, after, world.model.card)
     assert not verdict.is_kept
     assert "'ground' rose from" in verdict.reason
+
+
+def test_a_class_that_becomes_another_is_noticed(world):
+    """Two classes change places: sure, in agreement with itself and with the image, of the same sizes, and wrong."""
+    swapped = copy.deepcopy(world.model)
+    with torch.no_grad():
+        swapped.head[0].weight[[1, 2]] = swapped.head[0].weight[[2, 1]].clone()
+        swapped.head[0].bias[[1, 2]] = swapped.head[0].bias[[2, 1]].clone()
+    kept = surest_kept(world.model, swapped, world.at_home)
+    assert kept[0] > 0.95
+    assert max(kept[1:]) < 0.1
+    before = measure_agreement(world.model, world.at_home)
+    assert measure_agreement(swapped, world.at_home).score == pytest.approx(before.score)
+    verdict = judge(before, before, world.model.card, kept=kept)
+    assert not verdict.is_kept
+    assert "surest to be 'roof', the adapted one calls only" in verdict.reason
+    assert judge(before, before, world.model.card, kept=kept, is_rehearsed=True).is_kept
+
+
+def test_what_stays_as_it_was_is_kept(world):
+    same = surest_kept(world.model, copy.deepcopy(world.model), world.at_home)
+    assert all(share == 1 for share in same if not np.isnan(share))
+    before = measure_agreement(world.model, world.at_home)
+    assert judge(before, before, world.model.card, kept=same).is_kept
+    # Rare classes do not decide.
+    assert judge(before, before, world.model.card, kept=[float("nan")] * 3).is_kept
 
 
 def test_what_is_said_beside_missing_data_does_not_count(world, monkeypatch):
