@@ -20,7 +20,7 @@ from qgis.core import QgsApplication
 from segadapt.processing.algorithms.chain import CHAINS
 from segadapt.processing.algorithms.resources import model_path
 from segadapt.processing.provider import SegAdaptProvider
-from segadapt.tools.chain_writer import ChainWriter, fixed, given, result
+from segadapt.tools.chain_writer import ChainWriter, Source, fixed, given, result
 
 
 def select_to_evaluate() -> ChainWriter:
@@ -60,6 +60,7 @@ def select_to_evaluate() -> ChainWriter:
         text="Polygons within which the labels are complete, to compare the models there; the regions that were "
         "learned from are left out. Without it the whole raster.",
     )
+    source = _ask_source(chain)
     chain.ask("LAYERS", of=(tune, "LAYERS"), label="Layers that learn")
     chain.ask("STEPS", of=(tune, "STEPS"), label="Steps of learning")
     chain.ask("SEED", of=(tune, "SEED"), is_advanced=True)
@@ -90,6 +91,7 @@ def select_to_evaluate() -> ChainWriter:
             "AREA": result("select"),
             "LAYERS": given("LAYERS"),
             "STEPS": given("STEPS"),
+            **source,
             **shared,
         },
         outputs={
@@ -170,6 +172,7 @@ def adapt_to_compare() -> ChainWriter:
     chain.ask("INPUT", of=(segment, "INPUT"))
     chain.ask("MODEL", of=(adapt, "MODEL"), label="Source model")
     chain.ask("METHODS", of=(adapt, "METHODS"))
+    rehearsed, labels, class_field = _ask_source(chain).values()
     chain.ask("STEPS", of=(adapt, "STEPS"))
     chain.ask("SEED", of=(adapt, "SEED"), is_advanced=True)
     chain.ask("DEVICE", of=(adapt, "DEVICE"), is_advanced=True)
@@ -191,7 +194,14 @@ def adapt_to_compare() -> ChainWriter:
         "adapt",
         adapt,
         "Adapt model without labels",
-        {**images, "METHODS": given("METHODS"), "STEPS": given("STEPS")},
+        {
+            **images,
+            "METHODS": given("METHODS"),
+            "STEPS": given("STEPS"),
+            "SOURCE": rehearsed,
+            "LABELS": labels,
+            "CLASS_FIELD": class_field,
+        },
         after="measure",
         outputs={
             "OUTPUT": (
@@ -284,6 +294,15 @@ def adapt_to_compare() -> ChainWriter:
         },
     )
     return chain
+
+
+def _ask_source(chain: ChainWriter) -> dict[str, Source]:
+    """Ask for labelled rasters of the source, under the names of *Fine-tune model*; returns what was given."""
+    tune = "segadapt:finetunemodel"
+    chain.ask("SOURCE", of=(tune, "SOURCE"))
+    chain.ask("SOURCE_LABELS", of=(tune, "SOURCE_LABELS"))
+    chain.ask("SOURCE_CLASS_FIELD", of=(tune, "SOURCE_CLASS_FIELD"), parent="SOURCE_LABELS")
+    return {name: given(name) for name in ("SOURCE", "SOURCE_LABELS", "SOURCE_CLASS_FIELD")}
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ model is surest of has to stay what it is (`surest_kept`).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,9 +140,13 @@ def surest_kept(
 ) -> tuple[float, ...]:
     """Of the quarter of each class's pixels that `source` is surest of, the share that `adapted` calls the same: (C,).
 
-    NaN for classes of which the source model finds less than 0.3 % of the pixels. Raises `Cancelled` between batches.
+    Both see values through the input map of `adapted`: what a mapping of the values changes was not learned from own
+    answers. NaN for classes of which the source model finds less than 0.3 % of the pixels. Raises `Cancelled` between
+    batches.
     """
     n_classes = len(source.card.classes)
+    source = copy.deepcopy(source)
+    source.set_input_map(adapted.input_map)
     labels = np.zeros(chips.labels.shape, np.uint8)
     confidence = np.zeros(chips.labels.shape, np.float32)
     for part, answer in predict_chips(source, chips, batch=batch, progress=progress):

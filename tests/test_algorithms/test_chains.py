@@ -29,7 +29,8 @@ pytestmark = pytest.mark.qgis
 # Ids, parameters in the dialog's order, and outputs are public, as those of the other algorithms.
 PUBLIC = {
     "selectlabeltunesegmentevaluate": (
-        "INPUT MODEL LABELS CLASS_FIELD BUDGET BUDGET_UNIT STRATEGY REGION_SIZE TEST_AREA LAYERS STEPS SEED DEVICE",
+        "INPUT MODEL LABELS CLASS_FIELD BUDGET BUDGET_UNIT STRATEGY REGION_SIZE TEST_AREA "
+        "SOURCE SOURCE_LABELS SOURCE_CLASS_FIELD LAYERS STEPS SEED DEVICE",
         {
             "REGIONS": "outputVector",
             "TUNED_MODEL": "outputFile",
@@ -40,7 +41,7 @@ PUBLIC = {
         },
     ),
     "adaptsegmentcompare": (
-        "INPUT MODEL METHODS STEPS SEED DEVICE",
+        "INPUT MODEL METHODS SOURCE SOURCE_LABELS SOURCE_CLASS_FIELD STEPS SEED DEVICE",
         {
             "SHIFT_REPORT": "outputHtml",
             "ADAPTED_MODEL": "outputFile",
@@ -359,6 +360,33 @@ def test_adaptation_is_compared_with_the_source_model(
         assert float(row["sum"]) == changes[before == class_id].sum()
     assert "The target is far" in Path(results["SHIFT_REPORT"]).read_text(encoding="utf-8")
     assert "haze.tif" in Path(results["ADAPTATION_REPORT"]).read_text(encoding="utf-8")
+
+
+def test_both_chains_rehearse_the_source(
+    run: Any, roof_model: Path, dark_scene: Path, scene_file: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """Fourier adaptation needs images of the source; fine-tuning writes down how many it rehearsed."""
+    from segadapt.models.semantic.card import read_card
+
+    labels = reference(tmp_path / "reference.geojson", roofs)
+    shared = {
+        "INPUT": str(dark_scene),
+        "MODEL": str(roof_model),
+        "SOURCE": [str(scene_file)],
+        "SOURCE_LABELS": labels,
+        "SOURCE_CLASS_FIELD": "what",
+        "STEPS": 1,
+        "DEVICE": "cpu",
+    }
+    tuned, adapted = tmp_path / "tuned.safetensors", tmp_path / "adapted.safetensors"
+    maps = {name: str(tmp_path / f"{name}.tif") for name in ("CLASSES", "SOURCE_CLASSES", "ADAPTED_CLASSES", "CHANGES")}
+    tables = {"REGIONS": str(tmp_path / "regions.gpkg"), "CHANGE_TABLE": str(tmp_path / "changes.csv")}
+    few = {"LABELS": labels, "CLASS_FIELD": "what", "BUDGET": 60, "STRATEGY": "random", "REGION_SIZE": 8}
+    few |= {"LAYERS": "full", "STEPS": 100}
+    run("selectlabeltunesegmentevaluate", {**shared, **few, **maps, **tables, "TUNED_MODEL": str(tuned)})
+    assert read_card(tuned).history[-1]["n_rehearsed"] > 0
+    run("adaptsegmentcompare", {**shared, **maps, **tables, "METHODS": "fourier", "ADAPTED_MODEL": str(adapted)})
+    assert read_card(adapted).class_names == read_card(roof_model).class_names
 
 
 def test_a_step_that_fails_is_told(failure: Any, scene_file: Path, tmp_path: Path) -> None:

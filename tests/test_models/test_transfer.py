@@ -516,6 +516,10 @@ def test_what_stays_as_it_was_is_kept(world):
     assert all(share == 1 for share in same if not np.isnan(share))
     before = measure_agreement(world.model, world.at_home)
     assert judge(before, before, world.model.card, kept=same).is_kept
+    # Mapped values are not learned from own answers.
+    mapped = copy.deepcopy(world.model)
+    mapped.set_input_map(255 - mapped.input_map)
+    assert surest_kept(world.model, mapped, world.target)[0] == 1
     # Rare classes do not decide.
     assert judge(before, before, world.model.card, kept=[float("nan")] * 3).is_kept
 
