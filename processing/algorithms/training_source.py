@@ -109,8 +109,8 @@ class LabelledAlgorithm(ModelAlgorithm):
         """Return the help of the parameters that `add_source` adds."""
         return {
             self.SOURCE: self.tr(
-                "Rasters of the source with labels, rehearsed while learning so that nothing is forgotten. Optional, but "
-                "on real images learning without them did harm as often as good; the method fourier needs them."
+                "Rasters of the source with labels, rehearsed while learning so that nothing is forgotten. Optional, "
+                "but on real images learning without them did harm as often as good; the method fourier needs them."
             ),
             OF_SOURCE + self.LABELS: self.tr("Polygons of the classes on the source rasters, in any CRS."),
             OF_SOURCE + self.CLASS_FIELD: self.tr(
