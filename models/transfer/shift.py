@@ -159,6 +159,10 @@ def advise(model: Segmenter, shift: DomainShift) -> Advice:
             f"The model finds other shares of classes than its source had ({100 * shift.shares:.0f} % would have to "
             "change): either the place is different, or the model is lost. Look at the map."
         )
+    sentences.append(
+        "How much accuracy that costs cannot be measured without labels: on real pairs the farthest target lost least. "
+        "Evaluate the model on a few labels."
+    )
     mapped = (f"quantile+{_STRONGEST}",) if is_other_light else ()
     return Advice(level, tuple(sentences), (*mapped, _STRONGEST, "self_training"))
 
