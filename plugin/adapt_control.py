@@ -101,8 +101,8 @@ class AdaptControl(QObject):
         panel.model_file.fileChanged.connect(lambda _path: self._on_chosen())
         # Only what the user picks counts: when a layer goes, a combo box takes another one by itself.
         panel.raster_combo.activated.connect(lambda _index: self._on_chosen())
-        for combo in (panel.labels_combo, panel.check_combo):
-            combo.activated.connect(lambda _index: self._on_labels_chosen())
+        for combo in (panel.labels_combo, panel.check_combo, panel.source_combo, panel.source_labels_combo):
+            combo.activated.connect(lambda _index: self._on_layers_chosen())
         panel.train_button.clicked.connect(lambda _checked=False: self._train())
         for step, row in panel.rows.items():
             row.pressed.connect(partial(self._on_pressed, step))
@@ -295,12 +295,13 @@ class AdaptControl(QObject):
         self._show_layers()
         self.show()
 
-    def _on_labels_chosen(self) -> None:
-        labels, check = (combo.currentLayer() for combo in (self.panel.labels_combo, self.panel.check_combo))
-        self.story.labels_id = "" if labels is None else labels.id()
-        self.story.check_id = "" if check is None else check.id()
+    def _on_layers_chosen(self) -> None:
+        panel, story = self.panel, self.story
+        combos = (panel.labels_combo, panel.check_combo, panel.source_combo, panel.source_labels_combo)
+        ids = ("" if layer is None else layer.id() for layer in (combo.currentLayer() for combo in combos))
+        story.labels_id, story.check_id, story.source_id, story.source_labels_id = ids
         self._stories.write()
-        self._watch(labels)
+        self._watch(panel.labels_combo.currentLayer())
         self.show()
 
     def _read(self, *_document: object) -> None:
@@ -327,6 +328,8 @@ class AdaptControl(QObject):
         self.panel.raster_combo.setLayer(raster_of(self.story))
         self.panel.labels_combo.setLayer(vector_layer(self.story.labels_id))
         self.panel.check_combo.setLayer(vector_layer(self.story.check_id))
+        self.panel.source_combo.setLayer(QgsProject.instance().mapLayer(self.story.source_id))
+        self.panel.source_labels_combo.setLayer(vector_layer(self.story.source_labels_id))
         self._watch(vector_layer(self.story.labels_id))
 
     def _watch(self, layer: QgsVectorLayer | None) -> None:

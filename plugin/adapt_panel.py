@@ -24,6 +24,7 @@ from qgis.PyQt.QtWidgets import (
 from .adapt_words import ADAPT, JUDGE, MAP, SELECT, SHIFT, STEPS, TUNE, WARNING_COLOUR, Mark
 
 CHOOSE_IMAGE, CHOOSE_LABELS = "Choose the image…", "Choose labels…"
+NO_SOURCE, NO_SOURCE_LABELS = "No image of the source", "No labels of the source"
 
 _TITLES = {
     SHIFT: "How far is this image from what the model knows?",
@@ -159,14 +160,24 @@ class AdaptPanel(QWidget):
         self.raster_combo = _layers(
             QgsMapLayerProxyModel.Filter.RasterLayer, CHOOSE_IMAGE, "The image to map: a raster file of the project"
         )
+        self.source_combo = _layers(
+            QgsMapLayerProxyModel.Filter.RasterLayer,
+            NO_SOURCE,
+            "An image of the place that the model was made for, rehearsed in steps 3 and 5 together with its labels; "
+            "several go through Options…",
+        )
         others = [name for name in QgsProviderRegistry.instance().providerList() if name != "gdal"]
-        self.raster_combo.setExcludedProviders(others)
+        for combo in (self.raster_combo, self.source_combo):
+            combo.setExcludedProviders(others)
         polygons = QgsMapLayerProxyModel.Filter.PolygonLayer
         self.labels_combo = _layers(
             polygons, CHOOSE_LABELS, "Polygons with a class to learn from: the places of step 4, or a layer of yours"
         )
         self.check_combo = _layers(
             polygons, CHOOSE_LABELS, "Polygons with a class to measure by: best on ground that the model never learned"
+        )
+        self.source_labels_combo = _layers(
+            polygons, NO_SOURCE_LABELS, "Polygons with a class on the image of the place that the model was made for"
         )
         self.choice = Row("1  Choose the model and the image")
         self.train_button = QPushButton("Train one first…")
@@ -175,9 +186,12 @@ class AdaptPanel(QWidget):
         buttons = QHBoxLayout()
         buttons.addWidget(self.train_button)
         buttons.addStretch(1)
-        for line, widget in enumerate((self.model_file, self.raster_combo, self.choice.text), 1):
+        hint = _text("At hand? What the model was made from makes learning safer:")
+        source = (hint, self.source_combo, self.source_labels_combo)
+        lines = (self.model_file, self.raster_combo, self.choice.text, *source)
+        for line, widget in enumerate(lines, 1):
             self.choice.grid.addWidget(widget, line, 1)
-        self.choice.grid.addLayout(buttons, 4, 1)
+        self.choice.grid.addLayout(buttons, len(lines) + 1, 1)
         fields = {TUNE: self.labels_combo, JUDGE: self.check_combo}
         self.rows = {
             step: StepRow(number, _TITLES[step], button=_BUTTONS[step], field=fields.get(step))

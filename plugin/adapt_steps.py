@@ -48,7 +48,7 @@ def parameters(step: str, story: Story) -> dict[str, Any]:
     if step == ADAPT:
         methods = str(story.results.get(SHIFT, {}).get("RECOMMENDED", ""))
         chosen = {"METHODS": methods} if methods in METHODS else {}
-        return {**given, **chosen, **_model_files(story, "adapted")}
+        return {**given, **chosen, **_source(story), **_model_files(story, "adapted")}
     if step == SELECT:
         labels = places_of(story)
         if labels is None:
@@ -59,7 +59,8 @@ def parameters(step: str, story: Story) -> dict[str, Any]:
         # Segments, as one class fits a segment and a single key gives it.
         return {**given, "MODEL": story.newest, "REGIONS": "segments", "OUTPUT": output}
     if step == TUNE:
-        return {**given, "MODEL": story.base, **_labels(story.labels_id), **_model_files(story, "taught")}
+        source = _source(story, prefix="SOURCE_")
+        return {**given, "MODEL": story.base, **_labels(story.labels_id), **source, **_model_files(story, "taught")}
     if step == MAP:
         return {"INPUT": story.raster_id, "MODEL": story.newest, "OUTPUT": new_file(story, "map", ".tif")}
     return {
@@ -163,6 +164,15 @@ def _labels(layer_id: str) -> dict[str, str]:
     layer = vector_layer(layer_id)
     field = None if layer is None else field_of(layer, "class")
     return {"LABELS": layer_id, "CLASS_FIELD": field or ""}
+
+
+def _source(story: Story, *, prefix: str = "") -> dict[str, Any]:
+    """What is rehearsed, where an image of the source and its labels are there; `prefix`: of the labels' parameters."""
+    layers = QgsProject.instance().mapLayers()
+    if story.source_id not in layers or story.source_labels_id not in layers:
+        return {}
+    labels = {f"{prefix}{name}": value for name, value in _labels(story.source_labels_id).items()}
+    return {"SOURCE": [story.source_id], **labels}
 
 
 def _model_files(story: Story, what: str) -> dict[str, str]:

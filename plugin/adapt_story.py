@@ -18,16 +18,19 @@ _PATHS = ("OUTPUT", "KEPT", "REPORT", "MODEL")
 
 @dataclass
 class Story:
-    """One model and one image. `raster_id`, `labels_id`, `check_id`: layers of the project, "" for none.
+    """One model and one image. Ids are those of layers of the project, "" for none.
 
-    `labels_id` holds what is learned from, `check_id` what models are measured by. `results`: by step; of
-    those that make models the one whose model is newest comes last.
+    `labels_id` holds what is learned from, `check_id` what models are measured by; `source_id` and `source_labels_id`
+    are an image of the model's own place and its labels, to be rehearsed. `results`: by step; of those that make models
+    the one whose model is newest comes last.
     """
 
     model: str = ""
     raster_id: str = ""
     labels_id: str = ""
     check_id: str = ""
+    source_id: str = ""
+    source_labels_id: str = ""
     results: dict[str, Results] = field(default_factory=dict)
 
     def record(self, step: str, results: Mapping[str, Any], *, model: str) -> Results:
@@ -72,9 +75,17 @@ class Stories:
         if (model, raster_id) == (self.current.model, self.current.raster_id):
             return
         found = next((one for one in self._all if (one.model, one.raster_id) == (model, raster_id)), None)
-        # Labels belong to the image, whatever the model.
-        shared = self.current if raster_id == self.current.raster_id else Story()
-        self.current = found or Story(model, raster_id, shared.labels_id, shared.check_id)
+        # Labels belong to the image, whatever the model; the place that a model was made for belongs to the model.
+        same_image = self.current if raster_id == self.current.raster_id else Story()
+        same_model = self.current if model == self.current.model else Story()
+        self.current = found or Story(
+            model,
+            raster_id,
+            same_image.labels_id,
+            same_image.check_id,
+            same_model.source_id,
+            same_model.source_labels_id,
+        )
         self.write()
 
     def write(self) -> None:

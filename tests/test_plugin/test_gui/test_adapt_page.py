@@ -239,6 +239,33 @@ def test_each_step_is_given_what_the_one_before_found(page: Page, model: Path, g
     assert "There is a newer model now." in page.text(MAP)
 
 
+def test_what_the_model_was_made_from_is_rehearsed(page: Page, model: Path, gui: Any, raster_path: Path) -> None:
+    home = QgsRasterLayer(str(raster_path), "home", "gdal")
+    labels = QgsVectorLayer("Polygon?crs=EPSG:32631&field=class:string", "roofs at home", "memory")
+    QgsProject.instance().addMapLayers([home, labels])
+    page.choose(model)
+    page.pick(page.panel.source_combo, home)
+    assert "SOURCE" not in page.run(ADAPT, **WORSE)  # an image without labels teaches nothing
+    page.pick(page.panel.source_labels_combo, labels)
+    given = page.run(ADAPT, **WORSE)
+    assert (given["SOURCE"], given["LABELS"], given["CLASS_FIELD"]) == ([home.id()], labels.id(), "class")
+    select(page, 0.0, 20.0)
+    give_class(page, "roof", ids(gui.controller.target.layer()))
+    gui.wait_for(lambda: TUNE in page.possible())
+    given = page.run(TUNE, **TAUGHT)
+    assert given["LABELS"] == gui.controller.target.layer().id()
+    assert (given["SOURCE"], given["SOURCE_LABELS"]) == ([home.id()], labels.id())
+    assert given["SOURCE_CLASS_FIELD"] == "class"
+    # It belongs to the model, and stays with it on another image.
+    page.pick(page.panel.raster_combo, home)
+    assert page.panel.source_combo.currentLayer() is home
+    assert page.control.story.labels_id == ""
+    page.pick(page.panel.raster_combo, gui.layer)
+    QgsProject.instance().removeMapLayer(home.id())
+    assert page.panel.source_combo.currentLayer() is None
+    assert "SOURCE" not in page.run(ADAPT, **WORSE)
+
+
 def test_a_near_image_needs_no_adaptation(page: Page, model: Path) -> None:
     page.choose(model)
     page.run(SHIFT, LEVEL="near", SHIFT=0.1, RECOMMENDED="quantile")
