@@ -325,11 +325,18 @@ class AdaptControl(QObject):
                 self._card_problem = str(error)
 
     def _show_layers(self) -> None:
-        self.panel.raster_combo.setLayer(raster_of(self.story))
-        self.panel.labels_combo.setLayer(vector_layer(self.story.labels_id))
-        self.panel.check_combo.setLayer(vector_layer(self.story.check_id))
-        self.panel.source_combo.setLayer(QgsProject.instance().mapLayer(self.story.source_id))
-        self.panel.source_labels_combo.setLayer(vector_layer(self.story.source_labels_id))
+        panel, story = self.panel, self.story
+        shown = (
+            (panel.raster_combo, raster_of(story)),
+            (panel.labels_combo, vector_layer(story.labels_id)),
+            (panel.check_combo, vector_layer(story.check_id)),
+            (panel.source_combo, QgsProject.instance().mapLayer(story.source_id)),
+            (panel.source_labels_combo, vector_layer(story.source_labels_id)),
+        )
+        for combo, layer in shown:
+            combo.setLayer(layer)
+            if layer is None:
+                combo.setCurrentIndex(0)  # where it says what to choose; a layer that was taken away leaves it blank
         self._watch(vector_layer(self.story.labels_id))
 
     def _watch(self, layer: QgsVectorLayer | None) -> None:

@@ -243,6 +243,8 @@ def test_what_the_model_was_made_from_is_rehearsed(page: Page, model: Path, gui:
     home = QgsRasterLayer(str(raster_path), "home", "gdal")
     labels = QgsVectorLayer("Polygon?crs=EPSG:32631&field=class:string", "roofs at home", "memory")
     QgsProject.instance().addMapLayers([home, labels])
+    combos = (page.panel.source_combo, page.panel.source_labels_combo)
+    assert [combo.currentText() for combo in combos] == ["No image of the source", "No labels of the source"]
     page.choose(model)
     page.pick(page.panel.source_combo, home)
     assert "SOURCE" not in page.run(ADAPT, **WORSE)  # an image without labels teaches nothing
