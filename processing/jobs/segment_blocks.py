@@ -152,7 +152,7 @@ def run_blocks(
     A block without data is given as no bytes. Raises `Cancelled`, and what reading, the model or `keep` raise; then
     no thread goes on.
     """
-    windows = task.windows(reader)
+    windows, device = task.windows(reader), device_of(model)
     total = sum(len(windows.over(block.grid)) for block in blocks)
     n_windows, n_done, model_s = 0, 0, 0.0
     to_model: Queue[_Read | _End | None] = Queue(_WAITING)
@@ -166,20 +166,21 @@ def run_blocks(
             raise_if_cancelled(progress)
             start = time.perf_counter()
             if isinstance(item, _End):
-                n_done += item.n_blank
                 if sums is not None:
                     sums.wait()
-                model_s += time.perf_counter() - start
+                    model_s += time.perf_counter() - start
                 lanes.put(to_writer, _Done(item, sums))
                 sums = None
-                continue
-            with _memory_told(item):
-                sums = sums or _Sums(item.block, windows, n_classes=task.n_classes, device=device_of(model))
-                # As bytes to the device, where they become numbers.
-                sums.add(item, probabilities(model, torch.from_numpy(item.pixels), flips=task.flips))
-            model_s += time.perf_counter() - start
-            n_windows += len(item.places)
-            n_done += len(item.places)
+                n_done += item.n_blank
+            else:
+                with _memory_told(item):
+                    sums = sums or _Sums(item.block, windows, n_classes=task.n_classes, device=device)
+                    # As bytes to the device, where they become numbers.
+                    pixels = torch.from_numpy(item.pixels).to(device)
+                    sums.add(item, probabilities(model, pixels, flips=task.flips))
+                model_s += time.perf_counter() - start
+                n_windows += len(item.places)
+                n_done += len(item.places)
             progress.set_fraction(n_done / total)
         lanes.put(to_writer, None)
     return Spent(n_windows, model_s)
