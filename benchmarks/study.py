@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from segadapt.benchmarks.study_data import CHIP_PX, DATA, PAIRS, Pair
+from segadapt.benchmarks.study_tables import rows_of, tables
 from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.metrics import bootstrap_interval, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
@@ -43,7 +44,10 @@ from segadapt.models.transfer.fine_tuning import FineTuning, fine_tune, usual_tr
 from segadapt.models.transfer.selection import REGION_PX, labelled_by, select_regions
 from segadapt.models.transfer.shift import measure_shift
 from segadapt.models.transfer.statistics import source_statistics
+from segadapt.processing.jobs.adapt_model import AdaptJob
 from segadapt.processing.jobs.chip_segments import superpixels
+from segadapt.processing.jobs.domain_shift import MOST_CHIPS
+from segadapt.processing.jobs.select_samples import USUAL_REGION_PX
 from torch.nn import functional
 
 # Chains, and whether labelled chips of the source are rehearsed.
@@ -60,23 +64,17 @@ METHODS = (
     ("masked_consistency", True),
     ("masked_image+self_training", True),
 )
-# A share of a smaller gap says nothing.
-_LEAST_GAP = 0.03
 BUDGETS = (0.001, 0.005, 0.01, 0.05)
 STRATEGIES = ("random", "clusters", "hybrid")
 # What is varied beside strategies and budgets starts from this.
 USUAL_BUDGET, USUAL_STRATEGY = 0.01, "clusters"
 # The row that starts from an adapted model: by what.
 FIRST = "masked_consistency"
-# Which layers learn, beside all of them; those that do not need few labels learn from all labels, too.
+# Which layers learn beside all of them: from few labels, and from all.
 LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks")
 LAYERS_OF_ALL_LABELS = ("decoder", "head")
-# Side of the squares of *Select samples*; the other rows have smaller ones.
-SHIPPED_PX = 32
-# As many chips as *Measure domain shift* looks at.
-MOST_CHIPS = 120
-# Share of the unlabelled target that the rule of no harm judges on, as in *Adapt model*.
-_JUDGED = 0.2
+# Side of the squares that *Select samples* takes; the other rows have smaller ones.
+SHIPPED_PX = USUAL_REGION_PX["squares"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Study:
         self.pair, self.seed, self.size, self.device = pair, seed, size, device
         self._out = out
         self._path = out / f"{pair.name}_{seed}.jsonl"
-        self._done = {row["row"] for row in _rows_of(self._path)}
+        self._done = {row["row"] for row in rows_of(self._path)}
         self._source: Segmenter | None = None
         self.statistics: dict[str, torch.Tensor] = {}
         self._judged: tuple[Any, Agreement] | None = None
@@ -246,7 +244,7 @@ class Study:
     def _unlabelled(self, chain: str, *, is_rehearsed: bool) -> tuple[Segmenter, dict[str, Any]]:
         """Adapt, and judge on ground that was not learned from, as *Adapt model* does."""
         start = time.perf_counter()
-        chips, judged = split_by_block(self.pair.unlabelled, held_out=_JUDGED, seed=self.seed)
+        chips, judged = split_by_block(self.pair.unlabelled, held_out=AdaptJob.held_out, seed=self.seed)
         adapted = self._adapt(chain, chips, is_rehearsed=is_rehearsed)
         seconds = time.perf_counter() - start
         if self._judged is None:
@@ -338,73 +336,10 @@ def _confusion(model: Segmenter, chips: Chips, gsd_m: float | None) -> Any:
     return confusion_matrix(chips.labels, labels.cpu().numpy().astype(np.uint8), n_classes=len(model.card.classes))
 
 
-def _rows_of(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file; a last line that a kill cut short does not count."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def measure(name: str, seed: int, size: Size, out: Path, device: str) -> None:
     """All rows of one pair and seed, on one thread: more processes beside each other are faster than more threads."""
     torch.set_num_threads(1)
     Study(PAIRS[name](), seed, size, out, device).rows()
-
-
-def tables(names: list[str], out: Path) -> Iterator[str]:
-    """Markdown lines: for each pair the mean over the seeds of each row, their spread, the share of the gap closed."""
-    for name in names:
-        files = sorted(out.glob(f"{name}_[0-9]*.jsonl"))
-        by_seed = [{row["row"]: row for row in _rows_of(file)} for file in files]
-        by_seed = [rows for rows in by_seed if {"source only", "full labels"} <= set(rows)]
-        if not by_seed:
-            continue
-        yield f"**{PAIRS[name].__doc__}** Seeds: {len(by_seed)}."
-        yield ""
-        yield "| | mean IoU | smallest to largest | interval by blocks | of the gap | kept | time |"
-        yield "|---|---|---|---|---|---|---|"
-        for what in dict.fromkeys(key for rows in by_seed for key in rows):
-            yield _line(what, [rows for rows in by_seed if what in rows])
-        yield ""
-        yield _verdicts(by_seed)
-        yield ""
-
-
-def _verdicts(by_seed: list[dict[str, Any]]) -> str:
-    """How often the rule of no harm was right, in a sentence."""
-    judged = [
-        (row["kept"], row["mean_iou"] > rows["source only"]["mean_iou"])
-        for rows in by_seed
-        for row in rows.values()
-        if "kept" in row
-    ]
-    kept = [is_better for is_kept, is_better in judged if is_kept]
-    refused = [is_better for is_kept, is_better in judged if not is_kept]
-    return (
-        f"The rule of no harm kept {len(kept)} results, of which {sum(kept)} were better than the source model, and "
-        f"refused {len(refused)}, of which {sum(refused)} were."
-    )
-
-
-def _line(what: str, by_seed: list[dict[str, Any]]) -> str:
-    rows = [rows[what] for rows in by_seed]
-    values = np.array([row["mean_iou"] for row in rows])
-    low = np.array([rows["source only"]["mean_iou"] for rows in by_seed])
-    high = np.array([rows["full labels"]["mean_iou"] for rows in by_seed])
-    times = [row["seconds"] / rows["source only"]["seconds"] for row, rows in zip(rows, by_seed, strict=True)]
-    kept = f"{sum(row['kept'] for row in rows)} of {len(rows)}" if "kept" in rows[0] else ""
-    gap = high.mean() - low.mean()
-    closed = f"{100 * (values.mean() - low.mean()) / gap:.0f} %" if gap > _LEAST_GAP else ""
-    more = f" ({np.mean([row['speedup'] for row in rows]):.1f} times as fast)" if "speedup" in rows[0] else ""
-    interval = f"{np.mean([row['low'] for row in rows]):.3f} to {np.mean([row['high'] for row in rows]):.3f}"
-    return (
-        f"| {what}{more} | {values.mean():.3f} | {values.min():.3f} to {values.max():.3f} | {interval} | {closed} | "
-        f"{kept} | {np.mean(times):.2f} |"
-    )
 
 
 def main() -> None:
@@ -415,7 +350,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("study-output"), help="folder of rows and source models")
     parser.add_argument("--jobs", type=int, help="processes beside each other (default: one per core, on a GPU 1)")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="name of a timm encoder")
-    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=STRATEGIES[:2])
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=Size.strategies)
     parser.add_argument("--more", type=int, default=0, help="factor of all steps (default: 1, on a GPU 4)")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     chosen = parser.parse_args()

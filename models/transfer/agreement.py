@@ -194,8 +194,8 @@ def judge(
             worst, change = rank, f"'{one.name}' {moved} from {_percent(was)} to {_percent(now)} of the target,"
     if change:
         return Verdict(False, f"{change} too much to trust.")
-    for one, share in zip(card.classes, kept, strict=bool(kept)):
-        if share < _LEAST_KEPT and not is_rehearsed:
+    for one, share in () if is_rehearsed or not kept else zip(card.classes, kept, strict=True):
+        if share < _LEAST_KEPT:
             return Verdict(
                 False,
                 f"Of what the source model was surest to be '{one.name}', the adapted one calls only {_percent(share)} "

@@ -21,7 +21,8 @@ from ...models.transfer.statistics import band_quantiles
 from .chip_segments import superpixels
 from .model_rasters import TargetRaster, read_target_chips
 
-_MOST_CHIPS = 120
+MOST_CHIPS = 120
+"""So many chips of the target are looked at."""
 _N_SHOWN = 4
 
 
@@ -59,7 +60,7 @@ def domain_shift(
     progress = progress or NullProgress()
     model = load_segmenter(model_path)
     chips = read_target_chips(
-        targets, model.card, n_most=_MOST_CHIPS, seed=seed, progress=StepProgress(progress, 0.0, 0.2)
+        targets, model.card, n_most=MOST_CHIPS, seed=seed, progress=StepProgress(progress, 0.0, 0.2)
     )
     choice = choose_device(device)
     progress.info(choice.reason)

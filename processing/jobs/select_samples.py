@@ -44,7 +44,7 @@ BudgetUnit = Literal["clicks", "m2", "percent"]
 BUDGET_UNITS: tuple[BudgetUnit, ...] = ("clicks", "m2", "percent")
 """Regions, square metres, or per cent of the pixels that have data and no label yet."""
 
-_USUAL_REGION_PX = {"squares": 32, "segments": 16}
+USUAL_REGION_PX = {"squares": 32, "segments": 16}
 """Side of a region in the model's pixels. Squares of 10 m at 30 cm fit one look; larger segments mix classes."""
 _READ, _DESCRIBED = 0.85, 0.95
 
@@ -177,7 +177,7 @@ def _pixel_m2(readers: Sequence[BandReader]) -> float | None:
 
 def _region_px(job: SelectSamples, card: SegmenterCard, pixel_m2: float | None) -> int:
     """Side of a region in pixels; of squares the whole part of the chip that is nearest to what is wanted."""
-    wanted = float(_USUAL_REGION_PX[job.kind])
+    wanted = float(USUAL_REGION_PX[job.kind])
     if job.region_m is not None:
         if pixel_m2 is None:
             raise JobError(

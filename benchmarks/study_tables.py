@@ -1,0 +1,97 @@
+"""The tables of the study, from the rows that it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from segadapt.benchmarks.study_data import PAIRS
+from segadapt.models.transfer.agreement import Agreement
+from segadapt.models.transfer.shift import DomainShift
+
+# A share of a smaller gap says nothing.
+_LEAST_GAP = 0.03
+# What a result may lose before it counts as harm.
+_HARM = 0.01
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file; a last line that a kill cut short does not count."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def tables(names: list[str], out: Path) -> Iterator[str]:
+    """Markdown lines: for each pair the mean over the seeds of each row, their spread, the share of the gap closed."""
+    for name in names:
+        files = sorted(out.glob(f"{name}_[0-9]*.jsonl"))
+        by_seed = [{row["row"]: row for row in rows_of(file)} for file in files]
+        by_seed = [rows for rows in by_seed if {"source only", "full labels"} <= set(rows)]
+        if not by_seed:
+            continue
+        yield f"**{PAIRS[name].__doc__}** Seeds: {len(by_seed)}.{_shift(by_seed)}"
+        yield ""
+        yield "| | mean IoU | smallest to largest | interval by blocks | of the gap | kept | time |"
+        yield "|---|---|---|---|---|---|---|"
+        for what in dict.fromkeys(key for rows in by_seed for key in rows):
+            yield _line(what, [rows for rows in by_seed if what in rows])
+        yield ""
+        for sentence in _verdicts(by_seed):
+            yield sentence
+            yield ""
+
+
+def _shift(by_seed: Sequence[dict[str, Any]]) -> str:
+    """How far *Measure domain shift* finds the target, in a sentence; empty where that was not measured."""
+    measured = [rows["source only"]["shift"] for rows in by_seed if "shift" in rows["source only"]]
+    if not measured:
+        return ""
+    found = [DomainShift(**{**one, "agreement": Agreement(**one["agreement"])}) for one in measured]
+    overall, agreement = np.mean([(one.overall, one.agreement.score) for one in found], axis=0)
+    return f" Domain shift: {overall:.2f}; agreement of the source model: {agreement:.2f}."
+
+
+def _verdicts(by_seed: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How often the rule of no harm was right, a sentence for results with rehearsal and one for those without."""
+    for name, is_rehearsed in (("with the source rehearsed", True), ("without", False)):
+        judged = [
+            (row["kept"], row["mean_iou"] - rows["source only"]["mean_iou"])
+            for rows in by_seed
+            for what, row in rows.items()
+            if "kept" in row and ("rehearsed" in what) == is_rehearsed
+        ]
+        if not judged:
+            continue
+        kept = [gain for is_kept, gain in judged if is_kept]
+        refused = [gain for is_kept, gain in judged if not is_kept]
+        yield (
+            f"Of {len(judged)} results {name} the rule of no harm kept {len(kept)}, "
+            f"{sum(gain > 0 for gain in kept)} better than the source model and "
+            f"{sum(gain < -_HARM for gain in kept)} worse by more than a point; of {len(refused)} refused "
+            f"{sum(gain > 0 for gain in refused)} were better."
+        )
+
+
+def _line(what: str, by_seed: list[dict[str, Any]]) -> str:
+    rows = [rows[what] for rows in by_seed]
+    values = np.array([row["mean_iou"] for row in rows])
+    low = np.array([rows["source only"]["mean_iou"] for rows in by_seed])
+    high = np.array([rows["full labels"]["mean_iou"] for rows in by_seed])
+    times = [row["seconds"] / rows["source only"]["seconds"] for row, rows in zip(rows, by_seed, strict=True)]
+    kept = f"{sum(row['kept'] for row in rows)} of {len(rows)}" if "kept" in rows[0] else ""
+    gap = high.mean() - low.mean()
+    closed = f"{100 * (values.mean() - low.mean()) / gap:.0f} %" if gap > _LEAST_GAP else ""
+    more = f" ({np.mean([row['speedup'] for row in rows]):.1f} times as fast)" if "speedup" in rows[0] else ""
+    interval = f"{np.mean([row['low'] for row in rows]):.3f} to {np.mean([row['high'] for row in rows]):.3f}"
+    return (
+        f"| {what}{more} | {values.mean():.3f} | {values.min():.3f} to {values.max():.3f} | {interval} | {closed} | "
+        f"{kept} | {np.mean(times):.2f} |"
+    )
