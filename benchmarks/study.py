@@ -2,6 +2,7 @@
 
     make study                                  all pairs, three seeds
     make study ARGS="--pairs banepa --seeds 0"  one pair, one seed
+    make study ARGS="--rows 'source|student'"   rows whose names match a regular expression
     make study ARGS="--table"                   the tables of what is there
 
 Each row is written when it is measured, into one file for each pair and seed; a run that was stopped goes on where it
@@ -16,6 +17,7 @@ import copy
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -105,8 +107,9 @@ class Size:
 class Study:
     """The rows of one pair and seed."""
 
-    def __init__(self, pair: Pair, seed: int, size: Size, out: Path, device: str) -> None:
+    def __init__(self, pair: Pair, seed: int, size: Size, out: Path, device: str, wanted: str) -> None:
         self.pair, self.seed, self.size, self.device = pair, seed, size, device
+        self._wanted = re.compile(wanted)
         self._out = out
         self._path = out / f"{pair.name}_{seed}.jsonl"
         self._done = {row["row"] for row in rows_of(self._path)}
@@ -151,8 +154,8 @@ class Study:
         return model.to(self.device)
 
     def run(self, what: str, measure: Callable[[], tuple[Segmenter, dict[str, Any]]]) -> None:
-        """Measure a row on the test chips, unless it is there."""
-        if what in self._done:
+        """Measure a row on the test chips, unless it is there or not wanted."""
+        if what in self._done or not self._wanted.search(what):
             return
         start = time.perf_counter()
         model, facts = measure()
@@ -336,10 +339,10 @@ def _confusion(model: Segmenter, chips: Chips, gsd_m: float | None) -> Any:
     return confusion_matrix(chips.labels, labels.cpu().numpy().astype(np.uint8), n_classes=len(model.card.classes))
 
 
-def measure(name: str, seed: int, size: Size, out: Path, device: str) -> None:
+def measure(name: str, seed: int, size: Size, out: Path, device: str, wanted: str) -> None:
     """All rows of one pair and seed, on one thread: more processes beside each other are faster than more threads."""
     torch.set_num_threads(1)
-    Study(PAIRS[name](), seed, size, out, device).rows()
+    Study(PAIRS[name](), seed, size, out, device, wanted).rows()
 
 
 def main() -> None:
@@ -352,6 +355,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="name of a timm encoder")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=Size.strategies)
     parser.add_argument("--more", type=int, default=0, help="factor of all steps (default: 1, on a GPU 4)")
+    parser.add_argument("--rows", default="", help="regular expression: only rows with such names")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -364,7 +368,7 @@ def main() -> None:
         jobs = chosen.jobs or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             started = [
-                pool.submit(measure, name, seed, size, chosen.out, device)
+                pool.submit(measure, name, seed, size, chosen.out, device, chosen.rows)
                 for seed in chosen.seeds
                 for name in chosen.pairs
             ]

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,13 @@ from segadapt.models.adaptation.refiner import MaskRefiner
 from segadapt.models.adaptation.shipped import SHIPPED_NAME
 from segadapt.models.embeddings import EmbeddingCache
 from segadapt.models.engine import InferenceEngine, open_engine
-from segadapt.processing.jobs.adapter_training import LabelledObject, labelled_objects, simulate, train_in_rounds
+from segadapt.processing.jobs.adapter_training import (
+    Example,
+    LabelledObject,
+    labelled_objects,
+    simulate,
+    train_in_rounds,
+)
 from segadapt.processing.jobs.scene import Scene
 from segadapt.processing.raster.reader import open_raster
 from shapely.geometry import shape
@@ -89,10 +96,11 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         objects = _objects(engine, Path(folder), most=arguments.objects)
     places = sorted({one.place for one in objects})
+    examples = first_examples(engine, objects)
     results = {}
     for place in [arguments.only_test] if arguments.only_test else places:
         seen = [one for one in objects if one.place != place]
-        refiner = _train(engine, seen, arguments, told=f"without {place}")
+        refiner = _train(engine, seen, examples, arguments, told=f"without {place}")
         results[place] = _test(engine, [one for one in objects if one.place == place], refiner, most=arguments.tested)
         print(f"{place}, not seen in training: {results[place]}", flush=True)
         if arguments.folds is not None:
@@ -109,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
             )
     if arguments.only_test:
         return 0
-    refiner = _train(engine, objects, arguments, told="on all places")
+    refiner = _train(engine, objects, examples, arguments, told="on all places")
     metrics = {f"{place}, held out": result for place, result in results.items()}
     _save(engine, refiner, arguments.out, places=places, n_objects=len(objects), metrics=metrics)
     print(f"Wrote {arguments.out} ({arguments.out.stat().st_size / 2**20:.2f} MiB).")
@@ -197,9 +205,23 @@ def outlines_of(labels: Path, raster: Path) -> Iterator[BaseGeometry]:
     yield from (shape(outline) for outline, _ in shapes(mask.astype(np.uint8), mask=mask, transform=upwards))
 
 
+def first_examples(engine: InferenceEngine, objects: Sequence[LabelledObject]) -> list[Example]:
+    """What an analyst meets on the objects before anything is learned: the same for every fold."""
+    rng, half = np.random.default_rng(0), engine.precision == "bf16"
+    made = (simulate(engine, one, refiner=None, n_clicks=TRAINED_CLICKS, rng=rng, half=half)[0] for one in objects)
+    return list(chain.from_iterable(made))
+
+
 def _train(
-    engine: InferenceEngine, objects: Sequence[LabelledObject], arguments: argparse.Namespace, *, told: str
+    engine: InferenceEngine,
+    objects: Sequence[LabelledObject],
+    examples: Sequence[Example],
+    arguments: argparse.Namespace,
+    *,
+    told: str,
 ) -> MaskRefiner:
+    places = {one.place for one in objects}
+
     def report(step: int, loss: float) -> None:
         print(f"{told}, step {step}: loss {loss:.3f}", flush=True)
 
@@ -210,6 +232,7 @@ def _train(
         n_clicks=TRAINED_CLICKS,
         n_steps=arguments.steps,
         half=engine.precision == "bf16",
+        first=[example for example in examples if example.place in places],
         report=report,
     )
 

@@ -136,19 +136,29 @@ def train_in_rounds(
     n_clicks: int,
     n_steps: int,
     half: bool = False,
+    first: Sequence[Example] = (),
     report: Callable[[int, float], None] | None = None,
 ) -> MaskRefiner:
-    """Simulate and fit `n_rounds` times, each time with the refiner of the round before, `n_steps` steps each."""
+    """Simulate and fit `n_rounds` times, each time with the refiner of the round before, `n_steps` steps each.
+
+    Returns it on the CPU; it learns where the engine is.
+
+    `first`: the states of the first round, where `simulate` has made them: without a refiner they are the same whatever
+    else is learned from.
+    """
     rng = np.random.default_rng(0)
-    examples: list[Example] = []
+    examples = list(first)
     refiner: MaskRefiner | None = None
     for n in range(n_rounds):
-        for one in objects:
-            examples += simulate(engine, one, refiner=refiner, n_clicks=n_clicks, rng=rng, half=half)[0]
-        refiner = fit(examples, n_steps=n_steps, seed=n, refiner=refiner, half=half, report=report)
+        if n or not examples:
+            for one in objects:
+                examples += simulate(engine, one, refiner=refiner, n_clicks=n_clicks, rng=rng, half=half)[0]
+        refiner = fit(
+            examples, n_steps=n_steps, seed=n, refiner=refiner, half=half, device=engine.device, report=report
+        )
     if refiner is None:
         raise ValueError(f"{n_rounds} rounds train nothing; give at least one.")
-    return refiner
+    return refiner.cpu()
 
 
 def fit(
@@ -158,6 +168,7 @@ def fit(
     seed: int = 0,
     refiner: MaskRefiner | None = None,
     half: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> MaskRefiner:
@@ -168,7 +179,7 @@ def fit(
     progress = progress or NullProgress()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    refiner = refiner or MaskRefiner()
+    refiner = (refiner or MaskRefiner()).to(device)
     by_place = [[e for e in examples if e.place == place] for place in sorted({e.place for e in examples})]
     optimizer = torch.optim.AdamW(refiner.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=n_steps)

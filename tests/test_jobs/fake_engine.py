@@ -23,6 +23,7 @@ class FakeEngine:
     def __init__(self):
         self.card = SimpleNamespace(name="fake", input_px=1024)
         self.checkpoint_sha256 = "0" * 64
+        self.device = "cpu"
         self.precision = "fp32"
         self.chip_sizes = []
         self.prompts = []
