@@ -55,7 +55,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             "Finds out how a model is best brought to your images: with methods that need no labels, and by training "
             "some of its layers with a part of your labels. Everything is judged on blocks of ground that nothing "
             "learned from. You get a table, a plot of accuracy against labels, a recommendation in words, and, if you "
-            "want, the best model."
+            "want, the best model. Cancel ends the comparison; table, page and model tell what was finished by then."
         )
 
     def helps(self) -> dict[str, str]:

@@ -100,11 +100,7 @@ class Run:
     @property
     def title(self) -> str:
         """The run in words."""
-        if self.kind == SOURCE:
-            return "source model"
-        if self.kind == METHOD:
-            return self.name
-        return f"{self.name} ({100 * self.budget:g} % of the labels)"
+        return _title(self.kind, self.name, self.budget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +108,8 @@ class Comparison:
     """All `runs` in the order in which they were made, the source model first, and what there was no time for.
 
     `model`: that of the best run, on the CPU; the source model where none is better. `statistics`: the tensors to save
-    beside its weights. `n_rehearsed`: chips of the source that methods and fine-tuning rehearsed.
+    beside its weights. `n_rehearsed`: chips of the source that methods and fine-tuning rehearsed. `is_cancelled`: the
+    user had no time for what was left out.
     """
 
     job: CompareAdaptation
@@ -126,6 +123,7 @@ class Comparison:
     n_held_out_blocks: int
     n_rehearsed: int
     device: str
+    is_cancelled: bool = False
 
     @property
     def source(self) -> Run:
@@ -156,7 +154,8 @@ def compare_adaptation(
 
     `statistics`: what the model's package knows of its source (`package.load_extra`). `source`: labelled chips of the
     source to rehearse, as the model sees them. Runs that cannot be made are reported, not raised. Raises `ChipError`
-    for labels in one block of ground, `JobError` where those held out have no class, and `Cancelled`.
+    for labels in one block of ground, `JobError` where those held out have no class. A cancel keeps the runs that are
+    finished; before the first of them it raises `Cancelled`.
     """
     job, progress = job or CompareAdaptation(), progress or NullProgress()
     pool, held_out = split_by_block(chips, held_out=job.held_out, seed=job.seed)
@@ -169,17 +168,25 @@ def compare_adaptation(
     progress.info(_line(runs[0]))
     best = (runs[0].miou, model)
     n_all = len(waiting)
-    while waiting and time.perf_counter() < runner.deadline:
+    stopped: list[str] = []
+    while waiting and not stopped and time.perf_counter() < runner.deadline:
         kind, name, budget = waiting.next(runs)
         part = StepProgress(progress, 1 - (len(waiting) + 1) / n_all, 1 - len(waiting) / n_all)
-        run, adapted = runner.run(kind, name, budget, part)
+        try:
+            run, adapted = runner.run(kind, name, budget, part)
+        except Cancelled:
+            if len(runs) == 1:
+                raise
+            stopped = [_title(kind, name, budget)]
+            continue
         runs.append(run)
         progress.info(_line(run))
         if adapted is not None and run.miou > best[0]:
             best = run.miou, adapted
-    left_out = tuple(waiting.titles(runs))
+    left_out = (*stopped, *waiting.titles(runs))
     if left_out:
-        progress.info(f"The time was not enough for: {', '.join(left_out)}.")
+        why = "Cancelled; what is finished is kept. Left out" if stopped else "The time was not enough for"
+        progress.info(f"{why}: {', '.join(left_out)}.")
     progress.set_fraction(1.0)
     chosen = copy.deepcopy(best[1]).cpu()
     won = max((run for run in runs if not math.isnan(run.miou)), key=lambda run: run.miou)
@@ -213,6 +220,7 @@ def compare_adaptation(
         n_held_out_blocks=len(np.unique(held_out.blocks)),
         n_rehearsed=n_rehearsed,
         device=str(device_of(model)),
+        is_cancelled=bool(stopped),
     )
 
 
@@ -365,7 +373,7 @@ class _Queue:
 
     def titles(self, runs: Sequence[Run]) -> Iterator[str]:
         for kind, name, budget in [*self._first, *self._ranked(runs)]:
-            yield Run(kind, name, budget, 0, 0, 0, 0, None, 0, 0).title
+            yield _title(kind, name, budget)
 
     def _ranked(self, runs: Sequence[Run]) -> list[tuple[str, str, float]]:
         """The best layers first, each with its larger budgets first; those that failed last."""
@@ -374,6 +382,12 @@ class _Queue:
             if run.kind == TUNING and not math.isnan(run.miou):
                 scores[run.name] = max(scores.get(run.name, -1.0), run.miou)
         return sorted(self._later, key=lambda one: -scores.get(one[1], -1.0))
+
+
+def _title(kind: str, name: str, budget: float) -> str:
+    if kind == SOURCE:
+        return "source model"
+    return name if kind == METHOD else f"{name} ({100 * budget:g} % of the labels)"
 
 
 def _checking(chips: Chips, *, seed: int) -> tuple[Chips, Chips]:

@@ -53,7 +53,8 @@ def comparison_report(comparison: Comparison, *, model: str, rasters: Sequence[s
         ),
     ]
     if comparison.left_out:
-        parts.append(note(f"There was no time for: {', '.join(comparison.left_out)}."))
+        why = "Cancelled before" if comparison.is_cancelled else "There was no time for"
+        parts.append(note(f"{why}: {', '.join(comparison.left_out)}."))
     limit = "none" if math.isinf(job.limit_s) else f"{job.limit_s / 60:g} minutes"
     parts += [
         heading("What was run"),

@@ -240,3 +240,24 @@ def test_it_stops_when_asked_to(source):
 
     with pytest.raises(Cancelled):
         compare_adaptation(source[0], squares(8, seed=0), progress=Stopped())
+
+
+def test_a_cancel_keeps_what_is_finished(source):
+    class Impatient(NullProgress):
+        def __init__(self):
+            self.lines = []
+
+        def info(self, text):
+            self.lines.append(text)
+
+        def is_cancelled(self):
+            return any(line.startswith("quantile") for line in self.lines)
+
+    progress = Impatient()
+    job = CompareAdaptation(methods=("quantile", "norm_statistics"), layers=("head",), budgets=(1.0,), n_steps=2)
+    found = compare_adaptation(source[0], squares(8, seed=0), job, statistics=source[1], progress=progress)
+    assert [run.name for run in found.runs] == ["source", "quantile"]
+    assert found.left_out == ("norm_statistics", "head (100 % of the labels)")
+    assert found.is_cancelled
+    assert "Cancelled before: norm_statistics, head" in comparison_report(found, model="m", rasters=["r"])
+    assert any("what is finished is kept" in line for line in progress.lines)
