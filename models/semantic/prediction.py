@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from ..chips import Chips
 from ..device import DTYPES, choose_precision
@@ -54,15 +55,33 @@ def probabilities(model: Segmenter, pixels: torch.Tensor, *, flips: bool = False
 
 
 def predict_chips(
-    model: Segmenter, chips: Chips, *, batch: int = 8, flips: bool = False, progress: Progress | None = None
+    model: Segmenter,
+    chips: Chips,
+    *,
+    batch: int = 8,
+    flips: bool = False,
+    coarser: float = 1.0,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Yield (chips, probabilities (b, C, rows, cols)) batch by batch. Raises `Cancelled` between batches."""
+    """Yield (chips, probabilities (b, C, rows, cols)) batch by batch. Raises `Cancelled` between batches.
+
+    `coarser`: the model's pixels are so many times as large as those of the chips: it sees means, and its answers are
+    enlarged.
+    """
     progress = progress or NullProgress()
     model.eval()
     for start in range(0, len(chips), batch):
         raise_if_cancelled(progress)
         part = slice(start, min(start + batch, len(chips)))
-        yield part, probabilities(model, torch.from_numpy(chips.pixels[part]), flips=flips).cpu().numpy()
+        pixels = torch.from_numpy(chips.pixels[part])
+        size = pixels.shape[2:]
+        if coarser != 1:
+            reduced = [max(1, round(side / coarser)) for side in size]
+            pixels = functional.interpolate(pixels.float(), size=reduced, mode="area")
+        answer = probabilities(model, pixels, flips=flips)
+        if answer.shape[2:] != size:
+            answer = functional.interpolate(answer, size=size, mode="bilinear", align_corners=False)
+        yield part, answer.cpu().numpy()
         progress.set_fraction(part.stop / len(chips))
 
 

@@ -53,7 +53,8 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
         return self.tr(
             "Measures how good segmentation models are on rasters with labels: confusion matrix, IoU and F1 of each "
             "class, how well outlines fit, whether their confidence can be trusted, with intervals from blocks of "
-            "ground. Several models are compared side by side. The page shows plots and the worst windows."
+            "ground. Several models are compared side by side on the same windows, at the resolution of the finest. "
+            "The page shows plots and the worst windows."
         )
 
     def helps(self) -> dict[str, str]:
@@ -72,7 +73,9 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
                 "of the same names where a raster has them all, else red, green and blue where the model has three "
                 "bands, else the first ones."
             ),
-            self.CHIP: self.tr("Side of the windows in pixels; without it that of each model's training."),
+            self.CHIP: self.tr(
+                "Side of the windows in pixels; without it that of the model's training, of several the largest."
+            ),
             self.FLIPS: self.tr("Mean over four mirror images: better, and four times slower."),
             self.TOLERANCE: self.tr("How many pixels an outline may be off and still be right."),
             self.MAX_CHIPS: self.tr("At most about so many windows, drawn evenly from the rasters with labels."),

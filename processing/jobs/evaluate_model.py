@@ -50,7 +50,7 @@ Floats = npt.NDArray[np.float64]
 class EvaluationOptions:
     """How models are judged.
 
-    `chip_px`: side of the windows, None for what each model was trained on. `bands`: 1-based, None as for
+    `chip_px`: side of the windows, None for what the models were trained on. `bands`: 1-based, None as for
     `open_bands` by the names on each card. `n_most`: at most about so many windows, drawn by `seed`. `flips`: mean over
     mirror images. `tolerance_px`: how far an outline may be off and still be right.
     """
@@ -84,8 +84,8 @@ class Evaluation:
 
     `confusion` (C, C), rows the truth; `by_block`: the same for each of `blocks`; `boundary`: F-score of the outlines
     of each class (C,), NaN where there is none; `interval`: of the mean IoU, 95 %, blocks drawn with replacement.
-    `worst`: windows with the largest share of wrong pixels, the worst first. `seconds`: of the model alone, on
-    `device`.
+    `worst`: windows with the largest share of wrong pixels, the worst first. `gsd_m`: metres per pixel of the windows,
+    None for each raster's own. `seconds`: of the model alone, on `device`.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Evaluation:
     interval: tuple[float, float]
     worst: tuple[Window, ...]
     n_chips: int
+    gsd_m: float | None
     seconds: float
     device: str
 
@@ -152,17 +153,24 @@ def judge(
     *,
     name: str = "",
     options: EvaluationOptions | None = None,
+    gsd_m: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compare what a model says of labelled chips with their labels. Raises `Cancelled`."""
+    """Compare what a model says of labelled chips with their labels. Raises `Cancelled`.
+
+    `gsd_m`: metres per pixel of the chips, where it is not the model's own resolution but a finer one.
+    """
     options, progress = options or EvaluationOptions(), progress or NullProgress()
+    coarser = 1.0 if gsd_m is None or model.card.gsd_m is None else model.card.gsd_m / gsd_m
     n_classes = len(model.card.classes)
     per_chip: list[Confusion] = []
     outlines, outline_px = np.zeros(n_classes), np.zeros(n_classes)
     sure, right, counts = np.zeros(N_BINS), np.zeros(N_BINS), np.zeros(N_BINS)
     worst: list[Window] = []
     seconds, start = 0.0, time.perf_counter()
-    for part, probability in predict_chips(model, chips, batch=options.batch, flips=options.flips, progress=progress):
+    for part, probability in predict_chips(
+        model, chips, batch=options.batch, flips=options.flips, coarser=coarser, progress=progress
+    ):
         seconds += time.perf_counter() - start
         answers = probability.argmax(axis=1).astype(np.uint8)
         truths = chips.labels[part]
@@ -198,6 +206,7 @@ def judge(
         bootstrap_interval(by_block, n_resamples=_N_RESAMPLES, seed=options.seed),
         tuple(window for window in worst if window.error > 0),
         len(chips),
+        gsd_m or model.card.gsd_m,
         seconds,
         str(device_of(model)),
     )
@@ -212,10 +221,11 @@ def evaluate_models(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """Judge model packages on labelled rasters, each at its own resolution. `scheme_of`: how labels name its classes.
+    """Judge model packages on labelled rasters. `scheme_of`: how labels name the classes of a model.
 
-    Models that see the same bands at the same resolution are judged on the same windows. Raises `PackageError`,
-    `JobError`, `RasterError`, `Cancelled`.
+    Models of several resolutions are all judged at the finest of them, on the same windows, so that a coarse model is
+    not judged by coarse labels; those without a resolution see each raster's own pixels, and then every model is judged
+    at its own. Raises `PackageError`, `JobError`, `RasterError`, `Cancelled`.
     """
     options, progress = options or EvaluationOptions(), progress or NullProgress()
     if not paths:
@@ -225,12 +235,14 @@ def evaluate_models(
     cards = [read_card(path) for path in paths]
     schemes = [scheme_of(card) for card in cards]
     names = _names(paths, cards)
+    grid_m, largest_px = _common_grid(cards)
     read: tuple[object, Chips] | None = None
     evaluations = []
     for number, (path, card, scheme, name) in enumerate(zip(paths, cards, schemes, names, strict=True)):
         step = StepProgress(progress, number / len(paths), (number + 1) / len(paths))
-        chip_px = options.chip_px or card.chip_px
-        key = (card.bands, card.gsd_m, chip_px, card.stretch, scheme)
+        chip_px = options.chip_px or largest_px or card.chip_px
+        gsd_m = grid_m or card.gsd_m
+        key = (card.bands, gsd_m, chip_px, card.stretch, scheme)
         if read is None or read[0] != key:
             chips = read_training_chips(
                 rasters,
@@ -238,7 +250,7 @@ def evaluate_models(
                 chip_px=chip_px,
                 names=card.bands,
                 bands=options.bands,
-                gsd_m=card.gsd_m,
+                gsd_m=gsd_m,
                 stretch=stretch_of(card),
                 n_most=options.n_most,
                 least_classes=1,
@@ -247,10 +259,24 @@ def evaluate_models(
             )
             read = key, chips
         model = load_segmenter(path).to(choice.name)
-        evaluation = judge(model, read[1], name=name, options=options, progress=StepProgress(step, 0.3, 1))
+        evaluation = judge(
+            model, read[1], name=name, options=options, gsd_m=grid_m, progress=StepProgress(step, 0.3, 1)
+        )
         progress.info(f"{name}: {in_words(evaluation)}.")
         evaluations.append(evaluation)
     return evaluations
+
+
+def _common_grid(cards: Sequence[SegmenterCard]) -> tuple[float | None, int | None]:
+    """Of several models the finest resolution, and the window of that for the ground that the largest window shows.
+
+    Nothing for one model, and where a model has no resolution.
+    """
+    known = [(card.gsd_m, card.chip_px) for card in cards if card.gsd_m is not None]
+    if len(cards) < 2 or len(known) < len(cards):
+        return None, None
+    finest = min(gsd_m for gsd_m, _ in known)
+    return finest, max(math.ceil(chip_px * gsd_m / finest) for gsd_m, chip_px in known)
 
 
 def in_words(evaluation: Evaluation) -> str:

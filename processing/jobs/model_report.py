@@ -64,6 +64,7 @@ def evaluation_report(
                 ("Rasters", ", ".join(rasters)),
                 ("Labels", labels),
                 ("Windows", ", ".join(dict.fromkeys(str(one.n_chips) for one in evaluations))),
+                ("Compared at", ", ".join(dict.fromkeys(map(_grid, evaluations)))),
                 ("Mirror images", "mean over four" if options.flips else "none"),
                 ("Outlines", f"right within {options.tolerance_px} px"),
                 ("Seed", str(options.seed)),
@@ -119,6 +120,10 @@ def _card_facts(card: SegmenterCard) -> list[tuple[str, ...]]:
         ("Licence", card.licence),
         ("History", "; ".join(f"{entry.get('event')} on {entry.get('date')}" for entry in card.history) or "none"),
     ]
+
+
+def _grid(one: Evaluation) -> str:
+    return "the resolution of each raster" if one.gsd_m is None else f"{one.gsd_m:.3g} m per pixel"
 
 
 def _class_rows(trained: Trained) -> list[tuple[str, ...]]:

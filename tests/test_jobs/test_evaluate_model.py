@@ -177,6 +177,41 @@ def test_models_side_by_side_on_a_raster(scene, tmp_path, monkeypatch):
     assert html.count("<img") == 1 + 2 + 1  # reliability, two matrices, the windows of the bad one
 
 
+def test_a_coarse_model_is_judged_by_fine_labels(raster_factory, scene, tmp_path, monkeypatch):
+    """Stripes of one pixel: at its own resolution the coarse model would find neither them nor their labels."""
+    pixels = np.full((3, 96, 128), 50, np.uint8)
+    pixels[:, :, ::2] = 200
+    left, top, gsd_m = 590_000, 5_750_000, 0.5
+    stripes = tuple(
+        shapely.box(left + col * gsd_m, top - 48, left + (col + 1) * gsd_m, top) for col in range(0, 128, 2)
+    )
+    raster = replace(scene, path=raster_factory(pixels, "stripes.tif"), polygons=stripes, names=("roof",) * 64)
+    cards = {
+        "fine": replace(CARD, gsd_m=gsd_m, chip_px=32, stretch=(0,) * 3 + (255,) * 3),
+        "coarse": replace(CARD, gsd_m=2 * gsd_m, chip_px=32, stretch=(0,) * 3 + (255,) * 3),
+    }
+    paths = []
+    for name, card in cards.items():
+        paths.append(tmp_path / f"{name}.safetensors")
+        save_segmenter(build_segmenter(card), paths[-1])
+
+    def load(path):
+        model = Threshold()
+        model.card = cards[path.stem]
+        return model
+
+    monkeypatch.setattr(job, "load_segmenter", load)
+    fine, coarse = evaluate_models(paths, [raster], lambda card: scheme_of_card(card, [raster]), device="cpu")
+    assert fine.accuracy == 1
+    assert coarse.accuracy == 0.5
+    assert (fine.gsd_m, coarse.gsd_m) == (gsd_m, gsd_m)
+    assert fine.n_chips == coarse.n_chips == 4
+    assert fine.confusion.sum() == coarse.confusion.sum() == 96 * 128
+    assert difference(fine, coarse)[0] < 0
+    page = evaluation_report([fine, coarse], EvaluationOptions(), device="cpu", rasters=["r"], labels="stripes")
+    assert "0.5 m per pixel" in page
+
+
 def test_classes_that_the_model_does_not_have_and_no_model(scene, tmp_path):
     other = replace(scene, names=("shed",))
     path = tmp_path / "model.safetensors"
