@@ -8,6 +8,7 @@ from typing import Any
 from qgis.core import (
     QgsProcessing,
     QgsProcessingContext,
+    QgsProcessingOutputBoolean,
     QgsProcessingOutputNumber,
     QgsProcessingParameterMultipleLayers,
 )
@@ -16,8 +17,9 @@ from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
 
-# `jobs.distill_model.STUDENTS`; that module needs the environment (a test compares them).
+# Those of `jobs.distill_model`; that module needs the environment (a test compares them).
 STUDENTS = ("light", "coarse", "fine")
+LEAST_AGREEMENT = 0.5
 
 
 class DistillModelAlgorithm(ModelAlgorithm):
@@ -28,6 +30,8 @@ class DistillModelAlgorithm(ModelAlgorithm):
     STEPS = "STEPS"
     SPEEDUP = "SPEEDUP"
     AGREEMENT = "AGREEMENT"
+    LEAST_AGREEMENT = "LEAST_AGREEMENT"
+    IS_KEPT = "IS_KEPT"
 
     def name(self) -> str:
         """Return the id."""
@@ -42,7 +46,8 @@ class DistillModelAlgorithm(ModelAlgorithm):
         return self.tr(
             "Makes a light model that maps the same ground several times faster: it learns on your rasters, without "
             "labels, to answer as a large model does, or several models together. The report says how often both agree "
-            "on ground that the light model did not learn from, and how much faster it is."
+            "on ground that the light model did not learn from, and how much faster it is. A light model that agrees "
+            "too little is not kept: the large one is saved in its place."
         )
 
     def helps(self) -> dict[str, str]:
@@ -61,7 +66,12 @@ class DistillModelAlgorithm(ModelAlgorithm):
                 "nothing and needs hundreds of windows and thousands of steps."
             ),
             self.STEPS: self.tr("Number of batches of eight chips that the student learns from."),
+            self.LEAST_AGREEMENT: self.tr(
+                "The light model is kept if the mean overlap (IoU, 0 to 1) of its classes with those of the large "
+                "model reaches this; 0 keeps every one."
+            ),
             self.OUTPUT: self.tr("File for the light model (.safetensors)."),
+            self.IS_KEPT: self.tr("Whether the light model was saved, and not the large one."),
             self.SPEEDUP: self.tr("How many times faster the light model maps the same ground."),
             self.AGREEMENT: self.tr("Mean overlap (IoU, 0 to 1) of its classes with those of the large model."),
         }
@@ -78,10 +88,20 @@ class DistillModelAlgorithm(ModelAlgorithm):
             ),
             advanced=True,
         )
+        self.add_number(
+            self.LEAST_AGREEMENT,
+            self.tr("Least agreement"),
+            LEAST_AGREEMENT,
+            least=0,
+            most=1,
+            is_whole=False,
+            advanced=True,
+        )
         self.add_device()
         self.add_seed()
         self.add_model_output(self.tr("Light model"))
         self.add_report()
+        self.addOutput(QgsProcessingOutputBoolean(self.IS_KEPT, self.tr("Light model kept")))
         self.addOutput(QgsProcessingOutputNumber(self.SPEEDUP, self.tr("Times faster")))
         self.addOutput(QgsProcessingOutputNumber(self.AGREEMENT, self.tr("Agreement")))
 
@@ -109,6 +129,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
             rasters=[TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)],
             output=output,
             student=self.parameterAsEnumString(parameters, self.STUDENT, context),
+            least_agreement=self.parameterAsDouble(parameters, self.LEAST_AGREEMENT, context),
             options=Distillation(
                 n_steps=self.parameterAsInt(parameters, self.STEPS, context),
                 seed=self.parameterAsInt(parameters, self.SEED, context),
@@ -119,6 +140,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
         result = distill_model(job, report_path=report, progress=progress)
         results: dict[str, Any] = {
             self.OUTPUT: str(output),
+            self.IS_KEPT: job.keeps(result),
             self.SPEEDUP: result.speedup,
             self.AGREEMENT: result.agreement,
         }

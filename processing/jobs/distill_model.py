@@ -11,7 +11,7 @@ from ...models.chips import split_by_block
 from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard, with_event
-from ...models.semantic.package import load_segmenter, package_sha256, save_segmenter
+from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.transfer.distillation import (
     SMALL_DECODER,
     SMALL_ENCODER,
@@ -25,10 +25,13 @@ from ...models.transfer.distillation import (
 from ..errors import JobError
 from .model_rasters import TargetRaster, read_target_chips
 from .page import heading, machine_facts, new_figure, note, page, picture, table, version, write_report
+from .unchanged_model import save_unchanged
 
 STUDENTS = ("light", "coarse", "fine")
 """A light network at half the resolution; the teacher's own at half the resolution; a light one at the teacher's."""
 
+LEAST_AGREEMENT = 0.5
+"""Students of the study agree with their teachers to 0.68 and more (docs/study); below, it maps other things."""
 _HELD_OUT = 0.2
 _MOST_CHIPS = 1200
 _LEAST_CHIPS = 10
@@ -40,13 +43,14 @@ class DistillModel:
     """What is distilled.
 
     `teachers`: packages, one or more of the same bands, classes and resolution. `student`: one of `STUDENTS`. `device`:
-    as for `choose_device`.
+    as for `choose_device`. `least_agreement`: a student below this mean IoU with its teachers, 0 to 1, is not kept.
     """
 
     teachers: Sequence[Path]
     rasters: Sequence[TargetRaster]
     output: Path
     student: str = STUDENTS[0]
+    least_agreement: float = LEAST_AGREEMENT
     options: Distillation = field(default_factory=Distillation)
     device: str = "auto"
 
@@ -58,12 +62,19 @@ class DistillModel:
             raise JobError(f"There is no student '{self.student}'; choose from {', '.join(STUDENTS)}.")
         if any(self.output.absolute() == teacher.absolute() for teacher in self.teachers):
             raise JobError(f"The student would overwrite its teacher {self.output}; choose another file.")
+        if not 0 <= self.least_agreement <= 1:
+            raise JobError(f"An agreement of {self.least_agreement:g} does not exist; give a number from 0 to 1.")
+
+    def keeps(self, result: Distilled) -> bool:
+        """Say whether the student may take its teacher's place."""
+        return result.agreement >= self.least_agreement
 
 
 def distill_model(job: DistillModel, *, report_path: Path | None = None, progress: Progress | None = None) -> Distilled:
     """Distil and save the student at `output`; a fifth of the blocks of ground is kept to compare both.
 
-    Raises `JobError` for too little ground, `ModelError` for models that do not go together, `RasterError`,
+    To do no harm, the first teacher is saved there unchanged where the student does not agree with it enough. Raises
+     `JobError` for too little ground, `ModelError` for models that do not go together, `RasterError`,
     `Cancelled`; nothing is written then.
     """
     progress = progress or NullProgress()
@@ -105,15 +116,28 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
         rasters=[Path(raster.path).name for raster in job.rasters],
     )
     text = _report(job, result, teacher=seen, n_chips=(len(learned), len(held_out)), device=choice.name)
-    save_segmenter(model, job.output)
+    if job.keeps(result):
+        save_segmenter(model, job.output)
+    else:
+        save_unchanged(teachers[0].cpu(), job.teachers[0], job.output, extra=load_extra(job.teachers[0]))
     if report_path is not None:
         write_report(text, report_path)
     progress.info(
         f"The student agrees with its teacher on {100 * result.same:.1f} % of the pixels (mean IoU "
         f"{result.agreement:.3f}) and maps the same ground {result.speedup:.1f} times faster."
     )
+    if not job.keeps(result):
+        progress.info(_refusal(job))
     progress.set_fraction(1.0)
     return result
+
+
+def _refusal(job: DistillModel) -> str:
+    return (
+        f"That is less than the {job.least_agreement:g} that is asked for, so {job.teachers[0].name} is saved "
+        "unchanged in the student's place, to do no harm; give more steps, more rasters, or a student of the teacher's "
+        "network ('coarse')."
+    )
 
 
 def _card_of(job: DistillModel, teacher: SegmenterCard) -> SegmenterCard:
@@ -147,6 +171,7 @@ def _report(
         f"Distillation: {job.output.name}",
         [
             heading("What was lost, and how much faster it is"),
+            *([] if job.keeps(result) else [note(f"The student was not kept: {_refusal(job)}")]),
             table(
                 [
                     ("Same class", f"{100 * result.same:.1f} % of the pixels"),

@@ -39,8 +39,22 @@ def test_a_student_is_made_saved_and_reported(run: Any, roof_model: Path, scene_
     # It begins with the teacher's weights, and bright stays bright at half the resolution.
     assert results["AGREEMENT"] > 0.6
     assert results["SPEEDUP"] > 1.5
+    assert results["IS_KEPT"]
     assert f"{results['AGREEMENT']:.3f}" in report.read_text(encoding="utf-8")
     assert load_segmenter(output).card == card
+
+
+def test_a_student_that_agrees_too_little_does_not_take_the_place(
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path
+) -> None:
+    """The teacher's own package is there instead, and the page says so."""
+    output, report = tmp_path / "light.safetensors", tmp_path / "light.html"
+    parameters = {"MODEL": str(roof_model), "RASTERS": [str(scene_file)], "STEPS": 1, "LEAST_AGREEMENT": 0.99}
+    results = run("distillmodel", {**parameters, "DEVICE": "cpu", "OUTPUT": str(output), "REPORT": str(report)})
+    assert results["AGREEMENT"] < 0.99
+    assert not results["IS_KEPT"]
+    assert output.read_bytes() == roof_model.read_bytes()
+    assert "The student was not kept" in report.read_text(encoding="utf-8")
 
 
 def test_several_teachers_have_a_light_student(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
@@ -49,7 +63,8 @@ def test_several_teachers_have_a_light_student(run: Any, roof_model: Path, scene
 
     output = tmp_path / "light.safetensors"
     parameters = {"MODEL": str(roof_model), "MORE_MODELS": [str(roof_model)], "RASTERS": [str(scene_file)], "STEPS": 2}
-    results = run("distillmodel", {**parameters, "DEVICE": "cpu", "OUTPUT": str(output)})
+    more = {"LEAST_AGREEMENT": 0, "DEVICE": "cpu", "OUTPUT": str(output)}
+    results = run("distillmodel", parameters | more)
     assert len(read_card(output).history[-1]["sha256_of_teachers"]) == 2
     # Two teachers, and a quarter of the pixels.
     assert results["SPEEDUP"] > 4
@@ -66,7 +81,7 @@ def test_windows_of_an_odd_size_are_made_even(run: Any, roof_model: Path, scene_
     teacher.card = replace(teacher.card, chip_px=31)
     save_segmenter(teacher, tmp_path / "odd.safetensors")
     parameters = {"MODEL": str(tmp_path / "odd.safetensors"), "RASTERS": [str(scene_file)], "STEPS": 2}
-    run("distillmodel", {**parameters, "DEVICE": "cpu", "OUTPUT": str(output)})
+    run("distillmodel", {**parameters, "LEAST_AGREEMENT": 0, "DEVICE": "cpu", "OUTPUT": str(output)})
     assert read_card(output).chip_px == 31
 
 
@@ -114,6 +129,6 @@ def test_the_teacher_is_never_overwritten(failure: Any, roof_model: Path, scene_
 
 def test_students_are_those_of_the_job() -> None:
     """The enum repeats the names, because their module needs the environment."""
-    from segadapt.processing.jobs.distill_model import STUDENTS
+    from segadapt.processing.jobs.distill_model import LEAST_AGREEMENT, STUDENTS
 
-    assert algorithm_module.STUDENTS == STUDENTS
+    assert (algorithm_module.STUDENTS, algorithm_module.LEAST_AGREEMENT) == (STUDENTS, LEAST_AGREEMENT)
