@@ -119,7 +119,7 @@ def example_loss(
 
 @dataclass(frozen=True)
 class Learned:
-    """What one accepted object did: `iou_before`, `iou_after` are means over the remembered answers."""
+    """What one accepted object did: `iou_before`, `iou_after` are means over remembered answers and its own."""
 
     is_kept: bool
     iou_before: float
@@ -194,17 +194,18 @@ class OnlineAdapter:
     def learning(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Generator[None, None, Learned]:
         """Take in the answers on the way to an accepted object, and the object (1, 128, 128) in the crop of each.
 
-        A few steps on these answers and on remembered ones; they are kept only if the mean IoU of what is remembered
-        does not fall (no harm). Reservoir sampling keeps at most `_MOST_REMEMBERED`. Yields between steps, so that a
-        click can be answered in between.
+        A few steps on these answers and on remembered ones; they are kept only if the mean IoU falls neither of these
+        answers nor of remembered ones (no harm): what a new object gains cannot pay for what others lose. Where enough
+        are remembered, those that judge were not replayed. Reservoir sampling keeps at most `_MOST_REMEMBERED`. Yields
+        between steps, so that a click can be answered in between.
         """
         new = list(zip(seen, truth, strict=True))
-        replay = self._sample(_REPLAY)
+        old = [self._remembered[n] for n in self._rng.permutation(len(self._remembered))]
+        replay, judged = old[:_REPLAY], [part for part in (new, old[-_JUDGED:]) if part]
         self._remember(new)
         if self.refiner is None:
             self.refiner = MaskRefiner().eval()
-        judged = [*new, *self._sample(_JUDGED)]
-        before = self._mean_iou(self.refiner, judged)
+        before = [self._mean_iou(self.refiner, part) for part in judged]
         candidate = deepcopy(self.refiner)
         optimizer = torch.optim.AdamW(candidate.parameters(), lr=_OBJECT_RATE, weight_decay=0.0)
         batch = [*new, *replay]
@@ -216,11 +217,11 @@ class OnlineAdapter:
             torch.nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)
             optimizer.step()
             yield
-        after = self._mean_iou(candidate, judged)
-        is_kept = after >= before
+        after = [self._mean_iou(candidate, part) for part in judged]
+        is_kept = all(now >= then for then, now in zip(before, after, strict=True))
         if is_kept:
             self.refiner = candidate
-        return Learned(is_kept, before, after)
+        return Learned(is_kept, float(np.mean(before)), float(np.mean(after)))
 
     def learn(self, seen: Sequence[RefinerInput], truth: Sequence[torch.Tensor]) -> Learned:
         """Do all of `learning` at once."""
@@ -245,10 +246,6 @@ class OnlineAdapter:
                 accepted_size=float(found.sum()) * pixel_px,
             )
         )
-
-    def _sample(self, n: int) -> list[tuple[RefinerInput, torch.Tensor]]:
-        chosen = self._rng.permutation(len(self._remembered))[:n]
-        return [self._remembered[index] for index in chosen]
 
     def _remember(self, new: list[tuple[RefinerInput, torch.Tensor]]) -> None:
         for one in new:

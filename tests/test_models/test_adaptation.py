@@ -285,6 +285,20 @@ def test_a_step_that_harms_what_was_accepted_is_not_kept(monkeypatch):
     assert torch.equal(adapter.refined(view, cell_px=1), view.logits[0])
 
 
+@pytest.mark.parametrize(("old_after", "is_kept"), [(0.8, False), (0.9, True)])
+def test_what_a_new_object_gains_cannot_pay_for_what_others_lose(monkeypatch, old_after, is_kept):
+    """One accepted object with two answers, then one with a single answer that gains a lot."""
+    adapter = OnlineAdapter(None, half=False)
+    (view, truth), *_ = accepted_objects(1, shift=0)
+    target = view.seen.crop.cut(torch.from_numpy(truth).float()[None])
+    adapter.learn([view.seen, view.seen], [target, target])
+    before = adapter.refiner
+    ious = {(1, True): 0.5, (1, False): 0.9, (2, True): 0.9, (2, False): old_after}
+    monkeypatch.setattr(adapter, "_mean_iou", lambda refiner, part: ious[len(part), refiner is before])
+    assert adapter.learn([view.seen], [target]).is_kept is is_kept
+    assert (adapter.refiner is before) is not is_kept
+
+
 def test_memory_of_accepted_objects_is_limited(monkeypatch):
     monkeypatch.setattr("segadapt.models.adaptation.online._MOST_REMEMBERED", 4)
     adapter = OnlineAdapter(None, half=False)
