@@ -28,7 +28,9 @@ class Problem:
     domain to rehearse, None where there are none any more (source-free). `statistics`: what the model's package knows
     of its source domain (`statistics.source_tensors`). `segments`: int32 (N, rows, cols), numbers of segments within
     each target chip (0: none), which pseudo-labels are cleaned by. `n_steps`: how many batches of `batch` chips a
-    method that learns may take; `seed` decides on every draw.
+    method that learns may take; `seed` decides on every draw. `source_weight`: how far the weights of what learned are
+    taken back to those of the source model, 0 (not at all) to 1; None for `chain.USUAL_SOURCE_WEIGHT` where nothing of
+    the source is rehearsed, and 0 where it is.
     """
 
     target: Chips
@@ -38,9 +40,12 @@ class Problem:
     n_steps: int = 200
     batch: int = 8
     seed: int = 0
+    source_weight: float | None = None
 
     def __post_init__(self) -> None:
         """Check what goes together. Raises `TransferError`."""
+        if self.source_weight is not None and not 0 <= self.source_weight <= 1:
+            raise TransferError(f"A weight of the source of {self.source_weight:g}; give a number from 0 to 1.")
         if self.source is not None and self.source.n_bands != self.target.n_bands:
             raise TransferError(
                 f"The source has {self.source.n_bands} bands, the target {self.target.n_bands}; give rasters alike."

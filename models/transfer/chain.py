@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from ..progress import Progress, StepProgress
 from ..semantic.segmenter import Segmenter
@@ -12,7 +15,15 @@ SEPARATOR = "+"
 """Between the names of a chain: "norm_statistics+self_training"."""
 PREPARATIONS = ("masked_image",)
 """Methods after which another one must follow."""
+USUAL_SOURCE_WEIGHT = 0.5
+"""Half the way between the weights of the source model and those of what learned from its own answers.
+
+Wortsman et al. 2022 (WiSE-FT, https://arxiv.org/abs/2109.01903) average so what was fine-tuned with what was robust. On
+the study's pairs half the way keeps what learning without the source's labels wins, and loses a fraction of what it
+loses (docs/adaptation.md).
+"""
 _QUICK = ("quantile", "reinhard", "norm_statistics")
+"""Methods that learn nothing."""
 
 
 def names_of(text: str) -> tuple[str, ...]:
@@ -36,11 +47,13 @@ def is_rehearsed(problem: Problem, names: Sequence[str]) -> bool:
 
 
 def adapt_in_order(model: Segmenter, problem: Problem, names: Sequence[str], progress: Progress) -> None:
-    """Adapt `model` in place by one method after another with their usual options.
+    """Adapt `model` in place by one method after another with their usual options, then go back by `source_weight`.
 
     Raises `TransferError` as `names_of` and the methods do, and `Cancelled`.
     """
     methods: list[Method] = [get_method(name)() for name in names_of(SEPARATOR.join(names))]
+    weight = source_weight(problem, names)
+    before = copy.deepcopy(model.state_dict()) if weight else {}
     # Methods that learn nothing take hardly any time.
     lengths = [0.05 if method.name in _QUICK else 1.0 for method in methods]
     start = 0.0
@@ -48,3 +61,25 @@ def adapt_in_order(model: Segmenter, problem: Problem, names: Sequence[str], pro
         progress.info(f"{method.title} ...")
         method.adapt(model, problem, StepProgress(progress, start / sum(lengths), (start + length) / sum(lengths)))
         start += length
+    if weight:
+        _mix(model, before, weight)
+
+
+def source_weight(problem: Problem, names: Sequence[str]) -> float:
+    """How far a chain's weights are taken back to the source model's: `Problem.source_weight`, or the usual one."""
+    if all(name in _QUICK for name in names):
+        return 0.0
+    if problem.source_weight is not None:
+        return problem.source_weight
+    return 0.0 if is_rehearsed(problem, names) else USUAL_SOURCE_WEIGHT
+
+
+def _mix(model: Segmenter, before: Mapping[str, torch.Tensor], weight: float) -> None:
+    """Weights and averages between those of `before` and the model's; how values are mapped is no weight."""
+    after = model.state_dict()
+    mixed = {
+        name: torch.lerp(value, before[name], weight) if value.is_floating_point() else value
+        for name, value in after.items()
+        if name != "input_map"
+    }
+    model.load_state_dict({**after, **mixed})

@@ -47,6 +47,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
     METHODS = "METHODS"
     STEPS = "STEPS"
     SEGMENTS = "SEGMENTS"
+    SOURCE_WEIGHT = "SOURCE_WEIGHT"
     IS_ADAPTED = "IS_ADAPTED"
     AGREEMENT_BEFORE = "AGREEMENT_BEFORE"
     AGREEMENT_AFTER = "AGREEMENT_AFTER"
@@ -89,6 +90,11 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "What cleans the answers that self-training learns from: nothing, superpixels, or the segments of "
                 "MobileSAM (three bands; some seconds per window on a CPU)."
             ),
+            self.SOURCE_WEIGHT: self.tr(
+                "How far the weights of what learned are taken back to those of the model, 0 to 1. Without it half "
+                "the way where no labels of the source are rehearsed, which keeps most of what can be won and loses "
+                "less where the model was right before; nothing where they are."
+            ),
             self.SOURCE: self.source_helps()[self.SOURCE],
             **labels,
             self.SEED: shared[self.SEED],
@@ -107,6 +113,16 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         self.add_choice(self.METHODS, self.tr("Methods"), METHODS)
         self.add_number(self.STEPS, self.tr("Steps"), 200, least=1)
         self.add_choice(self.SEGMENTS, self.tr("Segments"), SEGMENTS, advanced=True)
+        self.add_number(
+            self.SOURCE_WEIGHT,
+            self.tr("Weight of the source model"),
+            None,
+            least=0,
+            most=1,
+            is_whole=False,
+            optional=True,
+            advanced=True,
+        )
         self.add_rasters(self.SOURCE, self.tr("Source rasters"), optional=True)
         self.add_labels()
         self.add_seed()
@@ -142,6 +158,9 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             methods=tuple(self.parameterAsEnumString(parameters, self.METHODS, context).split("+")),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
             segments=next(kind for kind in KINDS if kind == chosen),
+            source_weight=self.parameterAsDouble(parameters, self.SOURCE_WEIGHT, context)
+            if self.is_given(parameters, self.SOURCE_WEIGHT)
+            else None,
             device=self.device(parameters, context, settings),
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )

@@ -20,7 +20,7 @@ from ...models.semantic.package import load_extra, load_segmenter, save_segmente
 from ...models.semantic.prediction import predict_labels
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement, surest_kept
 from ...models.transfer.base import Problem
-from ...models.transfer.chain import SEPARATOR, adapt_in_order, is_rehearsed, names_of
+from ...models.transfer.chain import SEPARATOR, adapt_in_order, is_rehearsed, names_of, source_weight
 from ...models.transfer.statistics import band_quantiles, lasting_tensors
 from ..errors import JobError
 from .chip_segments import SegmentEngine, SegmentKind, Segments, model_segments, superpixels
@@ -55,8 +55,9 @@ class AdaptJob:
 
     `model`: package of the source model. `output`: where the result goes. `methods`: names, in order. `n_steps`
     batches of `batch` chips for each method that learns. `segments`: what cleans pseudo-labels. `held_out`: share of
-    the target's chips that decide whether the result is kept. `device`: as `choose_device` takes it. Raises `JobError`
-    for numbers that make no sense, `TransferError` for methods that do not exist.
+    the target's chips that decide whether the result is kept. `source_weight`: as for `Problem`. `device`: as
+    `choose_device` takes it. Raises `JobError` for numbers that make no sense, `TransferError` for methods that do not
+    exist.
     """
 
     model: Path
@@ -66,6 +67,7 @@ class AdaptJob:
     batch: int = 8
     segments: SegmentKind = "none"
     held_out: float = 0.2
+    source_weight: float | None = None
     device: str = "auto"
     seed: int = 0
 
@@ -86,7 +88,8 @@ class AdaptResult:
     """What was done: `is_adapted` as `verdict` says; everything measured on the chips `held_out`.
 
     `labels_before`, `labels_after`: uint8 (N, rows, cols) of the source model and of what the methods made of it, kept
-    or not. `n_chips`: chips that were learned from. `seconds`: how long the methods took.
+    or not. `n_chips`: chips that were learned from. `source_weight`: how far weights were taken back to the source
+    model's, 0 to 1. `seconds`: how long the methods took.
     """
 
     card: SegmenterCard
@@ -99,6 +102,7 @@ class AdaptResult:
     labels_before: npt.NDArray[np.uint8]
     labels_after: npt.NDArray[np.uint8]
     n_chips: int
+    source_weight: float
     seconds: float
     device: str
 
@@ -146,7 +150,9 @@ def adapt_model(
         n_steps=job.n_steps,
         batch=job.batch,
         seed=job.seed,
+        source_weight=job.source_weight,
     )
+    weight = source_weight(problem, job.methods)
     adapted = copy.deepcopy(model)
     start = time.perf_counter()
     adapt_in_order(adapted, problem, job.methods, StepProgress(progress, 0.25, 0.92))
@@ -162,7 +168,7 @@ def adapt_model(
     labels = [predict_labels(one, held_out, batch=job.batch) for one in (model, adapted)]
     raise_if_cancelled(progress)
     if verdict.is_kept:
-        adapted.card = _adapted_card(source_card, job, targets, learned, before, after, seconds)
+        adapted.card = _adapted_card(source_card, job, targets, learned, before, after, weight, seconds)
         lasting = lasting_tensors(model, adapted, problem.statistics)
         save_segmenter(adapted.cpu(), job.output, extra=lasting)
     else:
@@ -179,6 +185,7 @@ def adapt_model(
         labels[0],
         labels[1],
         len(learned),
+        weight,
         seconds,
         device.name,
     )
@@ -214,6 +221,7 @@ def _adapted_card(
     chips: Chips,
     before: Agreement,
     after: Agreement,
+    weight: float,
     seconds: float,
 ) -> SegmenterCard:
     """The card with what was done; statistics stay the source's, which values are mapped to."""
@@ -224,6 +232,7 @@ def _adapted_card(
         "n_steps": job.n_steps,
         "segments": job.segments,
         "seed": job.seed,
+        "source_weight": weight,
         "seconds": round(seconds, 1),
         "agreement_before": round(before.score, 4),
         "agreement_after": round(after.score, 4),

@@ -30,6 +30,7 @@ def adaptation_report(result: AdaptResult, targets: Sequence[TargetRaster]) -> s
         ("Source", "; ".join(get_method(name).reference for name in job.methods)),
         ("Chips", f"{result.n_chips} to learn from, {len(result.held_out)} held out, {card.chip_px} px each"),
         ("Steps", f"{job.n_steps} of {job.batch} chips; seed {job.seed}; segments: {job.segments}"),
+        ("Weight of the source model", f"{result.source_weight:g}"),
         ("Time", f"{result.seconds:.1f} s for the methods"),
     ]
     parts = [table(facts), heading("Agreement on windows that were held out"), *_agreement(result)]

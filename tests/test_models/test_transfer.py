@@ -27,7 +27,7 @@ from segadapt.models.transfer import agreement as no_harm
 from segadapt.models.transfer.adapting import mean_where, norm_parameters, usable_chips, whole_chips
 from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement, surest_kept
 from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
-from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_of
+from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_of, source_weight
 from segadapt.models.transfer.entropy import Entropy
 from segadapt.models.transfer.fourier import restyled
 from segadapt.models.transfer.masked_consistency import patch_mask
@@ -147,7 +147,8 @@ def quality(model, chips):
     return mean_iou(evaluate_chips(model, chips))
 
 
-def adapted(world, names, *, n_steps=16, with_source=False, **more):
+def adapted(world, names, *, n_steps=16, with_source=False, source_weight=0.0, **more):
+    """What the methods come to, nothing taken back."""
     model = copy.deepcopy(world.model)
     problem = Problem(
         target=world.target,
@@ -155,6 +156,7 @@ def adapted(world, names, *, n_steps=16, with_source=False, **more):
         statistics=world.tensors,
         n_steps=n_steps,
         batch=4,
+        source_weight=source_weight,
         **more,
     )
     adapt_in_order(model, problem, names_of(names), NullProgress())
@@ -572,6 +574,27 @@ def test_who_rehearses(world):
     assert is_rehearsed(with_source, ["quantile", "masked_consistency"])
     assert not is_rehearsed(with_source, ["quantile", "entropy"])
     assert not is_rehearsed(Problem(target=world.target), ["self_training"])
+
+
+def test_without_the_source_half_of_what_was_learned_is_taken_back(world):
+    """Weights lie between, averages too; the map of values is no weight, and rehearsal needs no such caution."""
+    chain, few = "quantile+entropy", {"n_steps": 2}
+    before = world.model.state_dict()
+    whole = adapted(world, chain, **few).state_dict()
+    mixed = adapted(world, chain, source_weight=None, **few).state_dict()
+    assert torch.equal(mixed["input_map"], whole["input_map"])
+    assert not torch.equal(mixed["input_map"], before["input_map"])
+    numbers = {name: value for name, value in whole.items() if value.is_floating_point() and name != "input_map"}
+    moved = [name for name, value in numbers.items() if not torch.equal(value, before[name])]
+    assert any(name.endswith("running_mean") for name in moved)
+    for name in moved:
+        torch.testing.assert_close(mixed[name], (whole[name] + before[name]) / 2)
+    problem = Problem(target=world.target)
+    assert source_weight(problem, ["quantile", "norm_statistics"]) == 0
+    assert source_weight(replace(problem, source=world.source), ["self_training"]) == 0
+    assert source_weight(replace(problem, source_weight=0.25), ["self_training"]) == 0.25
+    with pytest.raises(TransferError, match="0 to 1"):
+        replace(problem, source_weight=1.5)
 
 
 def test_the_rule_in_numbers(world):
