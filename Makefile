@@ -22,8 +22,8 @@ setup: ## install what is missing, link this checkout into QGIS; says so where n
 demo: setup ## segment the sample scene in headless QGIS; results and a picture in demo-output/
 	@QT_QPA_PLATFORM=offscreen $(RUN) tools/demo.py $(ARGS)
 
-test: setup ## run all tests with QGIS on a virtual display (ARGS="-k name" for a few)
-	@REQUIRE_QGIS=1 $(DISPLAY_RUN) "$(ENVIRONMENT)/bin/pytest" -rs $(ARGS)
+test: setup ## run all tests with QGIS on a virtual display, on two cores (ARGS="-n 0 -k name" for a few)
+	@REQUIRE_QGIS=1 OMP_NUM_THREADS=1 $(DISPLAY_RUN) "$(ENVIRONMENT)/bin/pytest" -rs -n 2 --dist loadgroup $(ARGS)
 
 lint: environment ## check style and formatting with ruff
 	@"$(PYTHON)" -m ruff check .

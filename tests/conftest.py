@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,19 @@ if importlib.util.find_spec("qgis") is not None:
     from segadapt.processing.library_isolation import isolate_libraries
 
     isolate_libraries()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files are tested beside each other, one process takes all windows: there is one focus.
+
+    It begins with them, as they take longest; fixtures of a file are made once.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    windows = ROOT / "tests" / "test_plugin" / "test_gui"
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("windows" if windows in item.path.parents else item.path.name))
+    items.sort(key=lambda item: windows not in item.path.parents)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ PUBLIC = {
         {"REPORT", "SHIFT", "FRECHET", "PROXY_A", "BAND_SHIFT", "CLASS_SHIFT", "AGREEMENT", "LEVEL", "RECOMMENDED"},
     ),
     "adaptmodel": (
-        {"RASTERS", "MODEL", "METHODS", "STEPS", "SEGMENTS", "SOURCE", "LABELS", "CLASS_FIELD", "LABEL_RASTERS"}
-        | {"CLASS_NAMES", "BACKGROUND", "AREA", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        {"RASTERS", "MODEL", "METHODS", "STEPS", "SEGMENTS", "SOURCE_WEIGHT", "SOURCE", "LABELS", "CLASS_FIELD"}
+        | {"LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "SEED", "DEVICE", "OUTPUT", "REPORT"},
         {"OUTPUT", "REPORT", "IS_ADAPTED", "AGREEMENT_BEFORE", "AGREEMENT_AFTER"},
     ),
     "segmentfromprompts": (
@@ -87,8 +87,19 @@ PUBLIC = {
         {"TABLE", "REPORT", "COUNT", "NOC80", "NOC85", "NOC90", "MIOU1", "MIOU3", "MIOU5", "MIOU10"},
     ),
     "distillmodel": (
-        {"MODEL", "MORE_MODELS", "RASTERS", "STUDENT", "STEPS", "DEVICE", "SEED", "OUTPUT", "REPORT"},
-        {"OUTPUT", "REPORT", "SPEEDUP", "AGREEMENT"},
+        {
+            "MODEL",
+            "MORE_MODELS",
+            "RASTERS",
+            "STUDENT",
+            "STEPS",
+            "LEAST_AGREEMENT",
+            "DEVICE",
+            "SEED",
+            "OUTPUT",
+            "REPORT",
+        },
+        {"OUTPUT", "REPORT", "IS_KEPT", "SPEEDUP", "AGREEMENT"},
     ),
     "trainmodel": (
         {"RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "DECODER"}
