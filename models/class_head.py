@@ -291,6 +291,16 @@ def save_class_model(model: ClassModel, path: Path) -> None:
         ) from error
 
 
+def is_class_model(path: Path) -> bool:
+    """Say whether a file is a class map model, damaged or not, by its card alone."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            card = json.loads((file.metadata() or {}).get("card", ""))
+    except (OSError, SafetensorError, ValueError):
+        return False
+    return isinstance(card, dict) and card.get("format") == _FORMAT
+
+
 def load_class_model(path: Path) -> ClassModel:
     """Read what `save_class_model` wrote. Raises `ClassHeadError` for any other or a damaged file; runs no code."""
     try:

@@ -6,19 +6,19 @@ from qgis.core import QgsProcessingFeedback
 
 
 class FeedbackProgress:
-    """Hands progress to a `QgsProcessingFeedback`, whose methods may be called from a worker thread."""
+    """Hands progress to `feedback`, a `QgsProcessingFeedback`, whose methods may be called from a worker thread."""
 
     def __init__(self, feedback: QgsProcessingFeedback) -> None:
-        self._feedback = feedback
+        self.feedback = feedback
 
     def set_fraction(self, fraction: float) -> None:
         """Show the fraction (0 to 1) as per cent."""
-        self._feedback.setProgress(100.0 * fraction)
+        self.feedback.setProgress(100.0 * fraction)
 
     def info(self, text: str) -> None:
         """Write a line to the algorithm's log."""
-        self._feedback.pushInfo(text)
+        self.feedback.pushInfo(text)
 
     def is_cancelled(self) -> bool:
         """Say whether the user pressed Cancel."""
-        return bool(self._feedback.isCanceled())
+        return bool(self.feedback.isCanceled())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -75,9 +76,12 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
     def helps(self) -> dict[str, str]:
         """Return the help of every parameter and output."""
         shared = self.shared_helps()
-        names = (self.INPUT, self.MODEL, self.BANDS, self.EXTENT, self.DEVICE)
+        names = (self.INPUT, self.BANDS, self.EXTENT, self.DEVICE)
         return {
             **{name: shared[name] for name in names},
+            self.MODEL: shared[self.MODEL]
+            + " "
+            + self.tr("A saved class map model does as well; it has no probabilities, and 0 is nodata in its map."),
             self.OVERLAP: self.tr(
                 "Share of a window that the next one sees too, 0 to 0.75; more takes longer and hides what a model "
                 "answers near the edges of windows."
@@ -139,6 +143,10 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         settings: EngineSettings,
     ) -> dict[str, Any]:
         """Segment, outline, write."""
+        from ...models.class_head import is_class_model
+
+        if is_class_model(Path(self.parameterAsFile(parameters, self.MODEL, context))):
+            return self._map_classes(parameters, context, progress=progress)
         from ..jobs.model_rasters import open_for_model
         from ..jobs.segment_raster import SegmentOptions, SegmentOutputs, segment_raster
 
@@ -194,6 +202,31 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         if polygons is not None:
             _use_colours(context, polygons.destination, card.classes)
         return results
+
+    def _map_classes(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, *, progress: FeedbackProgress
+    ) -> dict[str, Any]:
+        """Let *Class map* do it: its models judge features of frozen networks, in windows that do not overlap."""
+        from qgis import processing
+
+        for name in (self.PROBABILITIES, self.CONFIDENCE, self.FLIPS, self.SCHEDULER):
+            if parameters.get(name):
+                label = self.parameterDefinition(name).description()
+                raise JobError(f"A class map model has no '{label}'; leave that out, or choose a segmentation model.")
+        progress.info(self.tr("The model is a class map, which the algorithm Class map applies."))
+        files = (self.OUTPUT, self.ENTROPY, self.POLYGONS)
+        given = {name: parameters[name] for name in (self.EXTENT, self.DEVICE, *files) if parameters.get(name)}
+        # By its path: a layer of the project is not for this thread.
+        given |= {self.INPUT: self.raster().path, "CLASS_MODEL": parameters[self.MODEL]}
+        bands = self.parameterAsInts(parameters, self.BANDS, context)
+        if bands:
+            given[self.BANDS] = bands
+        start = time.perf_counter()
+        done = processing.run(
+            "segadapt:classmap", given, context=context, feedback=progress.feedback, is_child_algorithm=True
+        )
+        seconds = time.perf_counter() - start
+        return {name: done[name] for name in files if name in done} | {self.SECONDS: seconds}
 
     def _outline(
         self,

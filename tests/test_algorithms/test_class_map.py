@@ -81,6 +81,25 @@ def test_map_polygons_model_and_entropy(run: Any, halves: tuple[str, QgsVectorLa
         assert (dataset.read(1) == labels).mean() > 0.99
 
 
+def test_segment_raster_takes_a_class_map_model(
+    run: Any, failure: Any, halves: tuple[str, QgsVectorLayer], tmp_path: Path
+) -> None:
+    """The map is that of *Class map*; what only segmentation models have is refused before the work."""
+    import rasterio
+
+    scene, named_places = halves
+    files = {name: str(tmp_path / name) for name in ("map.tif", "model.safetensors", "again.tif", "again.gpkg")}
+    more = {"OUTPUT": files["map.tif"], "SAVED_MODEL": files["model.safetensors"]}
+    run("classmap", {"INPUT": scene, "CLICKS": named_places, "DEVICE": "cpu", **more})
+    given = {"INPUT": scene, "MODEL": files["model.safetensors"], "DEVICE": "cpu", "OUTPUT": files["again.tif"]}
+    results = run("segmentraster", {**given, "POLYGONS": files["again.gpkg"]})
+    with rasterio.open(results["OUTPUT"]) as again, rasterio.open(files["map.tif"]) as first:
+        assert (again.read(1) == first.read(1)).mean() > 0.99
+    classes = {feature["class"] for feature in QgsVectorLayer(results["POLYGONS"], "polygons").getFeatures()}
+    assert classes == {"dark", "green"}
+    assert "no 'Probabilities'" in failure("segmentraster", {**given, "PROBABILITIES": str(tmp_path / "p.tif")})
+
+
 @pytest.mark.parametrize("name", ["out.gpkg", "out.shp"])
 @pytest.mark.parametrize("moment", ["map", "polygons", "cancel"])
 def test_what_ends_early_leaves_no_polygons(
