@@ -40,3 +40,21 @@ def test_a_second_round_goes_on_with_the_first_and_learns(objects, fake_engine, 
 def test_no_round_trains_nothing(objects, fake_engine):
     with pytest.raises(ValueError, match="0 rounds"):
         train_in_rounds(fake_engine, objects, n_rounds=0, n_clicks=4, n_steps=2)
+
+
+def test_an_adapter_that_harms_a_place_does_not_ship():
+    """Half a point of IoU at five clicks is forgiven, three are not; clicks to 0.85 may not rise."""
+    from segadapt.tools.train_adapter import harmed_places
+
+    alone = [0.60, 0.80, 0.85, 0.90, 2.5, 4.0, 6.0]
+
+    def result(at_five, to_85):
+        return {"SAM alone": alone, "with the adapter": [0.60, 0.80, at_five, 0.90, 2.5, to_85, 6.0]}
+
+    found = {
+        "Better": result(0.86, 3.5),
+        "Level": result(0.845, 4.0),
+        "Worse": result(0.82, 3.5),
+        "Slow": result(0.86, 4.1),
+    }
+    assert harmed_places(found) == ["Worse", "Slow"]
