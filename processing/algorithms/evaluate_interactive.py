@@ -21,6 +21,7 @@ from qgis.core import (
 )
 
 from ..errors import JobError
+from .class_map_protocol import evaluate_class_clicks, write_clicks
 from .feedback import FeedbackProgress
 from .outputs import DOUBLE, INTEGER, TEXT, feature_output, from_shapely, make_fields
 from .prompt_source import PromptFields, read_prompts
@@ -29,9 +30,12 @@ from .settings import EngineSettings
 
 if TYPE_CHECKING:
     from ..jobs.click_curves import ObjectCurve
+    from ..jobs.evaluate_class_map import ClassMapCurve
     from ..jobs.evaluate_interactive import Configuration, EvaluateInteractive, InteractiveEvaluation
     from ..jobs.simulated_analyst import Reference
 
+CLASS_MAP = "class_map"
+PROTOCOLS = ("objects", CLASS_MAP)
 _TARGETS = (0.80, 0.85, 0.90)
 _AT_CLICKS = (1, 3, 5, 10)
 _ADAPTING, _PLAIN = "with adaptation", "plain model"
@@ -42,6 +46,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
     """How many clicks objects take, with and without what SegAdapt adds to the model."""
 
     REFERENCE = "REFERENCE"
+    PROTOCOL = "PROTOCOL"
     CLASS_FIELD = "CLASS_FIELD"
     ADAPTATION = "ADAPTATION"
     ADAPTER = "ADAPTER"
@@ -81,7 +86,8 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             "Measures how many clicks objects take in an image. A simulated analyst clicks on each reference "
             "polygon, always into the middle of the largest error, until the answer is good or the clicks are used "
             "up, and goes on to the next object, as one would with the map tool. The report gives clicks to 80, 85 "
-            "and 90 % overlap (IoU), the overlap after 1, 3, 5 and 10 clicks, and seconds, each with a 95 % interval."
+            "and 90 % overlap (IoU), the overlap after 1, 3, 5 and 10 clicks, and seconds, each with a 95 % interval. "
+            "Or it measures how many clicks a class map of the whole image takes."
         )
 
     def helps(self) -> dict[str, str]:
@@ -96,7 +102,14 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
                 "Polygons that are taken for the truth, one per object, in any CRS. Those that the raster's edge "
                 "cuts, that reach pixels without data, or that are too small are left out and counted."
             ),
-            self.CLASS_FIELD: self.tr("Field with the object's class, copied to the table."),
+            self.PROTOCOL: self.tr(
+                "objects: each polygon is segmented by its own clicks. class_map: the polygons are areas of classes; "
+                "the clicks of all classes together make one map of the image, and what is said of adaptation, objects "
+                "and smallest sizes does not apply."
+            ),
+            self.CLASS_FIELD: self.tr(
+                "Field with the object's class, copied to the table; a class map is made of its classes."
+            ),
             self.ADAPTATION: self.tr(
                 "Answer as the map tool does: with adapter, second looks, repair and learning, as far as they are "
                 "on below. Off, the model is evaluated as it was published."
@@ -119,19 +132,22 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
                 "Evaluate the plain model in windows of 1024 pixels on the same objects, too, and report the "
                 "difference. Takes about twice as long."
             ),
-            self.CLICKS: self.tr("An object is given up after this many clicks."),
+            self.CLICKS: self.tr("An object is given up after this many clicks; a class map takes so many in all."),
             self.OBJECTS: self.tr("Evaluate so many objects, chosen at random; without a number all of them."),
             self.MIN_PIXELS: self.tr("Leave out reference polygons with fewer pixels."),
             self.SEED: self.tr("Number that decides on the order of the objects; the same number, the same order."),
             self.TABLE: self.tr(
                 "The reference polygons that were evaluated, with the overlap after each click (iou_1, iou_2, ...), "
-                "clicks to 80, 85 and 90 % (empty where never reached), order, pixels and median seconds per click."
+                "clicks to 80, 85 and 90 % (empty where never reached), order, pixels and median seconds per click. Of "
+                "a class map the clicks as points, with class, mean IoU of the image and seconds."
             ),
             self.REPORT: self.tr("Page with all measures, plots and the worst objects."),
-            self.COUNT: self.tr("Number of objects that were evaluated."),
+            self.COUNT: self.tr("Number of objects that were evaluated, or of classes."),
         }
         for target in _TARGETS:
-            helps[_noc(target)] = self.tr("Mean number of clicks to {} % overlap.").format(f"{100 * target:.0f}")
+            helps[_noc(target)] = self.tr(
+                "Mean number of clicks to {} % overlap; of a class map missing where it was never reached."
+            ).format(f"{100 * target:.0f}")
         for number in _AT_CLICKS:
             helps[f"MIOU{number}"] = self.tr("Mean overlap (IoU, 0 to 1) after {} click(s).").format(number)
         return helps
@@ -147,9 +163,10 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         self.add(
             QgsProcessingParameterField(self.CLASS_FIELD, self.tr("Class field"), None, self.REFERENCE, optional=True)
         )
+        self.add_choice(self.PROTOCOL, self.tr("Protocol"), PROTOCOLS)
         self.add_model()
         self.add(QgsProcessingParameterBoolean(self.ADAPTATION, self.tr("Adaptation"), True))
-        self._add_number(self.CLICKS, self.tr("Clicks per object"), 20, least=1, most=100)
+        self._add_number(self.CLICKS, self.tr("Clicks"), 20, least=1, most=1000)
         self._add_number(self.OBJECTS, self.tr("Objects"), 100, least=1, optional=True)
         self._add_number(self.SEED, self.tr("Seed"), 0, least=0)
         for name, label in (
@@ -166,9 +183,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         self.add(
             QgsProcessingParameterBoolean(self.BASELINE, self.tr("Compare with the plain model"), False), advanced=True
         )
-        self.add(
-            QgsProcessingParameterFeatureSink(self.TABLE, self.tr("Evaluated objects"), QgsProcessing.TypeVectorPolygon)
-        )
+        self.add(QgsProcessingParameterFeatureSink(self.TABLE, self.tr("Evaluated objects"), QgsProcessing.TypeVector))
         self.add(
             QgsProcessingParameterFileDestination(
                 self.REPORT, self.tr("Report"), self.tr("HTML files (*.html)"), optional=True
@@ -196,6 +211,15 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
 
         report = self.file_output(parameters, context, self.REPORT)
         references, layer = self._read_references(parameters, context, progress)
+        if self.parameterAsEnumString(parameters, self.PROTOCOL, context) == CLASS_MAP:
+            with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
+                curve, names, page = evaluate_class_clicks(
+                    self, parameters, context, references, scene, layer=layer, progress=progress, settings=settings
+                )
+                table = write_clicks(self, parameters, context, curve, names, scene)
+            if report:
+                write_report(page, report)
+            return {self.TABLE: table, self.REPORT: str(report or ""), **_map_numbers(curve)}
         job = self._job(parameters, context)
         with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
             evaluation = evaluate_interactive(scene, references, job, progress)
@@ -318,6 +342,19 @@ def _numbers(evaluation: InteractiveEvaluation) -> dict[str, float]:
     for number in _AT_CLICKS:
         if number <= evaluation.job.n_clicks:
             numbers[f"MIOU{number}"] = summary[f"miou_{number}"].value
+    return numbers
+
+
+def _map_numbers(curve: ClassMapCurve) -> dict[str, float]:
+    """The same numbers of a class map."""
+    numbers: dict[str, float] = {RasterAlgorithm.COUNT: len(curve.class_ious)}
+    for target in _TARGETS:
+        clicks = curve.clicks_to(target)
+        if clicks is not None:
+            numbers[_noc(target)] = clicks
+    for number in _AT_CLICKS:
+        if number <= len(curve.mious):
+            numbers[f"MIOU{number}"] = curve.mious[number - 1]
     return numbers
 
 

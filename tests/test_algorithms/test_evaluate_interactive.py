@@ -86,6 +86,29 @@ def test_roofs_take_few_clicks(
     assert max(feedback.seen.progress) == pytest.approx(100, abs=1)
 
 
+def test_a_class_map_is_clicked_as_a_whole(
+    run: Any, failure: Any, scene_file: Path, prompts: Any, roofs: Any, tmp_path: Path
+) -> None:
+    """Points of the clicks with the mean IoU after each, the same numbers in results and page; the rest is unknown."""
+    ground = "POLYGON((600000 5750000, 600150 5750000, 600150 5749990, 600000 5749990, 600000 5750000))"
+    rows = [(ground, {"kind": "ground"}), *((roof.polygon, {"kind": "roof"}) for roof in roofs)]
+    report = tmp_path / "page.html"
+    given = {"REFERENCE": prompts(rows, kind="Polygon"), "PROTOCOL": "class_map", "REPORT": str(report), "CLICKS": 6}
+    parameters = parameters_of(scene_file, given["REFERENCE"], **given)
+    result = run("evaluateinteractive", {**parameters, "CLASS_FIELD": "kind"})
+    clicks = sorted(result["TABLE"].getFeatures(), key=lambda row: row["click"])
+    assert [row["click"] for row in clicks] == list(range(1, len(clicks) + 1))
+    assert {row["class"] for row in clicks[:2]} == {"ground", "roof"}
+    by_class = {row["class"]: row.geometry() for row in clicks[:2]}
+    assert QgsGeometry.fromWkt(ground).contains(by_class["ground"])
+    assert any(QgsGeometry.fromWkt(roof.polygon).contains(by_class["roof"]) for roof in roofs)
+    assert result["COUNT"] == 2
+    assert result["MIOU3"] == pytest.approx(clicks[2]["miou"] if len(clicks) > 2 else clicks[-1]["miou"])
+    assert clicks[-1]["miou"] > 0.8
+    assert f"{clicks[-1]['miou']:.3f}" in report.read_text(encoding="utf-8")
+    assert "two classes or more" in failure("evaluateinteractive", parameters)
+
+
 def test_compared_with_the_plain_model(run: Any, scene_file: Path, references: Any, tmp_path: Path) -> None:
     """Both meet the same objects in the same order; the numbers are of what was asked for."""
     file, report = tmp_path / "table.gpkg", tmp_path / "report.html"

@@ -70,8 +70,9 @@ PUBLIC = {
     ),
     "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
     "evaluateinteractive": (
-        {"INPUT", "REFERENCE", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW", "ADAPTATION"}
+        {"INPUT", "REFERENCE", "PROTOCOL", "CLASS_FIELD", "MODEL", "BANDS", "DEVICE", "STRETCH", "WINDOW"}
         | {
+            "ADAPTATION",
             "ADAPTER",
             "CASCADE",
             "REPAIR",
