@@ -26,6 +26,7 @@ from segadapt.models.backbone import Backbone, open_backbone
 from segadapt.models.embeddings import EmbeddingCache
 from segadapt.models.engine import InferenceEngine, open_engine
 from segadapt.processing.jobs.class_map import ClassMapOptions, ClassMapper
+from segadapt.processing.jobs.class_map_truth import Thinned
 from segadapt.processing.jobs.evaluate_class_map import RANDOM_ERROR, EvaluateClassMap, Guide, evaluate_class_map
 from segadapt.processing.jobs.guidance import uncertain_regions
 from segadapt.processing.jobs.scene import Scene
@@ -44,21 +45,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "ridge, segments, without SAM": {"with_sam": False},
     "ridge, cells, without SAM": {"is_snapped": False, "with_sam": False},
 }
-
-
-class Thinned:
-    """A mapper seen at every `STEP_PX`-th pixel."""
-
-    def __init__(self, mapper: ClassMapper) -> None:
-        self.mapper = mapper
-
-    def click(self, x: int, y: int, class_id: int) -> None:
-        """Click the pixel behind (x, y)."""
-        self.mapper.click(x * STEP_PX, y * STEP_PX, class_id)
-
-    def labels(self) -> npt.NDArray[np.uint8]:
-        """Labels at every `STEP_PX`-th pixel."""
-        return self.mapper.labels()[::STEP_PX, ::STEP_PX]
 
 
 def dubai_truth(path: Path) -> npt.NDArray[np.uint8]:
@@ -125,7 +111,7 @@ def heads(bench: Bench) -> Iterator[tuple[str, ...]]:
     for title, options in CONFIGURATIONS.items():
         curves = [
             evaluate_class_map(
-                Thinned(bench.mapper(bench.data / f"dubai/{name}.jpg", **options)),
+                Thinned(bench.mapper(bench.data / f"dubai/{name}.jpg", **options), STEP_PX),
                 dubai_truth(bench.data / f"dubai/{name}_classes.png"),
                 EvaluateClassMap(n_clicks=N_CLICKS),
             ).mious
@@ -144,14 +130,16 @@ def guidance(bench: Bench) -> Iterator[tuple[str, ...]]:
         job = EvaluateClassMap(n_clicks=N_CLICKS)
         mapper = bench.mapper(path)
         found.setdefault("guided", []).append(
-            evaluate_class_map(Thinned(mapper), truth, job, guide=guided(mapper)).mious
+            evaluate_class_map(Thinned(mapper, STEP_PX), truth, job, guide=guided(mapper)).mious
         )
         for seed in range(3):
-            curve = evaluate_class_map(Thinned(bench.mapper(path)), truth, job, guide=anywhere(truth.shape, seed)).mious
+            curve = evaluate_class_map(
+                Thinned(bench.mapper(path), STEP_PX), truth, job, guide=anywhere(truth.shape, seed)
+            ).mious
             found.setdefault("anywhere at random", []).append(curve)
         job = EvaluateClassMap(n_clicks=N_CLICKS, where=RANDOM_ERROR)
         found.setdefault("random error (knows the truth)", []).append(
-            evaluate_class_map(Thinned(bench.mapper(path)), truth, job).mious
+            evaluate_class_map(Thinned(bench.mapper(path), STEP_PX), truth, job).mious
         )
     for title, curves in found.items():
         yield _row(title, curves)
