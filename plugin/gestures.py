@@ -67,7 +67,7 @@ class Gestures(QObject):
     def pick(self, point: QgsPointXY, *, is_quiet: bool = False) -> None:
         """Begin with the polygon at a point, or make it an exemplar; `is_quiet`: no sentence where there is none."""
         mapping = self._scene.mapping
-        if mapping is None or (self._tool.mode is Mode.REFINE and not self._session.is_empty):
+        if mapping is None or (self._tool.chosen_mode is Mode.REFINE and not self._session.is_empty):
             return
         found = polygon_under(self._canvas, point, first=self._target.layer())
         if found is None:
@@ -80,7 +80,7 @@ class Gestures(QObject):
         except CoordinateError as error:
             self.notified.emit(str(error))
             return
-        if self._tool.mode is Mode.EXEMPLAR:
+        if self._tool.chosen_mode is Mode.EXEMPLAR:
             field = field_of(layer, "class")
             self.exemplar_chosen.emit(wkb, "" if field is None else str(feature[field] or ""))
         else:

@@ -92,6 +92,7 @@ class HoverControl(QObject):
             self._ask_preview(self.mouse_at)
         else:
             self._overlay.show_hover(None)
+            self._overlay.show_highlight(None)
 
     def _show_polygon(self, point: QgsPointXY) -> None:
         """Mark the polygon that a click would take."""

@@ -152,6 +152,7 @@ class PromptControl(QObject):
     def set_mode(self, mode: Mode) -> None:
         """Let clicks mean something else. What a mode can do with what is under the mouse, it does at once.
 
+        While somebody else has the clicks, nothing is refined: an object would begin that no click corrects.
         An answer that becomes an exemplar is all that was wanted: the mode stays as it was.
         """
         if mode is Mode.EXEMPLAR and self.session.answer is not None and self.session.answer.wkb:
@@ -159,7 +160,8 @@ class PromptControl(QObject):
             return
         self.tool.set_mode(mode)
         self._hover.hide()
-        if self.mouse_at is not None and mode in (Mode.REFINE, Mode.EXEMPLAR):
+        is_lent = self.click_takers.present is not None
+        if self.mouse_at is not None and (mode is Mode.EXEMPLAR or (mode is Mode.REFINE and not is_lent)):
             self.gestures.pick(self.mouse_at, is_quiet=True)
         self._draw()
 
@@ -318,7 +320,7 @@ class PromptControl(QObject):
             self.batch.stop()
         elif not self.session.is_empty or self.session.can_redo:
             self.reset()
-        elif self.tool.mode is not Mode.POINT:
+        elif self.tool.can_leave_mode:
             self._actions[Mode.POINT.value.name].trigger()
 
     def _tell_edit(self, sentence: str) -> None:
@@ -364,17 +366,18 @@ class PromptControl(QObject):
 
     def show_possible(self) -> None:
         """Enable what can be done, and let undo and redo say what they will do."""
+        self.show_hint()
         session, answer = self.session, self.session.answer
         has_mask = session.is_waiting or (answer is not None and bool(answer.wkb))
         can_drop = not session.is_empty or session.can_redo or self.batch.is_running
         self._actions["accept"].setEnabled(has_mask)
-        self._actions["drop"].setEnabled(can_drop or self.tool.mode is not Mode.POINT)
+        self._actions["drop"].setEnabled(can_drop or self.tool.can_leave_mode)
         self._actions["next_mask"].setEnabled(session.step.n_options > 1)
         self._undo.show()
-        self.show_hint()
 
     def show_hint(self) -> None:
-        """Say what the next click does, where that is another thing than before."""
+        """Say what the next click does, where that is another thing than before, and let the tool follow."""
+        self.tool.set_lent(self.click_takers.present is not None)
         hint = self._next_hint()
         if hint != self.hint:
             self.hint = hint

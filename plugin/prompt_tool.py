@@ -42,6 +42,8 @@ class Command(Enum):
 class PromptTool(QgsMapTool):
     """Left click foreground; right, Shift or Ctrl click background; drag what the mode says; keys for the rest.
 
+    While it is lent to somebody else (`set_lent`), no mode counts: a drag draws a line.
+
     Signals carry points in the CRS of the canvas: `clicked` (QgsPointXY, is foreground), `boxed` (four
     corners), `scribbled` (points of a line, is foreground), `outlined` (vertices of a polygon), `hovered`
     (QgsPointXY), `left` (the mouse went away), `cycled` (1 or -1, by Alt and wheel), `mode_changed` (Mode).
@@ -59,7 +61,7 @@ class PromptTool(QgsMapTool):
     def __init__(self, canvas: QgsMapCanvas, actions: Actions) -> None:
         super().__init__(canvas)
         self._actions = actions
-        self._state, self._mode = ToolState.HOVERING, Mode.POINT
+        self._state, self._mode, self._is_lent = ToolState.HOVERING, Mode.POINT, False
         self._button = _LEFT
         self._pressed_at = QPoint()
         self._drawn: list[QgsPointXY] = []
@@ -68,9 +70,19 @@ class PromptTool(QgsMapTool):
         self.setCursor(mode_cursor(self._mode, canvas))
 
     @property
-    def mode(self) -> Mode:
-        """What a click means at present."""
+    def chosen_mode(self) -> Mode:
+        """What the user chose a click to mean, while the tool is not lent."""
         return self._mode
+
+    @property
+    def mode(self) -> Mode:
+        """What a click or a drag means at present."""
+        return Mode.SCRIBBLE if self._is_lent else self._mode
+
+    @property
+    def can_leave_mode(self) -> bool:
+        """True where there are clicks to go back to."""
+        return self._mode is not Mode.POINT and not self._is_lent
 
     @property
     def is_drawing(self) -> bool:
@@ -81,8 +93,15 @@ class PromptTool(QgsMapTool):
         """Let clicks mean something else; what is being drawn is dropped."""
         self._rest()
         self._mode = mode
-        self.setCursor(mode_cursor(mode, self.canvas()))
+        self.setCursor(mode_cursor(self.mode, self.canvas()))
         self.mode_changed.emit(mode)
+
+    def set_lent(self, is_lent: bool) -> None:
+        """Lend clicks and lines to somebody else, or take them back; what is being drawn is dropped."""
+        if is_lent != self._is_lent:
+            self._rest()
+            self._is_lent = is_lent
+            self.setCursor(mode_cursor(self.mode, self.canvas()))
 
     def activate(self) -> None:
         """Take the keyboard as well as the mouse."""
@@ -114,7 +133,7 @@ class PromptTool(QgsMapTool):
 
     def canvasPressEvent(self, event: QgsMapMouseEvent) -> None:
         """Remember where a click, a box or a line begins."""
-        draws_background = event.button() == _RIGHT and self._mode is Mode.SCRIBBLE
+        draws_background = event.button() == _RIGHT and self.mode is Mode.SCRIBBLE
         if not self.is_drawing and (event.button() == _LEFT or draws_background):
             self._state, self._button, self._pressed_at = ToolState.PRESSED, event.button(), event.pos()
             self._drawn = [event.mapPoint()]
@@ -201,19 +220,19 @@ class PromptTool(QgsMapTool):
             self._state = ToolState.DRAGGING
         if self._state is not ToolState.DRAGGING:
             return
-        if self._mode.draws_freely:
+        if self.mode.draws_freely:
             self._drawn.append(event.mapPoint())
             self._drawing.show_line(self._drawn, is_foreground=not self._is_background(event))
-        elif self._mode is not Mode.POLYGON:
+        elif self.mode is not Mode.POLYGON:
             self._box.show(self._corners(event.pos()))
 
     def _release(self, event: QgsMapMouseEvent) -> None:
         is_foreground = not self._is_background(event)
-        if self._mode is Mode.POLYGON and is_foreground:
+        if self.mode is Mode.POLYGON and is_foreground:
             self._state = ToolState.DRAWING
             self._drawing.show_polygon(self._drawn)
             return
-        if self._mode is Mode.BOX and self._state is ToolState.PRESSED and is_foreground:
+        if self.mode is Mode.BOX and self._state is ToolState.PRESSED and is_foreground:
             self._state = ToolState.CORNER
             return
         was_dragged, drawn = self._state is ToolState.DRAGGING, self._drawn
@@ -221,7 +240,7 @@ class PromptTool(QgsMapTool):
         self._rest()
         if not was_dragged:
             self.clicked.emit(start, is_foreground)
-        elif self._mode.draws_freely:
+        elif self.mode.draws_freely:
             self.scribbled.emit(drawn, is_foreground)
         else:
             self.boxed.emit(corners)

@@ -141,7 +141,7 @@ class ToolActions(QObject):
     def _on_mode_chosen(self, mode: Mode) -> None:
         self._prompts.set_mode(mode)
         # Where the mode did what it is for at once, the one before goes on.
-        self._actions[self._prompts.tool.mode.value.name].setChecked(True)
+        self._actions[self._prompts.tool.chosen_mode.value.name].setChecked(True)
         if mode in _REMEMBERED:
             write_setting(MODE, mode.value.name)
         self.mode_chosen.emit()

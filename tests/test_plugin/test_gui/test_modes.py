@@ -541,9 +541,10 @@ class Taker:
 
     def __init__(self) -> None:
         self.got: list[Any] = []
+        self.is_there = True
 
     def wants_clicks(self) -> bool:
-        return True
+        return self.is_there
 
     def click(self, point_raster: Any, is_foreground: bool) -> None:
         self.got.append((point_raster, is_foreground))
@@ -567,3 +568,48 @@ def test_clicks_and_scribbles_go_to_who_wants_them(gui: Any, at: Any) -> None:
     assert (is_on, is_line_on) == (True, False)
     assert line[-1] == pytest.approx((at(390, 439).x(), at(390, 439).y()), abs=tolerance)
     assert gui.session.is_empty
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_no_mode_keeps_clicks_and_lines_from_who_wants_them(gui: Any, at: Any, target: Any, mode: Mode) -> None:
+    gui.start()
+    taker = Taker()
+    taker.is_there = False
+    gui.prompts.click_takers.add(taker, hint="Paint the map.")
+    action = gui.controller.actions[mode.value.name]
+    action.trigger()
+    taker.is_there = True
+    gui.prompts.show_possible()
+    gui.click(at(350, 450))
+    trace(gui, [at(x, 450) for x in range(320, 480, 20)])
+    gui.click(at(450, 450), RIGHT)
+    assert [is_foreground for _, is_foreground in taker.got] == [True, True, False]
+    assert len(taker.got[1][0]) > 1
+    assert gui.session.is_empty
+    assert owners(target) == {"Ada": 2500, "Ben": 2500}
+    gui.key(Qt.Key.Key_Escape)
+    taker.is_there = False
+    gui.prompts.show_possible()
+    assert gui.prompts.tool.mode is mode
+    assert action.isChecked()
+
+
+def test_a_polygon_that_was_begun_does_not_take_clicks_from_who_wants_them(gui: Any, at: Any) -> None:
+    gui.start()
+    gui.key(Qt.Key.Key_G)
+    gui.click(at(300, 300))
+    assert gui.prompts.tool.is_drawing
+    taker = Taker()
+    gui.prompts.click_takers.add(taker, hint="Paint the map.")
+    gui.prompts.show_possible()
+    gui.click(at(500, 300))
+    assert len(taker.got) == 1
+
+
+def test_e_over_a_polygon_waits_for_the_tool_to_be_free(gui: Any, at: Any, parcels: Any) -> None:
+    gui.start()
+    gui.prompts.click_takers.add(Taker(), hint="Paint the map.")
+    gui.move(at(350, 450))
+    gui.key(Qt.Key.Key_E)
+    assert gui.session.is_empty
+    assert gui.prompts.tool.chosen_mode is Mode.REFINE
