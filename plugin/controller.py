@@ -12,7 +12,6 @@ from qgis.PyQt.QtCore import QCoreApplication, QObject
 from qgis.PyQt.QtWidgets import QFileDialog, QLineEdit
 
 from ..models.registry import list_models
-from ..processing.algorithms.base import with_ending
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .adapt_control import AdaptControl
@@ -40,7 +39,6 @@ from .tool_actions import ToolActions
 
 # The same sentence again within this time tells nothing new.
 _QUIET_S = 5.0
-_ADAPTER_FILES = "Adapter (*.safetensors)"
 _REVIEW_HINT = (
     "Click accepts the candidate there, right click rejects it; A and R answer for the white one, Esc leaves."
 )
@@ -106,9 +104,7 @@ class Controller(QObject):
             actions=self.actions,
             parent=self,
         )
-        self.learning = LearningControl(
-            self.worker, scene=self.scene, ask_open=self._ask_adapter, ask_save=self._ask_new_adapter, parent=self
-        )
+        self.learning = LearningControl(self.worker, scene=self.scene, line=dock.learning_label, parent=self)
         self.similar = SimilarControl(
             canvas,
             self.worker,
@@ -389,14 +385,6 @@ class Controller(QObject):
     def _inform(self, sentence: str) -> None:
         if self._message_bar is not None:
             self._message_bar.pushInfo("SegAdapt", sentence)
-
-    def _ask_adapter(self) -> Path | None:
-        path, _ = QFileDialog.getOpenFileName(self._dock, "Load adapter", "", _ADAPTER_FILES)
-        return Path(path) if path else None
-
-    def _ask_new_adapter(self) -> Path | None:
-        path, _ = QFileDialog.getSaveFileName(self._dock, "Save adapter", "", _ADAPTER_FILES)
-        return with_ending(path, ".safetensors") if path else None
 
     def _ask_geopackage(self) -> Path | None:
         # Qt's own question whether to overwrite is switched off: an existing file is never overwritten.

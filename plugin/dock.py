@@ -260,7 +260,7 @@ class SegAdaptDock(QgsDockWidget):
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
         self.status_label.setTextFormat(Qt.TextFormat.RichText)
-        self.device_label, self.cache_label = _small_label(), _small_label()
+        self.device_label, self.learning_label, self.cache_label = _small_label(), _small_label(), _small_label()
         self.cache_label.setToolTip("What is encoded already, of all rasters, and need not be encoded again")
         self.progress_bar = _thin_bar()
 
@@ -270,6 +270,7 @@ class SegAdaptDock(QgsDockWidget):
         column.addWidget(self.status_label)
         column.addWidget(self.progress_bar)
         column.addWidget(self.device_label)
+        column.addWidget(self.learning_label)
         column.addWidget(self.cache_label)
         return frame
 

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsSettings
 from qgis.PyQt.QtCore import QObject, Qt, pyqtSignal
-from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QSizePolicy, QToolButton, QVBoxLayout, QWidget
+from qgis.PyQt.QtWidgets import (
+    QCheckBox,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
+from ..processing.algorithms.base import with_ending
 from .engine_worker import EngineWorker
-from .exchange import Answer, SceneInfo, Task
+from .exchange import Answer, Task
 from .scene_control import SceneControl
 from .settings import LEARNING, RECTANGLES, write_setting
-from .tasks import Learn, LearnOutline, LoadAdapter, ResetLearning, SaveAdapter, SetLearning, SetRectangles
+from .tasks import (
+    Learn,
+    LearningState,
+    LearnOutline,
+    LoadAdapter,
+    ResetLearning,
+    SaveAdapter,
+    SetLearning,
+    SetRectangles,
+)
 
+_TEACHES = "Every accepted object teaches the model a little."
 _NOTHING = "Nothing learned yet: every accepted object teaches the model a little."
 _OFF = "The model stays as it is, whatever is accepted."
-
-AskPath = Callable[[], "Path | None"]
+_ADAPTER_FILES = "Adapter (*.safetensors)"
 
 
 class LearningPanel(QWidget):
@@ -34,7 +52,7 @@ class LearningPanel(QWidget):
             "Masks that are nearly rectangular become rectangles, of which a click moves whole sides; from which "
             "likeness on is learned from what you accept. Holds from the next click on"
         )
-        self.report = QLabel(_NOTHING)
+        self.report = QLabel()
         self.report.setWordWrap(True)
         self.reset = _button("Reset", "Forget what was learned")
         self.save = _button("Save adapter…", "Write what was learned to a file, for other projects and batch jobs")
@@ -51,15 +69,17 @@ class LearningPanel(QWidget):
 
 
 class LearningControl(QObject):
-    """`notified` carries a sentence for the message bar."""
+    """Owns the page; `line` is a label elsewhere that says in short what the page says.
+
+    `notified` carries a sentence for the message bar.
+    """
 
     notified = pyqtSignal(str)
 
-    def __init__(
-        self, worker: EngineWorker, *, scene: SceneControl, ask_open: AskPath, ask_save: AskPath, parent: QObject
-    ) -> None:
+    def __init__(self, worker: EngineWorker, *, scene: SceneControl, line: QLabel, parent: QObject) -> None:
         super().__init__(parent)
-        self._worker, self._scene, self._ask_open, self._ask_save = worker, scene, ask_open, ask_save
+        self._worker, self._scene, self._line = worker, scene, line
+        self._state: LearningState | None = None
         self.panel = LearningPanel()
         for key, box in ((LEARNING, self.panel.is_on), (RECTANGLES, self.panel.rectangles)):
             box.setChecked(QgsSettings().value(f"segadapt/{key}", True, type=bool))
@@ -69,7 +89,7 @@ class LearningControl(QObject):
         self.panel.save.clicked.connect(self._save)
         self.panel.load.clicked.connect(self._load)
         scene.ready.connect(self._on_ready)
-        scene.changed.connect(self._show)
+        scene.changed.connect(self._on_scene_changed)
         worker.worked.connect(self._on_worked)
         self._show()
 
@@ -92,7 +112,14 @@ class LearningControl(QObject):
         write_setting(RECTANGLES, is_on)
         self._do(SetRectangles(is_on))
 
+    def _on_scene_changed(self) -> None:
+        self._state = None
+        self._show()
+
     def _on_ready(self) -> None:
+        info = self._scene.status.info
+        if info is not None:
+            self._state = LearningState("", info.n_learned, info.loaded_name)
         # A scene that was just opened learns and makes rectangles, unless it is told not to.
         if not self.panel.is_on.isChecked():
             self._worker.do(SetLearning(False))
@@ -110,31 +137,46 @@ class LearningControl(QObject):
         if path is not None:
             self._do(LoadAdapter(path))
 
+    def _ask_open(self) -> Path | None:
+        path, _ = QFileDialog.getOpenFileName(self.panel, "Load adapter", "", _ADAPTER_FILES)
+        return Path(path) if path else None
+
+    def _ask_save(self) -> Path | None:
+        path, _ = QFileDialog.getSaveFileName(self.panel, "Save adapter", "", _ADAPTER_FILES)
+        return with_ending(path, ".safetensors") if path else None
+
     def _do(self, task: Task) -> None:
         if self._scene.is_ready:
             self._worker.do(task)
 
     def _on_worked(self, task: Task, item: Any) -> None:
-        if isinstance(task, (Learn, LearnOutline)):
-            if item is not None:  # a step on the way
-                self.panel.report.setText(item.sentence)
-        elif isinstance(task, (ResetLearning, SaveAdapter, LoadAdapter)):
-            self.panel.report.setText(item)
+        if not isinstance(item, LearningState):
+            return
+        self._state = item
+        self._show()
+        if not isinstance(task, SetLearning):
+            self.panel.report.setText(item.sentence)
 
     def _show(self) -> None:
-        is_on = self.panel.is_on.isChecked()
-        self.panel.report.setText(_kept(self._scene.status.info) if is_on else _OFF)
+        is_on, kept = self.panel.is_on.isChecked(), _kept(self._state)
+        report = f"Goes on with {kept}." if kept else ""
+        if not is_on:
+            report = f"{report} {_OFF}".strip()
+        elif not report:
+            report = _TEACHES if self._state is None else _NOTHING
+        self.panel.report.setText(report)
+        self._line.setText(" · ".join(filter(None, (f"Learning is {'on' if is_on else 'off'}", kept))))
         for button in (self.panel.reset, self.panel.save, self.panel.load):
             button.setEnabled(self._scene.is_ready)
 
 
-def _kept(info: SceneInfo | None) -> str:
-    """Say what the model goes on with in a scene."""
-    if info is None or not (info.n_learned or info.loaded_name):
-        return _NOTHING
-    objects = "1 accepted object" if info.n_learned == 1 else f"{info.n_learned} accepted objects"
-    taught = f"what {objects} taught the model" if info.n_learned else ""
-    return f"Goes on with {' and '.join(filter(None, (info.loaded_name, taught)))}."
+def _kept(state: LearningState | None) -> str:
+    """Name what the model goes on with; empty for nothing, or without a scene."""
+    if state is None:
+        return ""
+    objects = "1 accepted object" if state.n_learned == 1 else f"{state.n_learned} accepted objects"
+    taught = f"what {objects} taught the model" if state.n_learned else ""
+    return " and ".join(filter(None, (state.loaded_name, taught)))
 
 
 def _button(text: str, tip: str) -> QToolButton:

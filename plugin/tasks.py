@@ -11,26 +11,40 @@ from .exchange import Answer, Task
 
 if TYPE_CHECKING:
     from ..models.progress import Progress
-    from ..processing.jobs.interactive import InteractiveSegmenter, LearningReport
+    from ..processing.jobs.interactive import InteractiveSegmenter
+
+
+@dataclass(frozen=True)
+class LearningState:
+    """What the model goes on with.
+
+    `sentence` says what was done; `n_learned`: accepted objects since the model was as shipped or loaded;
+    `loaded_name`: the adapter that was loaded, "" for none.
+    """
+
+    sentence: str
+    n_learned: int
+    loaded_name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Learn(Task):
     """Learn from an object that was accepted: its answer and its final outline (WKB, raster's CRS).
 
-    Empty `wkb` stands for the outline of the answer itself. Yields None after each step and a `LearningReport` at last.
+    Empty `wkb` stands for the outline of the answer itself. Yields None after each step and a `LearningState` at last.
     """
 
     answer: Answer
     wkb: bytes = b""
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningReport | None]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState | None]:
         """Take one object in."""
         import shapely
 
         geometry = shapely.from_wkb(self.wkb) if self.wkb else None
-        yield (yield from segmenter.learning(self.answer.result, geometry))
+        report = yield from segmenter.learning(self.answer.result, geometry)
+        yield _state(segmenter, report.sentence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +58,7 @@ class LearnOutline(Task):
     wkb: bytes
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningReport | None]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState | None]:
         """Take one object in."""
         import shapely
 
@@ -56,20 +70,22 @@ class LearnOutline(Task):
         request = PromptRequest(request_id=0, points_map=((place.x, place.y),), labels=(FOREGROUND,))
         result = segmenter.answer(request, only_if_encoded=True)
         if result is not None:
-            yield (yield from segmenter.learning(result, geometry))
+            report = yield from segmenter.learning(result, geometry)
+            yield _state(segmenter, report.sentence)
 
 
 @dataclass(frozen=True, eq=False)
 class SetLearning(Task):
-    """Switch learning from clicks and objects on or off; what was learned stays. Yields a sentence."""
+    """Switch learning from clicks and objects on or off; what was learned stays. Yields a `LearningState`."""
 
     is_on: bool
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState]:
         """Set the options."""
         segmenter.options = replace(segmenter.options, per_click=self.is_on, per_object=self.is_on)
-        yield "The model learns from your clicks." if self.is_on else "The model no longer learns from your clicks."
+        verb = "learns" if self.is_on else "no longer learns"
+        yield _state(segmenter, f"The model {verb} from your clicks.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,41 +103,45 @@ class SetRectangles(Task):
 
 @dataclass(frozen=True, eq=False)
 class ResetLearning(Task):
-    """Forget what was learned. Yields a sentence."""
+    """Forget what was learned. Yields a `LearningState`."""
 
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState]:
         """Start anew."""
         n_objects = segmenter.n_learned
         segmenter.reset()
-        yield f"What was learned from {_objects(n_objects)} is forgotten."
+        yield _state(segmenter, f"What was learned from {_objects(n_objects)} is forgotten.")
 
 
 @dataclass(frozen=True, eq=False)
 class SaveAdapter(Task):
-    """Write what was learned to a file that another project or a batch job can load. Yields a sentence."""
+    """Write what was learned to a file that another project or a batch job can load. Yields a `LearningState`."""
 
     path: Path
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState]:
         """Write the file."""
         segmenter.save(self.path)
-        yield f"What was learned from {_objects(segmenter.n_learned)} is saved in {self.path}."
+        yield _state(segmenter, f"What was learned from {_objects(segmenter.n_learned)} is saved in {self.path}.")
 
 
 @dataclass(frozen=True, eq=False)
 class LoadAdapter(Task):
-    """Work with what was learned elsewhere. Yields a sentence."""
+    """Work with what was learned elsewhere. Yields a `LearningState`."""
 
     path: Path
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[str]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState]:
         """Read the file."""
         segmenter.load(self.path)
-        yield f"{segmenter.adapter_name or self.path.stem} is loaded."
+        yield _state(segmenter, f"{segmenter.adapter_name or self.path.stem} is loaded.")
+
+
+def _state(segmenter: InteractiveSegmenter, sentence: str) -> LearningState:
+    return LearningState(sentence, segmenter.n_learned, segmenter.loaded_name)
 
 
 def _objects(count: int) -> str:

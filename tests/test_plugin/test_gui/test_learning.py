@@ -24,7 +24,7 @@ class Learner:
         self.lessons: list[Any] = []
         self.paths: list[Any] = []
         self.options = Options()
-        self.n_learned, self.adapter_name = 0, "adapter of Banepa"
+        self.n_learned, self.adapter_name, self.loaded_name = 0, "adapter of Banepa", ""
         self.is_encoded = True
 
     def answer(self, request: Any, *, only_if_encoded: bool = False) -> str | None:
@@ -38,13 +38,14 @@ class Learner:
         return Report(f"Learned from {self.n_learned} objects.")
 
     def reset(self) -> None:
-        self.n_learned = 0
+        self.n_learned, self.loaded_name = 0, ""
 
     def save(self, path: Path) -> None:
         self.paths.append(("save", path))
 
     def load(self, path: Path) -> None:
         self.paths.append(("load", path))
+        self.n_learned, self.loaded_name = 0, path.stem
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,31 @@ def test_the_page_says_what_the_model_goes_on_with(
     assert gui.controller.learning.panel.report.text() == text
 
 
+def test_page_and_status_line_tell_what_is_in_use_after_every_change(
+    gui: Any, at: Any, learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    panel, line = gui.controller.learning.panel, gui.dock.learning_label
+    monkeypatch.setattr(gui.controller.learning, "_ask_open", lambda: tmp_path / "my_city.safetensors")
+    assert line.text() == "Learning is on"
+    gui.start()
+    accept(gui, at)
+    taught = "what 1 accepted object taught the model"
+    gui.wait_for(lambda: line.text() == f"Learning is on · {taught}")
+    panel.is_on.click()
+    assert panel.report.text() == f"Goes on with {taught}. The model stays as it is, whatever is accepted."
+    assert line.text() == f"Learning is off · {taught}"
+    panel.is_on.click()
+    assert panel.report.text() == f"Goes on with {taught}."
+    panel.reset.click()
+    gui.wait_for(lambda: line.text() == "Learning is on")
+    assert "forgotten" in panel.report.text()
+    for text in ("The model stays as it is, whatever is accepted.", "Nothing learned yet: every accepted"):
+        panel.is_on.click()
+        assert panel.report.text().startswith(text)
+    panel.load.click()
+    gui.wait_for(lambda: line.text() == "Learning is on · my_city")
+
+
 def test_what_was_learned_is_saved_loaded_and_forgotten(
     gui: Any, at: Any, learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -186,4 +212,4 @@ def test_an_adapter_keeps_the_name_that_was_typed(
     gui: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, name: str
 ) -> None:
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_arguments: (str(tmp_path / typed), ""))
-    assert gui.controller._ask_new_adapter() == tmp_path / name
+    assert gui.controller.learning._ask_save() == tmp_path / name
