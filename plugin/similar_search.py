@@ -28,6 +28,7 @@ class SearchRunner(QObject):
         self._worker = worker
         self._search: Search | None = None
         self._learning: LearnAnswers | None = None
+        self._handed_out: set[int] = set()
         worker.worked.connect(self._on_worked)
         worker.done.connect(self._on_done)
         worker.task_progressed.connect(self._on_progressed)
@@ -41,7 +42,9 @@ class SearchRunner(QObject):
     def start(self, search: Search) -> None:
         """Search, in place of what is searched now."""
         self.stop()
+        self._stop_learning()
         self._search = search
+        self._handed_out.clear()
         self._worker.do(search)
 
     def stop(self) -> None:
@@ -52,17 +55,23 @@ class SearchRunner(QObject):
 
     def learn(self, review: Review) -> None:
         """Rank the candidates by all answers; what was learned from fewer comes no more."""
-        if self._learning is not None:
-            self._worker.cancel(self._learning)
-        self._learning = LearnAnswers(review.handle, tuple(review.accepted), tuple(review.rejected))
+        self._stop_learning()
+        accepted, rejected = tuple(review.accepted), tuple(review.rejected)
+        self._learning = LearnAnswers(review.handle, accepted, rejected, known=frozenset(self._handed_out))
         self._worker.do(self._learning)
 
     def forget(self) -> None:
         """Forget all: the worker has dropped its tasks."""
         self._search = self._learning = None
 
+    def _stop_learning(self) -> None:
+        if self._learning is not None:
+            self._worker.cancel(self._learning)
+            self._learning = None
+
     def _on_worked(self, task: Task, item: object) -> None:
-        if task is self._search and isinstance(item, Found):
+        if task in (self._search, self._learning) and isinstance(item, Found):
+            self._handed_out.add(item.number)
             self.found.emit(item)
         elif task is self._learning and isinstance(item, dict):
             self.ranked.emit(item)

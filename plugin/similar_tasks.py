@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..models.progress import Progress
     from ..processing.algorithms.settings import EngineSettings
     from ..processing.jobs.interactive import InteractiveSegmenter
+    from ..processing.jobs.similar import SimilarCandidate, SimilarSearch
+
+# Candidates that are less likely are handed out once answers make them likelier.
+_LEAST_PROBABILITY = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ class Search(Task):
     settings: EngineSettings
     rejected: tuple[bytes, ...] = ()
     bounds_map: Bounds | None = None
-    least_probability: float = 0.05
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[Found | None]:
         """Search."""
@@ -76,20 +79,7 @@ class Search(Task):
         self.handle.search = search
         yield None
         for candidate in search.steps(progress=progress):
-            if candidate is None or candidate.probability < self.least_probability:
-                yield None
-                continue
-            found = search.outline(candidate)
-            if not found.geometry.is_empty:
-                yield Found(
-                    found.number,
-                    bytes(shapely.to_wkb(found.geometry)),
-                    found.score,
-                    found.stability,
-                    found.area_m2,
-                    found.probability,
-                    scene.engine.card.name,
-                )
+            yield None if candidate is None else _found(search, candidate, segmenter)
 
     def _backbone(self, device: str, progress: Progress) -> Backbone | None:
         from ..models.backbone import open_backbone
@@ -108,15 +98,44 @@ class Search(Task):
 
 @dataclass(frozen=True, eq=False)
 class LearnAnswers(Task):
-    """Rank the candidates again, after these answers (numbers of candidates). Yields probabilities by number."""
+    """Rank the candidates again, after these answers (numbers of candidates).
+
+    Yields probabilities by number, and as `Search` does what has become likely, unless it is among the `known`.
+    """
 
     handle: SearchHandle
     accepted: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
+    known: frozenset[int] = frozenset()
     is_urgent: ClassVar[bool] = True
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[dict[int, float]]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[dict[int, float] | Found | None]:
         """Rank."""
-        if self.handle.search is not None:
-            ranked = self.handle.search.update(self.accepted, self.rejected)
-            yield {candidate.number: candidate.probability for candidate in ranked}
+        search = self.handle.search
+        if search is None:
+            return
+        ranked = search.update(self.accepted, self.rejected)
+        yield {candidate.number: candidate.probability for candidate in ranked}
+        for candidate in ranked:
+            if candidate.number not in self.known:
+                yield _found(search, candidate, segmenter)
+
+
+def _found(search: SimilarSearch, candidate: SimilarCandidate, segmenter: InteractiveSegmenter) -> Found | None:
+    """Outline a candidate; None for an unlikely one and where nothing is left of it."""
+    import shapely
+
+    if candidate.probability < _LEAST_PROBABILITY:
+        return None
+    found = search.outline(candidate)
+    if found.geometry.is_empty:
+        return None
+    return Found(
+        found.number,
+        bytes(shapely.to_wkb(found.geometry)),
+        found.score,
+        found.stability,
+        found.area_m2,
+        found.probability,
+        segmenter.scene.engine.card.name,
+    )

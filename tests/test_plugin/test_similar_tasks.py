@@ -39,6 +39,8 @@ class FakeSearch:
 
     def update(self, accepted: Any, rejected: Any) -> Any:
         self.answers = accepted, rejected
+        for candidate in self._candidates:
+            candidate.probability += 0.2
         return self._candidates
 
 
@@ -80,6 +82,14 @@ def test_answers_before_the_search_has_begun_teach_nothing(segmenter: Any) -> No
     handle = SearchHandle()
     assert list(LearnAnswers(handle, (1,), ()).run(segmenter, NullProgress())) == []
     handle.search = FakeSearch(None, [], job=None)
-    (ranking,) = LearnAnswers(handle, (1,), (3,)).run(segmenter, NullProgress())
-    assert ranking == {1: 0.7, 2: 0.01, 3: 0.4}
+    ranking, *_ = LearnAnswers(handle, (1,), (3,)).run(segmenter, NullProgress())
+    assert ranking == pytest.approx({1: 0.9, 2: 0.21, 3: 0.6})
     assert handle.search.answers == ((1,), (3,))
+
+
+def test_what_answers_make_likely_is_handed_out_once(segmenter: Any) -> None:
+    handle = SearchHandle(FakeSearch(None, [], job=None))
+    _, *items = LearnAnswers(handle, (1,), (), known=frozenset({1})).run(segmenter, NullProgress())
+    assert [item.number for item in items if item is not None] == [2]
+    _, *items = LearnAnswers(handle, (1,), (), known=frozenset({1, 2})).run(segmenter, NullProgress())
+    assert [item for item in items if item is not None] == []

@@ -132,6 +132,23 @@ def test_the_likeliest_comes_first_and_answers_go_to_the_worker(
     assert "All reviewed: 0 to review, 2 accepted, 1 rejected" in review.panel.status_label.text()
 
 
+def test_what_answers_make_likely_comes_to_the_review(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at, (0.9,))
+    gui.key(A)
+    assert worker.learned.known == {1}
+    assert review.current is None
+    worker.worked.emit(worker.learned, {1: 0.95, 2: 0.3})
+    worker.worked.emit(worker.learned, Found(2, square(at(500, 300)), 0.9, 0.95, 400.0, 0.3, "fake"))
+    assert review.current == 2
+    gui.key(R)
+    learned = worker.learned
+    assert (learned.known, learned.rejected) == ({1, 2}, (2,))
+    review.start()
+    assert learned in worker.cancelled
+    worker.worked.emit(learned, Found(3, square(at(600, 300)), 0.9, 0.95, 400.0, 0.3, "fake"))
+    assert review.review.candidates == {}
+
+
 def test_an_accept_is_one_step_of_undo(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
     begin(review, worker, at)
     gui.key(A)
