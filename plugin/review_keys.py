@@ -1,27 +1,28 @@
-"""A, R and Esc on the canvas, as long as a review lasts."""
+"""The keys of a review on the canvas, as long as it lasts: A and R, or what the user chose for them, and Esc."""
 
 from __future__ import annotations
 
 from qgis.gui import QgsMapCanvas
 from qgis.PyQt.QtCore import QEvent, QObject, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtGui import QKeyEvent
+
+from .actions import Actions, sequences_of_event
+from .qt_compat import QAction
 
 
 class ReviewKeys(QObject):
-    """Claims the keys before map tools and shortcuts, to which they mean something else."""
+    """Claims the keys before map tools and shortcuts, to which they mean something else.
 
-    accept_wanted = pyqtSignal()
-    reject_wanted = pyqtSignal()
+    The shortcuts of `accept_candidate` and `reject_candidate` trigger these actions; `leave_wanted`: Esc was pressed.
+    """
+
     leave_wanted = pyqtSignal()
 
-    def __init__(self, canvas: QgsMapCanvas, parent: QObject) -> None:
+    def __init__(self, canvas: QgsMapCanvas, actions: Actions, parent: QObject) -> None:
         super().__init__(parent)
         self._canvas = canvas
         self._is_on = False
-        self._signals = {
-            Qt.Key.Key_A: self.accept_wanted,
-            Qt.Key.Key_R: self.reject_wanted,
-            Qt.Key.Key_Escape: self.leave_wanted,
-        }
+        self._answers = actions["accept_candidate"], actions["reject_candidate"]
         canvas.mapToolSet.connect(self._on_tool_set)
 
     def dispose(self) -> None:
@@ -36,16 +37,23 @@ class ReviewKeys(QObject):
 
     def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
         """Take the keys; one that is held down answers once."""
-        if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.ShortcutOverride) or event.modifiers():
+        if event.type() not in (QEvent.Type.KeyPress, QEvent.Type.ShortcutOverride) or not self._is_on:
             return False
-        signal = self._signals.get(event.key())
-        if signal is None or not self._is_on:
+        answer = self._answer_of(event)
+        is_leaving = event.key() == Qt.Key.Key_Escape and not event.modifiers()
+        if answer is None and not is_leaving:
             return False
         if event.type() == QEvent.Type.ShortcutOverride:
             event.accept()
-        elif signal is self.leave_wanted or not event.isAutoRepeat():
-            signal.emit()
+        elif answer is None:
+            self.leave_wanted.emit()
+        elif not event.isAutoRepeat():
+            answer.trigger()
         return True
+
+    def _answer_of(self, event: QKeyEvent) -> QAction | None:
+        pressed = sequences_of_event(event)
+        return next((action for action in self._answers if action.shortcut() in pressed), None)
 
     def _claim(self) -> None:
         # The filter that was installed last is asked first: before the tool, to which Esc means something else.

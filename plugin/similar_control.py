@@ -69,7 +69,6 @@ class SimilarControl(QObject):
         self._is_reviewing = False
         self._search = SearchRunner(worker, self)
         self._examples = SimilarExamples(scene=scene, target=target)
-        self._keys = ReviewKeys(canvas, self)
         self._known: list[QgsGeometry] = []
         self._asked_s = 0.0
         self._accepting: list[int] = []
@@ -77,6 +76,7 @@ class SimilarControl(QObject):
         self._redraw.setSingleShot(True)
         self._redraw.setInterval(_REDRAW_MS)
         self._add_actions(actions)
+        self._keys = ReviewKeys(canvas, actions, self)
         self._connect()
         self._show()
 
@@ -272,8 +272,6 @@ class SimilarControl(QObject):
         self._redraw.timeout.connect(self._draw)
         self._canvas.destinationCrsChanged.connect(self._draw)
         self._canvas.destinationCrsChanged.connect(self._draw_examples)
-        self._keys.accept_wanted.connect(self.accept)
-        self._keys.reject_wanted.connect(self.reject)
         self._keys.leave_wanted.connect(self.leave)
         self._scene.changed.connect(self._forget_all)
         self._search.found.connect(self._on_found)

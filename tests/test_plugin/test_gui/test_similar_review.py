@@ -18,12 +18,14 @@ from qgis.core import (
     QgsVectorLayer,
 )
 from qgis.PyQt.QtCore import QObject, Qt, QVariant, pyqtSignal
+from qgis.PyQt.QtGui import QKeySequence
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.crs import geometry_from_wkb
 from segadapt.plugin.editing import remove
 from segadapt.plugin.exchange import Failure
 from segadapt.plugin.field_mapping import FieldSource, remember_mapping
+from segadapt.plugin.qt_compat import QAction
 from segadapt.plugin.shaping import ShapeOptions
 from segadapt.plugin.similar_control import SimilarControl
 from segadapt.plugin.similar_examples import MOST_EXAMPLES
@@ -147,6 +149,18 @@ def test_what_answers_make_likely_comes_to_the_review(gui: Any, review: Any, wor
     assert learned in worker.cancelled
     worker.worked.emit(learned, Found(3, square(at(600, 300)), 0.9, 0.95, 400.0, 0.3, "fake"))
     assert review.review.candidates == {}
+
+
+def test_the_keys_of_a_review_are_those_that_the_user_chose(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    for key, shortcut in (("accept", "Space"), ("reject", "Shift+J")):
+        gui.window.findChild(QAction, f"SegAdapt_{key}_candidate").setShortcut(QKeySequence(shortcut))
+    gui.key(A)
+    gui.key(R)
+    assert review.review.answers == []
+    gui.key(Qt.Key.Key_Space)
+    gui.key(Qt.Key.Key_J, SHIFT)
+    assert (review.review.accepted, review.review.rejected) == ([1], [2])
 
 
 def test_an_accept_is_one_step_of_undo(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
