@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsGeometry, QgsPointXY, QgsWkbTypes
 from qgis.gui import QgsMapCanvas, QgsRubberBand
 from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QFileDialog
 
-from ..processing.algorithms.base import with_ending
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
+from .class_map_export import ClassMapExport
 from .class_map_overlay import PIECES, ClassMapItem
-from .class_map_panel import WRITING, ClassMapPanel
+from .class_map_panel import ClassMapPanel
 from .class_map_tasks import (
     AddStroke,
     FindNext,
@@ -28,12 +25,9 @@ from .class_map_tasks import (
     NextPlace,
     RedoStroke,
     RenameClass,
-    SaveClassModel,
     SetColours,
     SetSnapping,
     UndoStroke,
-    WriteMap,
-    WritePolygons,
 )
 from .crs import CoordinateError
 from .engine_worker import EngineWorker
@@ -52,9 +46,13 @@ _SURROUNDINGS = 3.0
 
 
 class ClassMapControl(QObject):
-    """Owns mode, overlay and panel. `notified` carries a sentence; `changed`: undo may do something else now."""
+    """Owns mode, overlay and panel. `changed`: undo may do something else now.
+
+    `notified` carries a sentence about what cannot be, `informed` one about what is done.
+    """
 
     notified = pyqtSignal(str)
+    informed = pyqtSignal(str)
     changed = pyqtSignal()
 
     def __init__(
@@ -83,9 +81,7 @@ class ClassMapControl(QObject):
         self._under_way: list[MapTask] = []
         """Clicks, undos and redos that no picture shows yet."""
         self._view_task: MapView | None = None
-        self._write_task: WriteMap | WritePolygons | None = None
-        self._writing = ""
-        """The button of what is written."""
+        self.export = ClassMapExport(self.panel, worker, do=self._do, parent=self)
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
@@ -190,35 +186,10 @@ class ClassMapControl(QObject):
             return
         self._do(FindNext, visited_map=tuple(self._visited))
 
-    def write_raster(self, path: Path) -> None:
-        """Map the whole raster into a file."""
-        self._write("raster", WriteMap, path=path)
-
-    def write_polygons(self, path: Path) -> None:
-        """Write the polygons of the view."""
-        self._write("polygons", WritePolygons, path=path)
-
-    def write_all_polygons(self, path: Path) -> None:
-        """Write the polygons of the whole raster."""
-        self._write("all_polygons", WritePolygons, path=path, is_whole=True)
-
-    def save_model(self, path: Path) -> None:
-        """Save what was learned."""
-        self._do(SaveClassModel, path=path)
-
     def _connect(self) -> None:
-        buttons = self.panel.buttons
-        buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
-        polygons = ("Polygons of the class map", "GeoPackage (*.gpkg)")
-        for name, title, kinds, write in (
-            ("raster", "Class map", "GeoTIFF (*.tif)", self.write_raster),
-            ("all_polygons", *polygons, self.write_all_polygons),
-            ("polygons", *polygons, self.write_polygons),
-        ):
-            buttons[name].clicked.connect(partial(self._write_or_stop, title, kinds, write))
-        buttons["save"].clicked.connect(
-            lambda: self._with_path("Class map model", "Class map model (*.safetensors)", self.save_model)
-        )
+        self.panel.buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
+        self.export.informed.connect(self.informed)
+        self.export.changed.connect(self._show)
         self.panel.snap_box.toggled.connect(lambda is_snapped: self._do(SetSnapping, is_snapped=is_snapped))
         self._settle.timeout.connect(self._encode_view)
         self._canvas.extentsChanged.connect(self._settle.start)
@@ -279,35 +250,26 @@ class ClassMapControl(QObject):
         elif isinstance(task, FindNext):
             self._go_to(item)
         elif isinstance(item, str):
-            self.notified.emit(item)
-        elif task is self._write_task:
-            self.panel.progress_bar.setValue(round(100 * item))
+            self.informed.emit(item)
         self._show()
 
     def _on_done(self, task: Any) -> None:
         if task is self._view_task:
             self._view_task = None
-        elif self._write_task is not None and task is self._write_task:
-            self._write_task = None
-            if isinstance(task, WriteMap):
-                self.notified.emit(f"The class map of the whole raster is in {task.path}.")
-        else:
-            return
-        self._show()
+            self._show()
 
     def _on_failed(self, failure: Failure) -> None:
         if failure.task is None or not isinstance(failure.task, MapTask):
             return
         if failure.task is self._view_task:
             self._view_task = None
-        if failure.task is self._write_task:
-            self._write_task = None
         self._under_way = [one for one in self._under_way if one is not failure.task]
         self.notified.emit(failure.sentence)
         self._show()
 
     def _on_scene_changed(self) -> None:
-        self._handle = self._picture = self._view_task = self._write_task = None
+        self._handle = self._picture = self._view_task = None
+        self.export.forget()
         self._visited.clear()
         self._under_way.clear()
         self._hide_place()
@@ -352,16 +314,10 @@ class ClassMapControl(QObject):
         self.item.show_labels(picture.labels, colours=picture.colours, net=net)
 
     def _show(self) -> None:
-        picture, panel = self._picture, self.panel
-        n_strokes = picture.n_strokes if picture is not None else 0
-        panel.status_label.setText(self._status(n_strokes))
-        writing = "" if self._write_task is None else self._writing
-        for name, button in panel.buttons.items():
-            is_free = not writing or name not in WRITING
-            button.setEnabled(name == writing or (n_strokes > 0 and is_free))
-        for name, text in WRITING.items():
-            panel.buttons[name].setText("Stop" if name == writing else text)
-        panel.progress_bar.setVisible(self._write_task is not None)
+        n_strokes = 0 if self._picture is None else self._picture.n_strokes
+        self.panel.status_label.setText(self._status(n_strokes))
+        self.panel.buttons["undo"].setEnabled(n_strokes > 0)
+        self.export.show(has_map=n_strokes > 0)
         self.next_action.setEnabled(self.wants_clicks())
         self.changed.emit()
 
@@ -373,23 +329,6 @@ class ClassMapControl(QObject):
         if missing:
             return f"{clicks} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
         return clicks if n_strokes else HINT
-
-    def _write(self, button: str, kind: type[Any], **values: Any) -> None:
-        self._write_task, self._writing = self._do(kind, **values), button
-        self._show()
-
-    def _write_or_stop(self, title: str, kinds: str, write: Callable[[Path], None], _checked: bool = False) -> None:
-        if self._write_task is not None:
-            self._worker.cancel(self._write_task)
-            self._write_task = None
-            self._show()
-        else:
-            self._with_path(title, kinds, write)
-
-    def _with_path(self, title: str, kinds: str, use: Any) -> None:
-        path, _ = QFileDialog.getSaveFileName(self.panel, title, "", kinds)
-        if path:
-            use(with_ending(path, kinds[kinds.index("*") + 1 : -1]))
 
 
 def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:

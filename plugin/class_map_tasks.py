@@ -207,22 +207,34 @@ class FindNext(MapTask):
 
 
 @dataclass(frozen=True, eq=False)
+class Written:
+    """A file that is complete: `sentence` says so; `colours` of its classes, red, green, blue, by name."""
+
+    path: Path
+    sentence: str
+    colours: dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True, eq=False)
 class WriteMap(MapTask):
-    """Map the whole raster into a GeoTIFF. Yields the fraction done after each window."""
+    """Map the whole raster into a GeoTIFF. Yields the fraction done after each window, and `Written` at last."""
 
     path: Path
     is_urgent: ClassVar[bool] = False
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float | Written]:
         """Map and write."""
         from ..processing.jobs.class_raster import write_class_map
 
-        yield from write_class_map(self.handle.mapper(segmenter, progress), self.path, progress=progress)
+        mapper = self.handle.mapper(segmenter, progress)
+        colours = _colours(mapper)
+        yield from write_class_map(mapper, self.path, progress=progress)
+        yield Written(self.path, f"The class map of the whole raster is in {self.path}.", colours)
 
 
 @dataclass(frozen=True, eq=False)
 class WritePolygons(MapTask):
-    """Write the areas of the classes into a GeoPackage. Yields the fraction done, a sentence at last.
+    """Write the areas of the classes into a GeoPackage. Yields the fraction done, and `Written` at last.
 
     `is_whole`: of the whole raster, and not only of the view.
     """
@@ -231,7 +243,7 @@ class WritePolygons(MapTask):
     is_whole: bool = False
     is_urgent: ClassVar[bool] = False
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float | str]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[float | Written]:
         """Map, outline and write."""
         from ..processing.errors import JobError
         from ..processing.jobs.class_polygons import write_class_polygons
@@ -242,8 +254,10 @@ class WritePolygons(MapTask):
         bounds = None if self.is_whole else view_px(mapper, self.view_map)
         if bounds is None and not self.is_whole:
             raise JobError("The view shows nothing of the raster; zoom to it.")
+        colours = _colours(mapper)
         n_written = yield from write_class_polygons(mapper, self.path, bounds_px=bounds, progress=progress)
-        yield f"{n_written} polygons of the {'whole raster' if self.is_whole else 'view'} are in {self.path}."
+        where = "whole raster" if self.is_whole else "view"
+        yield Written(self.path, f"{n_written} polygons of the {where} are in {self.path}.", colours)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +310,10 @@ def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
     right, bottom = left + step * labels.shape[1], top + step * labels.shape[0]
     corners = mapper.scene.reader.to_map([(left, top), (right, top), (right, bottom), (left, bottom)])
     return MapPicture(labels, _corners(corners), colours, len(mapper.missing(bounds)), *counts)
+
+
+def _colours(mapper: ClassMapper) -> dict[str, tuple[int, int, int]]:
+    return {one.name: one.colour for one in mapper.classes}
 
 
 def _corners(xy: Any) -> tuple[Point, Point, Point, Point]:

@@ -65,6 +65,13 @@ def show_classes(layer: QgsVectorLayer, colours: Mapping[str, QColor]) -> None:
         _keep_style(layer)
 
 
+def style_classes(layer: QgsVectorLayer, colours: Mapping[str, QColor]) -> None:
+    """Let a new layer draw these classes in their colours, wherever its file is opened."""
+    for class_name, colour in colours.items():
+        _show(layer, class_name, colour)
+    _keep_style(layer)
+
+
 def _show(layer: QgsVectorLayer, class_name: str, colour: QColor) -> bool:
     """Return False where the layer shows the class like that already."""
     renderer = _categories(layer)

@@ -264,7 +264,8 @@ class Controller(QObject):
         sources = (self.scene, self._tool_actions, prompts, self.edits, *pages)
         for source in (*(part.notified for part in sources), self.target.failed):
             source.connect(self._notify)
-        self.target.informed.connect(self._inform)
+        for informed in (self.target.informed, self.class_map.informed):
+            informed.connect(self._inform)
         self.target.layer_changed.connect(prompts.redraw)
 
     def _show_adaptation(self) -> None:

@@ -18,10 +18,11 @@ from ..raster.access import gdal_access
 from ..raster.geodesy import apply_affine
 from ..raster.polygon_writer import PolygonWriter
 from ..raster.regions import Region, RegionOutliner, thin_strips
+from ..raster.vectorize import area_m2
 from ..raster.windows import Bounds
 from .class_map import ClassMapper, MapClass
 
-_FIELDS = {"class": object, "class_id": np.int32}
+_FIELDS = {"class": object, "class_id": np.int32, "area_m2": np.float64}
 # As tall as the blocks of the map that was written, each of which is then read once.
 _STRIP_ROWS = 512
 
@@ -29,7 +30,7 @@ _STRIP_ROWS = 512
 def write_class_polygons(
     mapper: ClassMapper, path: Path, *, bounds_px: Bounds | None = None, progress: Progress | None = None
 ) -> Generator[float, None, int]:
-    """Write the connected areas of each class in an extent as a GeoPackage with the fields class and class_id.
+    """Write the connected areas of each class in an extent as a GeoPackage with class, class_id and area_m2.
 
     Yields the fraction done after each window and returns the number of polygons. Without bounds of the whole raster,
     of which one row of windows is in memory. What is clicked meanwhile does not change it. Nothing is left
@@ -46,7 +47,8 @@ def write_class_polygons(
 
         def write(regions: Iterable[Region]) -> None:
             for polygon, one in _placed(regions, transform, mapper.classes):
-                writer.add(polygon, {"class": one.name, "class_id": one.class_id})
+                values = {"class": one.name, "class_id": one.class_id, "area_m2": area_m2(polygon, reader.crs)}
+                writer.add(polygon, values)
 
         for row in mapper.rows((left, top, right, bottom)):
             strip = np.zeros((row[0][3] - row[0][1], right - left), np.uint8)

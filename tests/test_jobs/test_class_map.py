@@ -316,6 +316,7 @@ def test_polygons_cover_each_class(scene, tmp_path, bounds):
     assert set(zip(frame["class"], frame["class_id"], strict=True)) == {("1", 1), ("2", 2), ("3", 3)}
     area = frame.dissolve("class_id").area.to_dict()
     assert area == {class_id: pytest.approx((labels == class_id).sum() * 0.25) for class_id in (1, 2, 3)}
+    assert list(frame["area_m2"]) == pytest.approx(list(frame.area), rel=5e-3)  # on the ellipsoid
     assert [one.name for one in tmp_path.glob("*gpkg*")] == ["map.gpkg"]
 
 

@@ -94,6 +94,7 @@ class Analyst:
         self.heard: list[str] = []
         """Sentences for the message bar."""
         self.control.notified.connect(self.heard.append)
+        self.control.informed.connect(self.heard.append)
 
     def open(self) -> None:
         """Choose the raster, press L and name two classes."""
@@ -267,7 +268,7 @@ def test_the_map_is_whole_and_keeps_every_click(
 
     # What is written is what is seen.
     path = tmp_path / "map.tif"
-    control.write_raster(path)
+    control.export.write_raster(path)
     gui.wait_for(lambda: any("map.tif" in sentence for sentence in analyst.heard), seconds=PATIENCE_S)
     with rasterio.open(path) as dataset:
         np.testing.assert_array_equal(dataset.read(1), labels)

@@ -9,19 +9,25 @@ import geopandas
 import numpy as np
 import pytest
 from affine import Affine
+from qgis.core import Qgis, QgsProject, QgsRasterLayer, QgsVectorLayer
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QFileDialog
+from rasterio.crs import CRS
 from segadapt.models.progress import NullProgress
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.class_map_control import ClassMapControl
-from segadapt.plugin.class_map_tasks import AddStroke, MapPicture, WriteMap, WritePolygons
+from segadapt.plugin.class_map_tasks import AddStroke, MapPicture, WriteMap, WritePolygons, Written
+from segadapt.plugin.class_style import symbol_colour
 from segadapt.plugin.exchange import Failure
 from segadapt.processing.errors import JobError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+BLUE, GREEN = (30, 30, 200), (30, 200, 30)
 
 
 class FakeWorker(QObject):
@@ -60,8 +66,9 @@ def control(gui: Any, worker: FakeWorker) -> Iterator[Any]:
         class_choice=lambda: ("water", QColor(200, 30, 30)),
         parent=gui.window,
     )
-    control.said = []
+    control.said, control.told = [], []
     control.notified.connect(control.said.append)
+    control.informed.connect(control.told.append)
     control.mode_action.trigger()
     control.click((1.0, 2.0), True)
     corners = ((0.0, 0.0), (1.0, 0.0), (1.0, -1.0), (0.0, -1.0))
@@ -92,9 +99,7 @@ def test_polygons_are_written_with_progress_and_can_be_stopped(
     assert all(buttons[name].isEnabled() for name in writing)
     assert buttons[button].text() == text
     buttons[button].click()
-    worker.worked.emit(worker.tasks[-1], "7 polygons are there.")
     worker.done.emit(worker.tasks[-1])
-    assert control.said == ["7 polygons are there."]
     assert not control.panel.progress_bar.isVisibleTo(control.panel)
     buttons["raster"].click()
     assert isinstance(worker.tasks[-1], WriteMap)
@@ -106,12 +111,14 @@ class FakeMapper:
     """Two classes side by side on 40 x 60 pixels of a metre, in windows of 20."""
 
     is_fitted = True
-    classes = (SimpleNamespace(class_id=1, name="water"), SimpleNamespace(class_id=2, name="wood"))
+    classes = (
+        SimpleNamespace(class_id=1, name="water", colour=BLUE), SimpleNamespace(class_id=2, name="wood", colour=GREEN)
+    )  # fmt: skip
 
     def __init__(self) -> None:
         reader = SimpleNamespace(
             transform=Affine(1, 0, 600_000, 0, -1, 5_750_000),
-            crs="EPSG:32631",
+            crs=CRS.from_epsg(32631),
             shape=(40, 60),
             to_pixels=lambda xy: np.array(xy) * (1, -1) + (-600_000, 5_750_000),
         )
@@ -144,17 +151,48 @@ def written(path: Path, *, mapper: FakeMapper, view: Any = VIEW, is_whole: bool 
 
 
 def test_the_view_and_the_whole_raster(tmp_path: Path) -> None:
-    *fractions, sentence = written(tmp_path / "all.gpkg", mapper=FakeMapper(), is_whole=True)
+    *fractions, all_of_it = written(tmp_path / "all.gpkg", mapper=FakeMapper(), is_whole=True)
     assert fractions[-1] == 1
-    assert sentence == f"2 polygons of the whole raster are in {tmp_path / 'all.gpkg'}."
+    assert all_of_it.sentence == f"2 polygons of the whole raster are in {tmp_path / 'all.gpkg'}."
     frame = geopandas.read_file(tmp_path / "all.gpkg")
     assert dict(zip(frame["class"], frame.area, strict=True)) == {"water": 1200, "wood": 1200}
-    *_, sentence = written(tmp_path / "view.gpkg", mapper=FakeMapper())
-    assert "of the view" in sentence
+    assert list(frame["area_m2"]) == pytest.approx([1200, 1200], rel=2e-3)  # on the ellipsoid
+    *_, view = written(tmp_path / "view.gpkg", mapper=FakeMapper())
+    assert "of the view" in view.sentence
     left, bottom, right, top = geopandas.read_file(tmp_path / "view.gpkg").total_bounds
     assert (left, top) == (600_010, 5_750_000)
     assert right <= 600_041
     assert bottom >= 5_749_989
+
+
+def test_polygons_come_into_the_project_in_the_colours_of_their_classes(
+    control: Any, worker: FakeWorker, tmp_path: Path
+) -> None:
+    path = tmp_path / "all.gpkg"
+    *_, item = written(path, mapper=FakeMapper(), is_whole=True)
+    control.export.write_all_polygons(path)
+    worker.worked.emit(worker.tasks[-1], item)
+    assert control.told == [item.sentence]
+    assert control.said == []
+    (layer,) = QgsProject.instance().mapLayersByName("all")
+    for one in (layer, QgsVectorLayer(str(path), "elsewhere", "ogr")):
+        shown = {category.value(): symbol_colour(category.symbol()) for category in one.renderer().categories()}
+        assert {name: colour.getRgb()[:3] for name, colour in shown.items()} == {"water": BLUE, "wood": GREEN}
+
+
+def test_a_written_raster_comes_into_the_project(gui: Any, control: Any, worker: FakeWorker, raster_path: Path) -> None:
+    control.export.write_raster(raster_path)
+    worker.worked.emit(worker.tasks[-1], Written(raster_path, "The class map is there.", {}))
+    assert control.told == ["The class map is there."]
+    (layer,) = QgsProject.instance().mapLayersByName(raster_path.stem)
+    assert isinstance(layer, QgsRasterLayer)
+    assert layer.isValid()
+
+
+def test_what_is_done_is_no_warning(gui: Any) -> None:
+    gui.controller.class_map.informed.emit("7 polygons are there.")
+    (item,) = gui.message_bar.items()
+    assert (item.text(), item.level()) == ("7 polygons are there.", Qgis.MessageLevel.Info)
 
 
 def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
