@@ -46,7 +46,7 @@ def run_on_cluster(
     """
     try:
         client: Any = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, distributed.TimeoutError) as error:
         raise JobError(
             f"No Dask scheduler answers at '{address}' ({error}); check the address, such as tcp://host:8786, or leave "
             "it empty to work here."
@@ -101,7 +101,7 @@ def _model(package: str, sha256: str, device: str) -> Segmenter:
 def _finished(running: dict[_Future, Block]) -> list[_Future]:
     try:
         done: Any = distributed.wait(list(running), timeout=_POLL_S, return_when="FIRST_COMPLETED")  # type: ignore[no-untyped-call]
-    except TimeoutError:
+    except distributed.TimeoutError:
         return []
     # In the order of the blocks, whatever a set says.
     return [future for future in running if future in done.done]

@@ -547,6 +547,21 @@ def test_a_cluster_can_be_cancelled_and_must_be_there(model, package, raster_fac
     assert list(out.iterdir()) == []
 
 
+def test_no_block_that_is_finished_yet_is_no_error(monkeypatch):
+    """Before Python 3.11 the time-out of distributed is not the builtin one."""
+    import distributed
+
+    class OlderTimeoutError(Exception):
+        pass
+
+    def wait(*_values, **_named):
+        raise OlderTimeoutError
+
+    monkeypatch.setattr(distributed, "TimeoutError", OlderTimeoutError)
+    monkeypatch.setattr(distributed, "wait", wait)
+    assert segment_distributed._finished({"future": "block"}) == []
+
+
 def test_polygons_cover_the_labels(model, package, raster_factory, tmp_path):
     pixels = scene(200, 180)
     pixels[0, :30] = 0
