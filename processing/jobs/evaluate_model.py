@@ -31,8 +31,9 @@ from ...models.semantic.package import load_segmenter
 from ...models.semantic.prediction import device_of, predict_chips
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
+from ..raster.band_reader import BandReader
 from .class_scheme import ClassScheme
-from .model_rasters import stretch_of
+from .model_rasters import stretch_of, tell_differences
 from .page import write_csv
 from .training_data import LabelledRaster, read_training_chips
 
@@ -236,7 +237,7 @@ def evaluate_models(
     schemes = [scheme_of(card) for card in cards]
     names = _names(paths, cards)
     grid_m, largest_px = _common_grid(cards)
-    read: tuple[object, Chips] | None = None
+    read: tuple[object, Chips, list[BandReader]] | None = None
     evaluations = []
     for number, (path, card, scheme, name) in enumerate(zip(paths, cards, schemes, names, strict=True)):
         step = StepProgress(progress, number / len(paths), (number + 1) / len(paths))
@@ -244,6 +245,7 @@ def evaluate_models(
         gsd_m = grid_m or card.gsd_m
         key = (card.bands, gsd_m, chip_px, card.stretch, scheme)
         if read is None or read[0] != key:
+            opened: list[BandReader] = []
             chips = read_training_chips(
                 rasters,
                 scheme,
@@ -255,9 +257,13 @@ def evaluate_models(
                 n_most=options.n_most,
                 least_classes=1,
                 seed=options.seed,
+                on_open=opened.append,
                 progress=StepProgress(step, 0, 0.3),
             )
-            read = key, chips
+            read = key, chips, opened
+        # Closed by now; what they were is still known, and differs from model to model.
+        for reader in read[2]:
+            tell_differences(reader, card, progress)
         model = load_segmenter(path).to(choice.name)
         evaluation = judge(
             model, read[1], name=name, options=options, gsd_m=grid_m, progress=StepProgress(step, 0.3, 1)

@@ -21,6 +21,8 @@ from .training_data import LabelledRaster, read_training_chips, tell_bands
 MOST_CHIPS = 400
 """As many are enough to adapt to, and to rehearse."""
 _MOST_SATURATED = 0.9
+_FAR_SCALE = 4.0
+"""Resolutions that differ by more are outside of what models bridge; the user is told."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,10 @@ def open_for_model(
     return open_bands(path, names=card.bands, bands=bands, gsd_m=card.gsd_m, stretch=stretch_of(card), crs_wkt=crs_wkt)
 
 
-def tell_depth(reader: BandReader, card: SegmenterCard, progress: Progress) -> None:
-    """Say where one of raster and training rasters holds bytes, which no stretch changes, and the other does not."""
-    n_bands = len(card.bands)
-    is_byte, was_byte = (
-        key == (0.0,) * n_bands + (255.0,) * n_bands for key in (reader.stretch.as_key(), card.training_stretch)
-    )
-    if card.stretch is None and card.training_stretch is not None and is_byte != was_byte:
-        own, learned = ("8-bit values", "others")[:: 1 if is_byte else -1]
-        progress.info(
-            f"Warning: {Path(reader.path).name} holds {own}, and '{card.name}' was trained on {learned}: only what is "
-            "not 8-bit is stretched, so that contrasts differ from those that it knows. Give a raster of the same bit "
-            "depth, or adapt the model to this one."
-        )
+def tell_differences(reader: BandReader, card: SegmenterCard, progress: Progress) -> None:
+    """Say where a raster's pixels are far from the model's in size, or in bit depth from the training's."""
+    _tell_scale(reader, card, progress)
+    _tell_depth(reader, card, progress)
 
 
 def read_target_chips(
@@ -85,11 +78,7 @@ def read_target_chips(
         step = StepProgress(progress, number / len(targets), (number + 1) / len(targets))
         with open_for_model(card, target.path, crs_wkt=target.crs_wkt) as reader:
             tell_bands(reader, card.bands, progress)
-            tell_depth(reader, card, progress)
-            if card.gsd_m is not None and reader.gsd_m is None:
-                progress.info(
-                    f"{Path(target.path).name} has no scale; its pixels are taken for the model's {card.gsd_m:g} m."
-                )
+            tell_differences(reader, card, progress)
             try:
                 each = max(1, n_left // (len(targets) - number))
                 chips = cut_chips(reader, chip_px=card.chip_px, n_most=each, seed=seed, progress=step)
@@ -114,7 +103,11 @@ def read_labelled_chips(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Chips:
-    """Labelled chips as the model sees them; everything else as for `read_training_chips`."""
+    """Labelled chips as the model sees them; everything else as for `read_training_chips`.
+
+    Rasters that differ from what the model was made for are told (`tell_differences`).
+    """
+    progress = progress or NullProgress()
     return read_training_chips(
         rasters,
         scheme,
@@ -125,6 +118,7 @@ def read_labelled_chips(
         n_most=n_most,
         least_wanted=least_wanted,
         seed=seed,
+        on_open=lambda reader: tell_differences(reader, card, progress),
         progress=progress,
     )
 
@@ -136,6 +130,34 @@ def _count(target: TargetRaster, card: SegmenterCard, *, n_most: int) -> int:
         target.path, names=card.bands, gsd_m=card.gsd_m, stretch=Stretch((0.0,), (1.0,)), crs_wkt=target.crs_wkt
     ) as reader:
         return count_chips(reader, chip_px=card.chip_px, n_most=n_most)
+
+
+def _tell_scale(reader: BandReader, card: SegmenterCard, progress: Progress) -> None:
+    if card.gsd_m is None:
+        return
+    name = Path(reader.path).name
+    if reader.gsd_m is None:
+        progress.info(f"{name} has no scale; its pixels are taken for those of the model, {card.gsd_m:.3g} m.")
+    elif max(reader.gsd_m / card.gsd_m, card.gsd_m / reader.gsd_m) > _FAR_SCALE:
+        progress.info(
+            f"Warning: {name} has pixels of {reader.gsd_m:.3g} m, and '{card.name}' was made for {card.gsd_m:.3g} m; "
+            "so far apart its answers will be poor. Use a model that was trained nearer to this resolution."
+        )
+
+
+def _tell_depth(reader: BandReader, card: SegmenterCard, progress: Progress) -> None:
+    """Say where one of raster and training rasters holds bytes, which no stretch changes, and the other does not."""
+    n_bands = len(card.bands)
+    is_byte, was_byte = (
+        key == (0.0,) * n_bands + (255.0,) * n_bands for key in (reader.stretch.as_key(), card.training_stretch)
+    )
+    if card.stretch is None and card.training_stretch is not None and is_byte != was_byte:
+        own, learned = ("8-bit values", "others")[:: 1 if is_byte else -1]
+        progress.info(
+            f"Warning: {Path(reader.path).name} holds {own}, and '{card.name}' was trained on {learned}: only what is "
+            "not 8-bit is stretched, so that contrasts differ from those that it knows. Give a raster of the same bit "
+            "depth, or adapt the model to this one."
+        )
 
 
 def _check_range(chips: Chips, card: SegmenterCard, target: TargetRaster) -> None:

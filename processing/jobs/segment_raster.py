@@ -28,15 +28,13 @@ from ..raster.blend import Block, Bounds
 from ..raster.geodesy import apply_affine
 from ..raster.regions import Region, RegionOutliner, thin_strips
 from ..raster.tile_store import REMEDY, Layer, TileStore
-from .model_rasters import tell_depth
+from .model_rasters import tell_differences
 from .page import version
 from .segment_blocks import EXTRAS, SegmentTask, Spent, open_model, run_blocks
 
 MOST_OVERLAP = 0.75
 """Largest share of a window that its neighbour sees too: beyond it time grows, and nothing else."""
 
-_FAR_SCALE = 4.0
-"""Resolutions that differ by more are outside of what models bridge; the user is told."""
 _BLOCKS_SHARE = 0.95
 _STRIP_ROWS = 512
 _FOLDER_SUFFIX = ".blocks"
@@ -146,8 +144,7 @@ def segment_raster(
         progress.info(choice.reason)
     used = ", ".join(f"{band} as {name}" for band, name in zip(reader.bands, card.bands, strict=True))
     progress.info(f"Bands of the raster that the model sees: {used}.")
-    _tell_scale(reader, card, progress)
-    tell_depth(reader, card, progress)
+    tell_differences(reader, card, progress)
     task = SegmentTask(
         raster=str(Path(reader.path).absolute()) if Path(reader.path).exists() else reader.path,
         identity=reader.identity,
@@ -270,19 +267,6 @@ def _run(
         return run_on_cluster(task, blocks, address=scheduler, keep=store.put, progress=progress)
     model = open_model(Path(task.package), task.device)
     return run_blocks(task, blocks, model, reader, keep=store.put, progress=progress)
-
-
-def _tell_scale(reader: BandReader, card: SegmenterCard, progress: Progress) -> None:
-    if card.gsd_m is None:
-        return
-    if reader.gsd_m is None:
-        progress.info(f"The raster has no scale; its pixels are taken for those of the model, {card.gsd_m:.3g} m.")
-        return
-    if max(reader.gsd_m / card.gsd_m, card.gsd_m / reader.gsd_m) > _FAR_SCALE:
-        progress.info(
-            f"Warning: the raster has pixels of {reader.gsd_m:.3g} m, the model was made for {card.gsd_m:.3g} m; so "
-            "far apart the answer will be poor. Use a model that was trained nearer to this resolution."
-        )
 
 
 def _limits(reader: BandReader, bounds: tuple[float, float, float, float] | None) -> Bounds:

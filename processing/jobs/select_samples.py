@@ -35,7 +35,7 @@ from ..raster.geodesy import apply_affine
 from ..raster.vectorize import polygonize
 from .chip_segments import superpixels
 from .labelled_chips import PolygonLabels
-from .model_rasters import open_for_model, tell_depth
+from .model_rasters import open_for_model, tell_differences
 from .training_data import tell_bands
 
 RegionKind = Literal["squares", "segments"]
@@ -148,7 +148,7 @@ def select_samples(
         readers = [stack.enter_context(open_for_model(card, raster.path, crs_wkt=raster.crs_wkt)) for raster in rasters]
         for reader in readers:
             tell_bands(reader, card.bands, progress)
-            tell_depth(reader, card, progress)
+            tell_differences(reader, card, progress)
         pixel_m2 = _pixel_m2(readers)
         region_px = _region_px(job, card, pixel_m2)
         size = "" if pixel_m2 is None else f" ({region_px * pixel_m2**0.5:.3g} m)"

@@ -93,6 +93,7 @@ def read_training_chips(
     least_wanted: int | None = None,
     least_classes: int = 2,
     seed: int = 0,
+    on_open: Callable[[BandReader], None] | None = None,
     progress: Progress | None = None,
 ) -> Chips:
     """Labelled chips of all rasters; `blocks` say raster and block of ground (`place_of`).
@@ -101,8 +102,9 @@ def read_training_chips(
     `stretch`: as for `open_bands`. `n_most`: keep at most about so many chips, drawn by `seed`, those that hold the
     class `least_wanted` alone last; evenly over the rasters with labels, and what one has too few for goes to the
     others. Where polygons of different classes overlap, pixels are left unlabelled. Rasters without a label and without
-    a completely labelled area are left out. All that is said to `progress`. Raises `JobError` where no raster has
-    labels, and where chips hold fewer than `least_classes` classes; `RasterError`, `Cancelled`.
+    a completely labelled area are left out. All that is said to `progress`. `on_open`: is given each raster before it
+    is read. Raises `JobError` where no raster has labels, and where chips hold fewer than `least_classes` classes;
+    `RasterError`, `Cancelled`.
     """
     progress = progress or NullProgress()
     if not rasters:
@@ -123,6 +125,8 @@ def read_training_chips(
         with opened(raster.path, stretch=stretch, crs_wkt=raster.crs_wkt) as reader:
             if names:
                 tell_bands(reader, names, progress)
+            if on_open is not None:
+                on_open(reader)
             try:
                 with _label_source(raster, scheme, reader) as labels:
                     chips = _cut(

@@ -588,7 +588,7 @@ def test_far_resolutions_and_none_are_told(model, package, raster_factory, tmp_p
     heard = Heard()
     far = raster_factory(scene(40, 40), transform=Affine(3, 0, 590_000, 0, -3, 5_750_000))
     run(far, package, tmp_path / "labels.tif", progress=heard)
-    assert any("pixels of 3 m, the model was made for 0.5 m" in text for text in heard.texts)
+    assert any("scene.tif has pixels of 3 m, and 'test' was made for 0.5 m" in text for text in heard.texts)
     heard = Heard()
     run(raster_factory(scene(40, 40), crs=None), package, tmp_path / "labels.tif", progress=heard)
     assert any("no scale" in text for text in heard.texts)
