@@ -53,7 +53,7 @@ _MOST_ODDS, _MOST_ODDS_REHEARSED = 2.0, 3.0
 """Labelled chips of the source keep what each class means, so that its share may move further."""
 _SUREST = 0.25
 """Share of a class's pixels, those with the highest confidence, whose answer the adapted model has to keep..."""
-_LEAST_KEPT = 0.9
+LEAST_KEPT = 0.9
 """...in this part. Between 0.8 and 0.95 the study's verdicts hardly differ."""
 _RARE = 0.003
 """Classes that both the source and the source's answer hold less of do not decide: a few objects would."""
@@ -195,7 +195,7 @@ def judge(
     if change:
         return Verdict(False, f"{change} too much to trust.")
     for one, share in () if is_rehearsed or not kept else zip(card.classes, kept, strict=True):
-        if share < _LEAST_KEPT:
+        if share < LEAST_KEPT:
             return Verdict(
                 False,
                 f"Of what the source model was surest to be '{one.name}', the adapted one calls only {_percent(share)} "

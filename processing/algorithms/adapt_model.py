@@ -65,9 +65,10 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         return self.tr(
             "Brings a segmentation model to images that look different from those it was trained on, without a single "
             "label of them. A part of the images is held out: on it, the model before and the model after are "
-            "compared by how well they agree with themselves and with the image. Where that falls, or a class "
-            "vanishes or takes over, the model is saved as it was, and the report says so. Measure the domain shift "
-            "first to see which method to try."
+            "compared by how well they agree with themselves and with the image. Where that falls, a class vanishes or "
+            "takes over, or less than nine tenths of what the model before was surest of stay what they were (unless "
+            "labels of the source are rehearsed), the model is saved as it was, and the report says so. Measure the "
+            "domain shift first to see which method to try."
         )
 
     def helps(self) -> dict[str, str]:

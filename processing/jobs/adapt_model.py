@@ -88,8 +88,9 @@ class AdaptResult:
     """What was done: `is_adapted` as `verdict` says; everything measured on the chips `held_out`.
 
     `labels_before`, `labels_after`: uint8 (N, rows, cols) of the source model and of what the methods made of it, kept
-    or not. `n_chips`: chips that were learned from. `source_weight`: how far weights were taken back to the source
-    model's, 0 to 1. `seconds`: how long the methods took.
+    or not. `kept` (C,): as `surest_kept` measures it, which decides unless labels of the source were rehearsed
+    (`is_rehearsed`). `n_chips`: chips that were learned from. `source_weight`: how far weights were taken back to the
+    source model's, 0 to 1. `seconds`: how long the methods took.
     """
 
     card: SegmenterCard
@@ -101,6 +102,8 @@ class AdaptResult:
     held_out: Chips
     labels_before: npt.NDArray[np.uint8]
     labels_after: npt.NDArray[np.uint8]
+    kept: tuple[float, ...]
+    is_rehearsed: bool
     n_chips: int
     source_weight: float
     seconds: float
@@ -161,7 +164,8 @@ def adapt_model(
         adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.97)
     )
     kept = surest_kept(model, adapted, held_out, batch=job.batch, progress=StepProgress(progress, 0.97, 0.98))
-    verdict = judge(before, after, source_card, is_rehearsed=is_rehearsed(problem, job.methods), kept=kept)
+    has_rehearsed = is_rehearsed(problem, job.methods)
+    verdict = judge(before, after, source_card, is_rehearsed=has_rehearsed, kept=kept)
     progress.info(
         verdict.reason if verdict.is_kept else f"{verdict.reason} The source model is saved as it was, to do no harm."
     )
@@ -184,6 +188,8 @@ def adapt_model(
         held_out,
         labels[0],
         labels[1],
+        kept,
+        has_rehearsed,
         len(learned),
         weight,
         seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...models.transfer.agreement import changed_most
+from ...models.transfer.agreement import LEAST_KEPT, changed_most
 from ...models.transfer.base import get_method
 from .adapt_model import AdaptResult
 from .chip_pictures import coloured, draw, legend, shown
@@ -57,7 +58,25 @@ def _agreement(result: AdaptResult) -> list[str]:
             "model is kept only where the agreement does not fall and no class vanishes or takes over. Evaluate the "
             "model on a few labels before you rely on it."
         ),
+        heading("What the source model was surest of"),
+        _surest(result),
     ]
+
+
+def _surest(result: AdaptResult) -> str:
+    rows = [("Class", "Called the same by the adapted model")]
+    for one in result.source_card.classes:
+        share = result.kept[one.class_id]
+        rows.append((one.name, "too rare to say" if math.isnan(share) else f"{100 * share:.1f} %"))
+    rule = (
+        "It does not decide here: labels of the source were rehearsed, which keep what each class means."
+        if result.is_rehearsed
+        else f"At least {100 * LEAST_KEPT:.0f} % of each must stay: a class can keep its size and its edges and become "
+        "another."
+    )
+    return table(rows, has_head=True) + note(
+        f"Of the quarter of each class's pixels that the source model was surest of. {rule}"
+    )
 
 
 def _shares(result: AdaptResult) -> str:

@@ -104,8 +104,20 @@ def test_the_rule_is_told_of_rehearsal(town, town_model, target, tmp_path, monke
 
     monkeypatch.setattr("segadapt.processing.jobs.adapt_model.judge", judging)
     job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=(method,), n_steps=1, device="cpu")
-    adapt_model([target[0]], job, source=town.chips(*town.paint(0)))
+    result = adapt_model([target[0]], job, source=town.chips(*town.paint(0)))
     assert told == [expected]
+    assert result.is_rehearsed == expected
+    page = adaptation_report(result, [target[0]])
+    assert ("must stay" in page, "does not decide here" in page) == (not expected, expected)
+
+
+def test_the_page_says_what_stayed_of_each_class(town_model, target, tmp_path):
+    job = AdaptJob(model=town_model, output=tmp_path / "m.safetensors", methods=("quantile",), device="cpu")
+    result = replace(adapt_model([target[0]], job), kept=(0.876, float("nan")))
+    page = adaptation_report(result, [target[0]])
+    assert "87.6 %" in page
+    assert "too rare to say" in page
+    assert "At least 90 % of each must stay" in page
 
 
 def test_the_same_seed_gives_the_same_model(town_model, target, tmp_path):
