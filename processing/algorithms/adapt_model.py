@@ -14,7 +14,7 @@ from qgis.core import (
 
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
-from .training_source import LabelledAlgorithm
+from .training_source import OF_SOURCE, LabelledAlgorithm
 
 if TYPE_CHECKING:
     from ...models.engine import InferenceEngine
@@ -73,7 +73,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
 
     def helps(self) -> dict[str, str]:
         """Return the help of every parameter and output."""
-        shared, labels = self.shared_helps(), self.label_helps()
+        shared, labels, source = self.shared_helps(), self.label_helps(), self.source_helps()
         return {
             self.RASTERS: self.tr("The images to adapt to: raster files with the bands of the model, or folders."),
             self.MODEL: shared[self.MODEL],
@@ -96,8 +96,20 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "the way where no labels of the source are rehearsed, which keeps most of what can be won and loses "
                 "less where the model was right before; nothing where they are."
             ),
-            self.SOURCE: self.source_helps()[self.SOURCE],
-            **labels,
+            self.SOURCE: source[self.SOURCE],
+            self.LABELS: self.tr(
+                "Polygons of the classes on the source rasters, in any CRS. Labels of the target are not used here: "
+                "give them to Fine-tune model."
+            ),
+            self.CLASS_FIELD: source[OF_SOURCE + self.CLASS_FIELD],
+            self.LABEL_RASTERS: self.tr(
+                "Rasters of whole class ids instead of polygons: one for each source raster, of the same file name (a "
+                "word may follow, as in scene_classes.png) or else in the same order, or a single one for all. Nodata "
+                "is unlabelled, and so is 255 unless it is named."
+            ),
+            self.CLASS_NAMES: labels[self.CLASS_NAMES],
+            self.BACKGROUND: labels[self.BACKGROUND],
+            self.AREA: source[OF_SOURCE + self.AREA],
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],
             self.OUTPUT: self.tr("The adapted model, or the source model where adapting did harm (.safetensors)."),
@@ -125,7 +137,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             advanced=True,
         )
         self.add_rasters(self.SOURCE, self.tr("Source rasters"), optional=True)
-        self.add_labels()
+        self.add_labels(are_of_source=True)
         self.add_seed()
         self.add_device()
         self.add_model_output()

@@ -91,19 +91,25 @@ class LabelledAlgorithm(ModelAlgorithm):
             ),
         }
 
-    def add_labels(self) -> None:
+    def add_labels(self, *, are_of_source: bool = False) -> None:
         """Add polygons with a class field, or label rasters, and what pixels without a label are."""
         polygon = [QgsProcessing.TypeVectorPolygon]
-        self.add(QgsProcessingParameterFeatureSource(self.LABELS, self.tr("Label polygons"), polygon, optional=True))
-        self.add(
-            QgsProcessingParameterField(self.CLASS_FIELD, self.tr("Class field"), None, self.LABELS, optional=True)
+        labels, field, label_rasters, area = (
+            self._source_titles()
+            if are_of_source
+            else (
+                self.tr("Label polygons"),
+                self.tr("Class field"),
+                self.tr("Label rasters"),
+                self.tr("Completely labelled areas"),
+            )
         )
-        self.add_rasters(self.LABEL_RASTERS, self.tr("Label rasters"), optional=True)
+        self.add(QgsProcessingParameterFeatureSource(self.LABELS, labels, polygon, optional=True))
+        self.add(QgsProcessingParameterField(self.CLASS_FIELD, field, None, self.LABELS, optional=True))
+        self.add_rasters(self.LABEL_RASTERS, label_rasters, optional=True)
         self.add_text(self.CLASS_NAMES, self.tr("Names of raster values"), advanced=True)
         self.add_choice(self.BACKGROUND, self.tr("Pixels without a polygon"), BACKGROUNDS, advanced=True)
-        self.add(
-            QgsProcessingParameterFeatureSource(self.AREA, self.tr("Completely labelled areas"), polygon, optional=True)
-        )
+        self.add(QgsProcessingParameterFeatureSource(self.AREA, area, polygon, optional=True))
 
     def source_helps(self) -> dict[str, str]:
         """Return the help of the parameters that `add_source` adds."""
@@ -132,17 +138,12 @@ class LabelledAlgorithm(ModelAlgorithm):
         labels, field, label_rasters, area = (
             OF_SOURCE + name for name in (self.LABELS, self.CLASS_FIELD, self.LABEL_RASTERS, self.AREA)
         )
+        titles = self._source_titles()
         self.add_rasters(self.SOURCE, self.tr("Source rasters"), optional=True)
-        self.add(
-            QgsProcessingParameterFeatureSource(labels, self.tr("Label polygons of the source"), polygon, optional=True)
-        )
-        self.add(QgsProcessingParameterField(field, self.tr("Class field of the source"), None, labels, optional=True))
-        self.add_rasters(label_rasters, self.tr("Label rasters of the source"), optional=True)
-        self.add(
-            QgsProcessingParameterFeatureSource(
-                area, self.tr("Completely labelled areas of the source"), polygon, optional=True
-            )
-        )
+        self.add(QgsProcessingParameterFeatureSource(labels, titles[0], polygon, optional=True))
+        self.add(QgsProcessingParameterField(field, titles[1], None, labels, optional=True))
+        self.add_rasters(label_rasters, titles[2], optional=True)
+        self.add(QgsProcessingParameterFeatureSource(area, titles[3], polygon, optional=True))
 
     def source_chips(
         self,
@@ -199,7 +200,7 @@ class LabelledAlgorithm(ModelAlgorithm):
             raise JobError(self.invalidSourceError(parameters, of + self.LABELS))
         label_rasters = self.rasters(of + self.LABEL_RASTERS)
         if (source is None) == (not label_rasters):
-            whose = " of the source" if of else ""
+            whose = "" if rasters is None else " of the source"
             raise JobError(f"Give either label polygons or label rasters{whose}, one of the two.")
         if source is None:
             paths, is_by_order = paired([one.path for one in chosen], [one.path for one in label_rasters])
@@ -266,6 +267,15 @@ class LabelledAlgorithm(ModelAlgorithm):
             return scheme_of_card(card, rasters, background=background, value_names=names, progress=progress)
         only = self.labels_name(parameters, context) or "object"
         return scheme_of_labels(rasters, background=background, only_name=only, value_names=names, progress=progress)
+
+    def _source_titles(self) -> tuple[str, str, str, str]:
+        """Titles of the parameters with labels of the source: polygons, field, rasters, areas."""
+        return (
+            self.tr("Label polygons of the source"),
+            self.tr("Class field of the source"),
+            self.tr("Label rasters of the source"),
+            self.tr("Completely labelled areas of the source"),
+        )
 
     def labels_name(self, parameters: dict[str, Any], context: QgsProcessingContext) -> str:
         """The name of the layer of polygons, or those of the label rasters."""

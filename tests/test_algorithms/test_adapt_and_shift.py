@@ -91,6 +91,7 @@ def test_source_rasters_are_rehearsed(
         ({"REPORT": "/nowhere/at/all.html"}, "cannot be written to"),
         ({"RASTERS": "two bands"}, "2 band"),
         ({"LABEL_RASTERS": "target"}, "no source rasters"),
+        ({"SOURCE": "target"}, "label rasters of the source"),
     ],
 )
 def test_what_does_not_go_together_is_said(
@@ -107,7 +108,7 @@ def test_what_does_not_go_together_is_said(
     if changes.get("RASTERS") == "two bands":
         known["two bands"] = raster_factory(np.zeros((2, 90, 90), np.uint8), "two.tif")
     chosen = {name: known.get(value, value) for name, value in changes.items()}
-    for name in ("RASTERS", "LABEL_RASTERS"):
+    for name in ("RASTERS", "LABEL_RASTERS", "SOURCE"):
         if name in chosen:
             chosen[name] = [chosen[name]]
     content = town_model.read_bytes()
@@ -148,6 +149,15 @@ def test_a_shift_that_cannot_be_measured_is_said(
     two = raster_factory(np.zeros((2, 90, 90), np.uint8), "two.tif")
     assert "2 band" in failure("domainshift", {"MODEL": str(town_model), "RASTERS": [two], "DEVICE": "cpu"})
     assert "no segmentation model" in failure("domainshift", {"MODEL": two, "RASTERS": [two], "DEVICE": "cpu"})
+
+
+def test_labels_are_said_to_be_of_the_source(provider: Any) -> None:
+    """The target has none here."""
+    algorithm = provider.algorithm("adaptmodel")
+    for name in ("LABELS", "CLASS_FIELD", "LABEL_RASTERS", "AREA"):
+        assert "of the source" in algorithm.parameterDefinition(name).description(), name
+    for name in ("LABELS", "LABEL_RASTERS", "AREA"):
+        assert "source raster" in algorithm.parameterDefinition(name).help(), name
 
 
 def test_choices_are_those_of_the_jobs() -> None:
