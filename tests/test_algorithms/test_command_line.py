@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -125,13 +126,7 @@ def test_all_four_run(qgis_process: Any, scene_file: Path, roofs: Any, tmp_path:
     encoded = qgis_process("run", "segadapt:encoderaster", "--", f"INPUT={scene_file}", "WINDOW=512", "DEVICE=cpu")
     assert encoded["results"]["ENCODED"] in (0, 1)
 
-    prompts = tmp_path / "boxes.geojson"
-    features = [
-        {"type": "Feature", "properties": {"kind": f"roof {i}"}, "geometry": _as_geojson(roof)}
-        for i, roof in enumerate(roofs)
-    ]
-    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32631"}}
-    prompts.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    prompts = write_roofs(tmp_path / "boxes.geojson", [(f"roof {i}", roof) for i, roof in enumerate(roofs)])
     output = tmp_path / "out folder" / "objects é.gpkg"
     output.parent.mkdir()
     segmented = qgis_process(
@@ -196,6 +191,41 @@ def test_a_chain_runs(qgis_process: Any, roof_model: Path, repainted: Any, tmp_p
     assert maps["CHANGES"].any()
 
 
+def test_the_chain_of_few_labels_runs(
+    qgis_process: Any, roof_model: Path, scene_file: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """Select, label, tune, segment and evaluate as one command; steps of QGIS's own among them."""
+    import rasterio
+
+    files = {
+        "REGIONS": "regions.gpkg",
+        "TUNED_MODEL": "tuned.safetensors",
+        "CLASSES": "classes.tif",
+        "EVALUATION_TABLE": "evaluation.csv",
+    }
+    results = qgis_process(
+        "run",
+        "segadapt:selectlabeltunesegmentevaluate",
+        "--",
+        f"INPUT={scene_file}",
+        f"MODEL={roof_model}",
+        f"LABELS={write_roofs(tmp_path / 'reference.geojson', [('roof', roof) for roof in roofs])}",
+        "CLASS_FIELD=kind",
+        "BUDGET=20",
+        "STRATEGY=random",
+        "REGION_SIZE=8",
+        "STEPS=1",
+        "DEVICE=cpu",
+        *(f"{name}={tmp_path / file}" for name, file in files.items()),
+    )["results"]
+    assert {name: Path(results[name]).name for name in files} == files
+    assert all((tmp_path / file).stat().st_size for file in files.values())
+    with rasterio.open(results["CLASSES"]) as dataset:
+        assert set(dataset.read(1).ravel().tolist()) == {0, 1}
+    with open(results["EVALUATION_TABLE"], encoding="utf-8", newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)].count("(all)") == 2
+
+
 def test_error_is_one_sentence(qgis_process: Any, make_scene: Any, tmp_path: Path) -> None:
     """A mistake ends the program with the sentence, not with a traceback."""
     bare = make_scene(tmp_path / "bare.tif", crs=None)
@@ -239,7 +269,14 @@ def test_with_environment_the_plugin_stays_light(clean_environ: dict[str, str], 
     assert loaded == "[]"
 
 
-def _as_geojson(roof: Any) -> dict[str, Any]:
-    left, bottom, right, top = roof.bounds
-    ring = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
-    return {"type": "Polygon", "coordinates": [ring]}
+def write_roofs(path: Path, named: list[tuple[str, Any]]) -> Path:
+    """Write outlines with their `kind` as GeoJSON."""
+    features = []
+    for kind, roof in named:
+        left, bottom, right, top = roof.bounds
+        ring = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "properties": {"kind": kind}, "geometry": geometry})
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32631"}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    return path
