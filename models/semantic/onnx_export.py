@@ -22,6 +22,7 @@ import onnx
 import torch
 from torch import nn
 
+from ..progress import NullProgress, Progress, raise_if_cancelled
 from .card import PackageError, SegmenterCard
 from .segmenter import LEVELS, Segmenter
 
@@ -37,18 +38,23 @@ _LEAST_TILE_PX = 32
 _TOP = LEVELS - 1.0
 
 
-def export_onnx(model: Segmenter, path: Path, *, tile_px: int | None = None) -> None:
+def export_onnx(model: Segmenter, path: Path, *, tile_px: int | None = None, progress: Progress | None = None) -> None:
     """Write `model` as an ONNX file, whole or not at all.
 
     Input: float32 (batch, bands, `tile_px`, `tile_px`), stored values divided by 255; batch is free. Output: class
     probabilities (batch, classes, `tile_px`, `tile_px`), 0 to 1. `tile_px`: the card's chips without. The model is not
     changed. Raises `PackageError` for tiles that are too small, for a network that ONNX cannot express, and where the
-    file cannot be written.
+    file cannot be written; `Cancelled` before it is.
     """
     side = model.card.chip_px if tile_px is None else tile_px
     if side < _LEAST_TILE_PX:
         raise PackageError(f"Tiles of {side} px are too small for a network; give at least {_LEAST_TILE_PX}.")
+    progress = progress or NullProgress()
+    progress.set_fraction(0.1)
+    raise_if_cancelled(progress)
     content = _graph(model, side)
+    progress.set_fraction(0.9)
+    raise_if_cancelled(progress)
     for key, value in deepness_metadata(model.card, tile_px=side).items():
         entry = content.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)

@@ -77,7 +77,7 @@ class ExportModelAlgorithm(ModelAlgorithm):
         output = with_ending(self.parameterAsFileOutput(parameters, self.OUTPUT, context), SUFFIX)
         check_folder(output, "model")
         tile = self.parameterAsInt(parameters, self.CHIP, context) if parameters.get(self.CHIP) else None
-        export_onnx(load_segmenter(path), output, tile_px=tile)
+        export_onnx(load_segmenter(path), output, tile_px=tile, progress=progress)
         progress.info(self._about_values(card))
         progress.info(
             self.tr("{} bands ({}), tiles of {} px.").format(

@@ -24,6 +24,7 @@ RUNS = {
     "finetunemodel": TARGET | ROOFS | FILES | {"MODEL": "model", "STEPS": 5},
     "compareadaptation": TARGET | ROOFS | FILES | COMPARED | {"MODEL": "model"},
     "distillmodel": TARGET | FILES | {"MODEL": "model", "STEPS": 5},
+    "exportmodel": {"MODEL": "model", "OUTPUT": "out.onnx"},
 }
 """Algorithms and what they are given; what is a name here is filled in by `parameters`."""
 WRITTEN = ("OUTPUT", "REPORT", "TABLE")

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from segadapt.models.errors import Cancelled
+from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import PackageError, SegmenterCard, SegmenterClass, card_from_json
 from segadapt.models.semantic.onnx_export import CARD_KEY, export_onnx
 from segadapt.models.semantic.segmenter import build_segmenter
@@ -153,3 +155,25 @@ def test_nothing_is_changed_or_left_behind(tmp_path):
         export_onnx(model, tmp_path / "small.onnx", tile_px=16)
     with pytest.raises(PackageError, match="cannot be written"):
         export_onnx(model, tmp_path / "none" / "model.onnx")
+
+
+class _StopAt(NullProgress):
+    def __init__(self, fraction):
+        self.fraction, self.reached = fraction, 0.0
+
+    def set_fraction(self, fraction):
+        self.reached = fraction
+
+    def is_cancelled(self):
+        return self.reached >= self.fraction
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_a_cancel_before_and_after_the_graph_writes_nothing(tmp_path, fraction):
+    older = tmp_path / "model.onnx"
+    older.write_bytes(b"older")
+    progress = _StopAt(fraction)
+    with pytest.raises(Cancelled):
+        export_onnx(make_model(), older, progress=progress)
+    assert progress.reached == fraction
+    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(older, b"older")]
