@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +18,7 @@ from segadapt.processing.jobs.evaluate_interactive import (
     evaluate_interactive,
     plain_options,
 )
-from segadapt.processing.jobs.page import write_report
+from segadapt.processing.jobs.page import write_csv, write_report
 from segadapt.processing.jobs.report import interactive_report, measure_label
 from segadapt.processing.jobs.simulated_analyst import Reference
 from shapely.geometry import box
@@ -127,6 +129,22 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(JobError, match="Cannot write the report"):
         write_report("text", tmp_path / "folder.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.html", "page.html"]
+
+
+@pytest.mark.parametrize(("write", "content"), [(write_report, "<p>new</p>"), (write_csv, [["new", 1]])])
+def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch, write, content):
+    path = tmp_path / "result"
+    path.write_text("older")
+
+    def write_half(part, text, **options):
+        with part.open("w", **options) as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(JobError, match=r"Cannot write the .* \(No space left.*\); choose another folder\."):
+        write(content, path)
+    assert [(file, file.read_text()) for file in tmp_path.iterdir()] == [(path, "older")]
 
 
 def test_labels_are_words():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,6 +320,23 @@ def test_two_runs_that_write_the_same_package_do_not_disturb_each_other(tmp_path
     monkeypatch.setattr(Path, "replace", replace_after_another)
     assert save_segmenter(model, path) == package_sha256(path)
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_older_package(tmp_path, monkeypatch):
+    path, model = tmp_path / "model.safetensors", build_segmenter(make_card(encoder="lcnet_035"))
+    digest = save_segmenter(model, path)
+
+    def write_half(part, content):
+        with part.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    model.set_input_map(255 - torch.arange(256.0).repeat(3, 1))
+    with pytest.raises(PackageError, match=r"model\.safetensors cannot be written \(No space left.*with space\."):
+        save_segmenter(model, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert package_sha256(path) == digest
 
 
 def test_an_altered_byte_is_noticed(tmp_path):
