@@ -190,7 +190,7 @@ class ClassMapControl(QObject):
         self.panel.buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
         self.export.informed.connect(self.informed)
         self.export.changed.connect(self._show)
-        self.panel.snap_box.toggled.connect(lambda is_snapped: self._do(SetSnapping, is_snapped=is_snapped))
+        self.panel.snap_box.toggled.connect(lambda is_snapped: self._follow(SetSnapping, is_snapped=is_snapped))
         self._settle.timeout.connect(self._encode_view)
         self._canvas.extentsChanged.connect(self._settle.start)
         self._canvas.destinationCrsChanged.connect(self._draw)
@@ -211,7 +211,7 @@ class ClassMapControl(QObject):
             self.notified.emit(str(error))
             return None
         if self._handle is None:
-            self._handle = MapHandle(read_settings())
+            self._handle = MapHandle(read_settings(), is_snapped=self.panel.snap_box.isChecked())
         task = kind(self._handle, view, **values)
         self._worker.do(task)
         return task

@@ -5,6 +5,8 @@ from __future__ import annotations
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtWidgets import QCheckBox, QGridLayout, QLabel, QProgressBar, QPushButton, QWidget
 
+from .settings import SNAP, remember_box
+
 WRITING = {"raster": "Whole raster…", "all_polygons": "Raster's polygons…", "polygons": "View's polygons…"}
 """What takes a while and can be stopped, by the name of its button."""
 
@@ -22,7 +24,7 @@ class ClassMapPanel(QWidget):
         self.progress_bar.hide()
         self.snap_box = QCheckBox("Snap to segments")
         self.snap_box.setToolTip("Whole segments of the image get one class, which draws clean borders")
-        self.snap_box.setChecked(True)
+        remember_box(self.snap_box, SNAP, default=True)
         self.buttons = {
             "undo": _button("Undo", "Take the last click or scribble of the class map back"),
             "raster": _button(WRITING["raster"], "Map the whole raster into a GeoTIFF"),

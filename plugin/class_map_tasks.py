@@ -22,10 +22,10 @@ _MOST_VIEW_PX = 40_000_000
 
 
 class MapHandle:
-    """The class map of one scene: made in the worker thread, opaque elsewhere."""
+    """The class map of one scene: made in the worker thread, opaque elsewhere; it begins snapped or not."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: EngineSettings, *, is_snapped: bool) -> None:
+        self.settings, self._is_snapped = settings, is_snapped
         self._mapper: ClassMapper | None = None
 
     def mapper(self, segmenter: InteractiveSegmenter, progress: Progress) -> ClassMapper:
@@ -34,7 +34,7 @@ class MapHandle:
         A handle lasts as long as the raster is open: another scene of it means that the device failed.
         """
         from ..models.backbone import open_backbone
-        from ..processing.jobs.class_map import ClassMapper
+        from ..processing.jobs.class_map import ClassMapOptions, ClassMapper
 
         scene, before = segmenter.scene, self._mapper
         if before is not None and before.scene is scene:
@@ -45,9 +45,11 @@ class MapHandle:
             offline=self.settings.offline,
             progress=progress,
         )
-        mapper = ClassMapper(scene, backbone) if before is None else before.moved_to(scene, backbone)
-        self._mapper = mapper
-        return mapper
+        if before is None:
+            self._mapper = ClassMapper(scene, backbone, options=ClassMapOptions(is_snapped=self._is_snapped))
+        else:
+            self._mapper = before.moved_to(scene, backbone)
+        return self._mapper
 
 
 @dataclass(frozen=True, eq=False)

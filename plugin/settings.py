@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from qgis.core import QgsSettings
+from qgis.PyQt.QtWidgets import QCheckBox
 
 Key = Literal[
     "environment",
@@ -18,18 +20,30 @@ Key = Literal[
     "coverage",
     "model",
     "rectangles",
+    "view_only",
+    "accept_above",
+    "snap_to_segments",
 ]
 
+ACCEPT_ABOVE: Key = "accept_above"
 COVERAGE: Key = "coverage"
 LEARNING: Key = "learning"
 MODE: Key = "mode"
 MODEL: Key = "model"
 RECTANGLES: Key = "rectangles"
+SNAP: Key = "snap_to_segments"
+VIEW_ONLY: Key = "view_only"
 
 
 def write_setting(key: Key, value: str | float | bool) -> None:
     """Store one value under `segadapt/`; empty text stands for the default."""
     QgsSettings().setValue(f"segadapt/{key}", value)
+
+
+def remember_box(box: QCheckBox, key: Key, *, default: bool) -> None:
+    """Tick a box as it was left last, and remember from now on how it is left."""
+    box.setChecked(QgsSettings().value(f"segadapt/{key}", default, type=bool))
+    box.toggled.connect(partial(write_setting, key))
 
 
 def read_page(title: str, *, default: bool) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from qgis.core import QgsGeometry, QgsRectangle, QgsWkbTypes
+from qgis.core import QgsGeometry, QgsRectangle, QgsSettings, QgsWkbTypes
 from qgis.gui import QgsMapCanvas, QgsRubberBand
 from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QSlider, QVBoxLayout, QWidget
 
+from .settings import ACCEPT_ABOVE, VIEW_ONLY, remember_box, write_setting
 from .similar_review import Review
 
 # Viridis in five steps, from unlikely to likely: told apart without colour vision, by brightness.
@@ -108,6 +110,7 @@ class SimilarPanel(QWidget):
         self.view_only_check = QCheckBox("Only in this view")
         self.view_only_check.setToolTip("Look where the map shows now, not in the whole raster")
         self.view_only_check.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        remember_box(self.view_only_check, VIEW_ONLY, default=False)
         self.search_button = _button("Find", "Look for objects like the examples (F)", self.search_wanted)
         self.stop_button = _button("Stop", "Stop looking; what was found stays", self.stop_wanted)
         self.forget_button = _button("Forget", "Take the examples back that were chosen with X", self.forget_wanted)
@@ -117,9 +120,10 @@ class SimilarPanel(QWidget):
         self.accept_all_button = _button("Accept all", "Accept all candidates above the slider", self.accept_all_wanted)
         self.above_slider = QSlider(Qt.Orientation.Horizontal)
         self.above_slider.setRange(0, 100)
-        self.above_slider.setValue(80)
+        self.above_slider.setValue(QgsSettings().value(f"segadapt/{ACCEPT_ABOVE}", 80, type=int))
         self.above_slider.setToolTip("Least probability of the candidates that are accepted at once")
         self.above_slider.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.above_slider.valueChanged.connect(partial(write_setting, ACCEPT_ABOVE))
         self.above_slider.valueChanged.connect(lambda value: self.above_changed.emit(value / 100))
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)

@@ -11,6 +11,7 @@ import pytest
 from qgis.core import QgsCoordinateReferenceSystem
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QImage, QPainter
+from segadapt.models.progress import NullProgress
 from segadapt.plugin import class_map_tasks
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.class_map_control import ClassMapControl
@@ -192,6 +193,28 @@ def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> No
     assert not control.panel.progress_bar.isVisibleTo(control.panel)
     worker.failed.emit(Failure("The disk is full; free some space.", task=worker.last(AddStroke)))
     assert control.said[-1].startswith("The disk is full")
+
+
+def test_a_map_begins_as_the_box_was_left_in_the_session_before(
+    gui: Any, make_gui: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segadapt.models import backbone
+    from segadapt.processing.jobs import class_map
+
+    monkeypatch.setattr(backbone, "open_backbone", lambda **_options: None)
+    monkeypatch.setattr(class_map, "ClassMapper", lambda _scene, _backbone, options: options)
+    gui.controller.class_map.panel.snap_box.click()
+    assert gui.notices == []  # no map is begun
+    gui.dispose()
+    later = make_gui(type(gui.backend)())
+    later.start()
+    control, tasks = later.controller.class_map, []
+    assert not control.panel.snap_box.isChecked()
+    monkeypatch.setattr(later.controller.worker, "do", tasks.append)
+    later.controller.classes.choose("water")
+    control.click((1.0, 2.0), True)
+    segmenter = SimpleNamespace(scene=SimpleNamespace(engine=SimpleNamespace(device="cpu")))
+    assert not tasks[0].handle.mapper(segmenter, NullProgress()).is_snapped
 
 
 def test_the_map_follows_names_and_colours_of_the_panel(gui: Any, at: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,16 @@ def test_the_keys_of_a_review_are_those_that_the_user_chose(gui: Any, review: An
     assert (review.review.accepted, review.review.rejected) == ([1], [2])
 
 
+def test_where_to_look_and_what_to_accept_at_once_are_remembered(gui: Any, make_gui: Any) -> None:
+    panel = gui.controller.similar.panel
+    assert (panel.view_only_check.isChecked(), panel.above) == (False, 0.8)
+    panel.view_only_check.click()
+    panel.above_slider.setValue(65)
+    gui.dispose()
+    panel = make_gui(type(gui.backend)()).controller.similar.panel
+    assert (panel.view_only_check.isChecked(), panel.above) == (True, 0.65)
+
+
 def test_an_accept_is_one_step_of_undo(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
     begin(review, worker, at)
     gui.key(A)
