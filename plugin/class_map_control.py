@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsGeometry, QgsPointXY, QgsWkbTypes
 from qgis.gui import QgsMapCanvas, QgsRubberBand
 from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtWidgets import QFileDialog
 
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
-from .class_map_export import ClassMapExport
+from .class_map_export import MODEL_FILES, ClassMapExport
 from .class_map_overlay import PIECES, ClassMapItem
 from .class_map_panel import ClassMapPanel
 from .class_map_tasks import (
     AddStroke,
     FindNext,
+    LoadClassModel,
+    LoadedModel,
     MapHandle,
     MapPicture,
     MapTask,
@@ -26,7 +30,7 @@ from .class_map_tasks import (
     RedoStroke,
     RenameClass,
     SetColours,
-    SetSnapping,
+    SetOptions,
     UndoStroke,
 )
 from .crs import CoordinateError
@@ -181,16 +185,24 @@ class ClassMapControl(QObject):
 
     def show_next(self) -> None:
         """Take the canvas to the place that is most in doubt."""
-        if self._picture is None or not self._picture.n_strokes:
+        if self._picture is None or not self._picture.has_map:
             self.notified.emit("There is no class map to be in doubt; press L and click on places of two classes.")
             return
         self._do(FindNext, visited_map=tuple(self._visited))
+
+    def load_model(self, path: Path) -> None:
+        """Map with a saved model, in place of what was clicked."""
+        self.set_mode(True)
+        if self._do(LoadClassModel, path=path) is not None:
+            self._encode_view()  # anew: what is under way describes the view for the map before
 
     def _connect(self) -> None:
         self.panel.buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
         self.export.informed.connect(self.informed)
         self.export.changed.connect(self._show)
-        self.panel.snap_box.toggled.connect(lambda is_snapped: self._follow(SetSnapping, is_snapped=is_snapped))
+        self.panel.buttons["load"].clicked.connect(self._ask_model)
+        for changed in (self.panel.snap_box.toggled, self.panel.head_combo.currentIndexChanged):
+            changed.connect(lambda _value: self._follow(SetOptions, **self._options()))
         self._settle.timeout.connect(self._encode_view)
         self._canvas.extentsChanged.connect(self._settle.start)
         self._canvas.destinationCrsChanged.connect(self._draw)
@@ -211,7 +223,7 @@ class ClassMapControl(QObject):
             self.notified.emit(str(error))
             return None
         if self._handle is None:
-            self._handle = MapHandle(read_settings(), is_snapped=self.panel.snap_box.isChecked())
+            self._handle = MapHandle(read_settings(), **self._options())
         task = kind(self._handle, view, **values)
         self._worker.do(task)
         return task
@@ -220,6 +232,14 @@ class ClassMapControl(QObject):
         """Hand a task to the worker where a class map is begun."""
         if self._handle is not None and self._scene.is_ready:
             self._do(kind, **values)
+
+    def _options(self) -> dict[str, Any]:
+        return {"head": self.panel.head, "is_snapped": self.panel.snap_box.isChecked()}
+
+    def _ask_model(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self.panel, "Load class map model", "", MODEL_FILES)
+        if path:
+            self.load_model(Path(path))
 
     def _change(self, kind: type[MapTask], **values: Any) -> None:
         """Hand over what changes the clicks."""
@@ -249,6 +269,9 @@ class ClassMapControl(QObject):
             self._draw()
         elif isinstance(task, FindNext):
             self._go_to(item)
+        elif isinstance(item, LoadedModel):
+            self.panel.show_options(item.head, is_snapped=item.is_snapped)
+            self.informed.emit(item.sentence)
         elif isinstance(item, str):
             self.informed.emit(item)
         self._show()
@@ -314,21 +337,28 @@ class ClassMapControl(QObject):
         self.item.show_labels(picture.labels, colours=picture.colours, net=net)
 
     def _show(self) -> None:
-        n_strokes = 0 if self._picture is None else self._picture.n_strokes
-        self.panel.status_label.setText(self._status(n_strokes))
-        self.panel.buttons["undo"].setEnabled(n_strokes > 0)
-        self.export.show(has_map=n_strokes > 0)
+        picture, panel = self._picture, self.panel
+        n_strokes = 0 if picture is None else picture.n_strokes
+        panel.status_label.setText(self._status(n_strokes))
+        panel.buttons["undo"].setEnabled(n_strokes > 0)
+        panel.buttons["load"].setEnabled(not n_strokes and not self._under_way)
+        # The head of a saved model stays what it is.
+        panel.head_combo.setEnabled(picture is None or not picture.is_loaded)
+        self.export.show(has_map=picture is not None and picture.has_map)
         self.next_action.setEnabled(self.wants_clicks())
         self.changed.emit()
 
     def _status(self, n_strokes: int) -> str:
         if not self.wants_clicks():
             return "Press L, choose a class and click on places of it."
-        missing = self._picture.n_missing if self._picture is not None else 0
-        clicks = "1 click or scribble" if n_strokes == 1 else f"{n_strokes} clicks and scribbles"
+        picture = self._picture
+        taught = "1 click or scribble" if n_strokes == 1 else f"{n_strokes} clicks and scribbles"
+        if picture is not None and picture.is_loaded:
+            taught = "A saved model maps; the first click begins a map of your own"
+        missing = picture.n_missing if picture is not None else 0
         if missing:
-            return f"{clicks} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
-        return clicks if n_strokes else HINT
+            return f"{taught} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
+        return taught if picture is not None and picture.has_map else HINT
 
 
 def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:

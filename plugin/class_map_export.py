@@ -20,7 +20,7 @@ from .engine_worker import EngineWorker
 from .exchange import Failure
 
 _POLYGONS = ("Polygons of the class map", "GeoPackage (*.gpkg)")
-_MODEL = ("Class map model", "Class map model (*.safetensors)")
+MODEL_FILES = "Class map model (*.safetensors)"
 
 
 class ClassMapExport(QObject):
@@ -47,7 +47,7 @@ class ClassMapExport(QObject):
             ("polygons", *_POLYGONS, self.write_polygons),
         ):
             panel.buttons[name].clicked.connect(partial(self._write_or_stop, title, kinds, write))
-        panel.buttons["save"].clicked.connect(lambda: self._with_path(*_MODEL, self.save_model))
+        panel.buttons["save"].clicked.connect(lambda: self._with_path("Class map model", MODEL_FILES, self.save_model))
         worker.worked.connect(self._on_worked)
         worker.done.connect(self._on_ended)
         worker.failed.connect(self._on_failed)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .exchange import Bounds, Point, Task
 
 if TYPE_CHECKING:
+    from ..models.backbone import Backbone
     from ..models.progress import Progress
     from ..processing.algorithms.settings import EngineSettings
     from ..processing.jobs.class_map import ClassMapper
     from ..processing.jobs.interactive import InteractiveSegmenter
+    from ..processing.jobs.scene import Scene
 
 # A view of more pixels is drawn coarser; the screen shows no more.
 _MOST_PICTURE_PX = 4_000_000
@@ -22,10 +24,10 @@ _MOST_VIEW_PX = 40_000_000
 
 
 class MapHandle:
-    """The class map of one scene: made in the worker thread, opaque elsewhere; it begins snapped or not."""
+    """The class map of one scene: made in the worker thread, opaque elsewhere. It begins with `head` and snapping."""
 
-    def __init__(self, settings: EngineSettings, *, is_snapped: bool) -> None:
-        self.settings, self._is_snapped = settings, is_snapped
+    def __init__(self, settings: EngineSettings, *, head: str, is_snapped: bool) -> None:
+        self.settings, self._head, self._is_snapped = settings, head, is_snapped
         self._mapper: ClassMapper | None = None
 
     def mapper(self, segmenter: InteractiveSegmenter, progress: Progress) -> ClassMapper:
@@ -33,23 +35,35 @@ class MapHandle:
 
         A handle lasts as long as the raster is open: another scene of it means that the device failed.
         """
-        from ..models.backbone import open_backbone
         from ..processing.jobs.class_map import ClassMapOptions, ClassMapper
 
         scene, before = segmenter.scene, self._mapper
         if before is not None and before.scene is scene:
             return before
-        backbone = open_backbone(
+        backbone = self._backbone(scene, progress)
+        if before is None:
+            options = ClassMapOptions(head=self._head, is_snapped=self._is_snapped)
+            self._mapper = ClassMapper(scene, backbone, options=options)
+        else:
+            self._mapper = before.moved_to(scene, backbone)
+        return self._mapper
+
+    def load(self, path: Path, segmenter: InteractiveSegmenter, progress: Progress) -> ClassMapper:
+        """Begin anew with a saved model, and return its mapper. Raises what `load_mapper` does."""
+        from ..processing.jobs.class_map_model import load_mapper
+
+        self._mapper = load_mapper(path, segmenter.scene, self._backbone(segmenter.scene, progress))
+        return self._mapper
+
+    def _backbone(self, scene: Scene, progress: Progress) -> Backbone:
+        from ..models.backbone import open_backbone
+
+        return open_backbone(
             device=scene.engine.device,
             checkpoint_folder=self.settings.checkpoint_folder,
             offline=self.settings.offline,
             progress=progress,
         )
-        if before is None:
-            self._mapper = ClassMapper(scene, backbone, options=ClassMapOptions(is_snapped=self._is_snapped))
-        else:
-            self._mapper = before.moved_to(scene, backbone)
-        return self._mapper
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +72,7 @@ class MapPicture:
 
     `labels`: uint8 (rows, cols), 0 nothing; `corners_map`: upper left, upper right, lower right, lower left in the
     raster's CRS; `colours` by class id; `n_missing`: windows of the view that are not encoded yet; `n_undone`: clicks
-    and scribbles that were taken back and can come again.
+    and scribbles that were taken back and can come again; `is_loaded`: a saved model maps, until the first click.
     """
 
     labels: Any
@@ -67,6 +81,12 @@ class MapPicture:
     n_missing: int
     n_strokes: int
     n_undone: int = 0
+    is_loaded: bool = False
+
+    @property
+    def has_map(self) -> bool:
+        """Whether there is a map to be looked at and written."""
+        return self.n_strokes > 0 or self.is_loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,15 +174,16 @@ class RenameClass(MapTask):
 
 
 @dataclass(frozen=True, eq=False)
-class SetSnapping(MapTask):
-    """Snap to segments or not. Yields the picture."""
+class SetOptions(MapTask):
+    """Learn with another head, snap to segments or not. Yields the picture."""
 
+    head: str
     is_snapped: bool
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
-        """Set the option and draw."""
+        """Set the options and draw."""
         mapper = self.handle.mapper(segmenter, progress)
-        mapper.set_options(replace(mapper.options, is_snapped=self.is_snapped))
+        mapper.set_options(replace(mapper.options, head=self.head, is_snapped=self.is_snapped))
         yield picture(mapper, self.view_map)
 
 
@@ -276,6 +297,30 @@ class SaveClassModel(MapTask):
         yield f"The class map model is saved in {self.path}."
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What a saved model maps with; `sentence` says what it knows."""
+
+    sentence: str
+    head: str
+    is_snapped: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LoadClassModel(MapTask):
+    """Map with what was learned elsewhere, in place of what was clicked. Yields a `LoadedModel` and the picture."""
+
+    path: Path
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LoadedModel | MapPicture]:
+        """Read the file and draw."""
+        mapper = self.handle.load(self.path, segmenter, progress)
+        names = ", ".join(one.name for one in mapper.classes)
+        sentence = f"{self.path.stem} maps these classes: {names}."
+        yield LoadedModel(sentence, mapper.options.head, mapper.options.is_snapped)
+        yield picture(mapper, self.view_map)
+
+
 def view_px(mapper: ClassMapper, view_map: Bounds) -> tuple[int, int, int, int] | None:
     """Bounds in raster pixels of what a view shows of the raster, its middle where that is too much; None for none."""
     reader = mapper.scene.reader
@@ -299,7 +344,7 @@ def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
 
     bounds = view_px(mapper, view_map)
     colours = {one.class_id: one.colour for one in mapper.classes}
-    counts = mapper.n_strokes, mapper.n_undone
+    counts = mapper.n_strokes, mapper.n_undone, mapper.is_fitted and not mapper.n_strokes
     if bounds is None:
         nowhere = (0.0, 0.0)
         empty = np.zeros((0, 0), np.uint8)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from segadapt.models import backbone
 from segadapt.models.backbone import CHANNELS
 from segadapt.models.class_head import HEADS, ClassHeadError, load_class_model
 from segadapt.models.errors import Cancelled
+from segadapt.models.progress import NullProgress
+from segadapt.plugin.class_map_tasks import AddStroke, LoadClassModel, MapHandle, MapView, SetOptions
 from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs.class_map import (
     ENTROPY_NODATA,
@@ -240,6 +243,28 @@ def test_saved_map_is_the_same_elsewhere(scene, tmp_path):
     other.checkpoint_sha256 = "c" * 64
     with pytest.raises(JobError, match="another backbone"):
         load_mapper(path, scene, other)
+
+
+def test_a_task_of_the_window_maps_with_a_saved_model(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone, "open_backbone", lambda **_options: FakeBackbone())
+    scene.engine.device = "cpu"
+    mapper = mapped(scene, head="logistic", is_snapped=False)
+    labels = mapper.labels()
+    save_mapper(mapper, tmp_path / "lakes.safetensors")
+    (left, top), (right, bottom) = scene.reader.to_map([(0, 0), (COLS, ROWS)])
+    handle = MapHandle(SimpleNamespace(checkpoint_folder=None, offline=True), head="ridge", is_snapped=True)
+    segmenter, view = SimpleNamespace(scene=scene), (left, bottom, right, top)
+    loaded, picture = LoadClassModel(handle, view, path=tmp_path / "lakes.safetensors").run(segmenter, NullProgress())
+    assert (loaded.head, loaded.is_snapped) == ("logistic", False)
+    assert loaded.sentence == "lakes maps these classes: 1, 2, 3."
+    assert picture.is_loaded
+    *_, picture = MapView(handle, view).run(segmenter, NullProgress())
+    assert (picture.labels == labels).mean() > 0.999
+    (picture,) = AddStroke(handle, view, ((left + 10, top - 10),), "1", (0, 0, 0)).run(segmenter, NullProgress())
+    assert not picture.is_loaded
+    (_,) = SetOptions(handle, view, head="tokens", is_snapped=True).run(segmenter, NullProgress())
+    options = handle.mapper(segmenter, NullProgress()).options
+    assert (options.head, options.is_snapped) == ("tokens", True)
 
 
 def test_written_raster_has_grid_colours_and_names(scene, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from qgis.core import QgsCoordinateReferenceSystem
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QImage, QPainter
+from qgis.PyQt.QtWidgets import QFileDialog
 from segadapt.models.progress import NullProgress
 from segadapt.plugin import class_map_tasks
 from segadapt.plugin.actions import Actions
@@ -18,11 +19,13 @@ from segadapt.plugin.class_map_control import ClassMapControl
 from segadapt.plugin.class_map_tasks import (
     AddStroke,
     FindNext,
+    LoadClassModel,
+    LoadedModel,
     MapPicture,
     MapView,
     NextPlace,
     RedoStroke,
-    SetSnapping,
+    SetOptions,
     UndoStroke,
     WriteMap,
 )
@@ -77,12 +80,14 @@ def control(gui: Any, worker: FakeWorker) -> Any:
     control.dispose()
 
 
-def halves(at: Any, *, n_strokes: int = 1, n_missing: int = 0, n_undone: int = 0) -> MapPicture:
+def halves(
+    at: Any, *, n_strokes: int = 1, n_missing: int = 0, n_undone: int = 0, is_loaded: bool = False
+) -> MapPicture:
     """The whole raster: class 1 on the left half, class 2 on the right."""
     labels = np.ones((64, 64), np.uint8)
     labels[:, 32:] = 2
     corners = tuple((p.x(), p.y()) for p in (at(0, 0), at(1024, 0), at(1024, 1024), at(0, 1024)))
-    return MapPicture(labels, corners, {1: RED, 2: BLUE}, n_missing, n_strokes, n_undone)
+    return MapPicture(labels, corners, {1: RED, 2: BLUE}, n_missing, n_strokes, n_undone, is_loaded)
 
 
 def painted(gui: Any, control: Any, point: Any) -> QColor:
@@ -181,7 +186,9 @@ def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> No
     control.panel.buttons["undo"].click()
     assert worker.last(UndoStroke)
     control.panel.snap_box.click()
-    assert worker.last(SetSnapping).is_snapped is False
+    assert (worker.last(SetOptions).head, worker.last(SetOptions).is_snapped) == ("ridge", False)
+    control.panel.head_combo.setCurrentText("Head: tokens")
+    assert (worker.last(SetOptions).head, worker.last(SetOptions).is_snapped) == ("tokens", False)
     control.export.write_raster(tmp_path / "map.tif")
     task = worker.last(WriteMap)
     worker.worked.emit(task, 0.5)
@@ -193,6 +200,33 @@ def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> No
     assert not control.panel.progress_bar.isVisibleTo(control.panel)
     worker.failed.emit(Failure("The disk is full; free some space.", task=worker.last(AddStroke)))
     assert control.said[-1].startswith("The disk is full")
+
+
+def test_a_saved_model_maps_until_the_first_click(
+    control: Any, worker: FakeWorker, at: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel, told = control.panel, []
+    control.informed.connect(told.append)
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(tmp_path / "my_city.safetensors"), ""))
+    panel.buttons["load"].click()
+    assert control.wants_clicks()
+    load, view = worker.tasks[-2:]
+    assert (type(load), load.path.stem, type(view)) == (LoadClassModel, "my_city", MapView)
+    assert all(task in worker.cancelled for task in worker.tasks[:-2])  # of the map before
+    worker.worked.emit(load, LoadedModel("my_city maps these classes: water.", "logistic", False))
+    worker.worked.emit(load, halves(at, n_strokes=0, is_loaded=True))
+    assert told == ["my_city maps these classes: water."]
+    assert (panel.head, panel.snap_box.isChecked(), panel.head_combo.isEnabled()) == ("logistic", False, False)
+    assert worker.tasks[-1] is view  # options that were only shown
+    assert "saved model" in panel.status_label.text()
+    assert panel.buttons["raster"].isEnabled()
+    assert not panel.buttons["undo"].isEnabled()
+    control.show_next()
+    assert worker.last(FindNext)
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    assert panel.head_combo.isEnabled()
+    assert not panel.buttons["load"].isEnabled()  # its clicks would be lost
 
 
 def test_a_map_begins_as_the_box_was_left_in_the_session_before(
