@@ -40,7 +40,8 @@ from .tool_actions import ToolActions
 # The same sentence again within this time tells nothing new.
 _QUIET_S = 5.0
 _REVIEW_HINT = (
-    "Click accepts the candidate there, right click rejects it; A and R answer for the white one, Esc leaves."
+    "Click on a candidate or draw across several to accept, with the right button to reject; A and R answer for the "
+    "white one, Esc leaves."
 )
 
 
