@@ -188,7 +188,7 @@ class LabelledAlgorithm(ModelAlgorithm):
         `of`: what the names of the labels' parameters begin with.
 
         Raises `JobError` for no labels, both kinds of labels, label rasters that do not go with the rasters, layers
-        without CRS, and coordinates that cannot be transformed; `Cancelled`.
+        without CRS or geometries, and coordinates that cannot be transformed; `Cancelled`.
         """
         from ..jobs.training_data import LabelledRaster, with_places
 
@@ -241,6 +241,11 @@ class LabelledAlgorithm(ModelAlgorithm):
             )
             found.append(with_places(labelled, is_rest_unknown=is_auto) if is_sampled else labelled)
         if not any(raster.polygons for raster in found):
+            if not any(_has_outline(feature) for feature in source.getFeatures()):
+                raise JobError(
+                    f"None of the {source.featureCount()} features of '{source.sourceName()}' has a geometry; draw "
+                    "their polygons, or choose another layer."
+                )
             raise JobError(
                 f"None of the {source.featureCount()} polygons of '{source.sourceName()}' lies on a raster; check the "
                 "CRS of both."
@@ -343,11 +348,15 @@ def read_polygons(
     polygons: list[tuple[BaseGeometry, str | None]] = []
     for feature in source.getFeatures(request, QgsProcessingFeatureSource.FlagSkipGeometryValidityChecks):
         raise_if_cancelled(progress)
-        if not feature.hasGeometry() or feature.geometry().isEmpty():
+        if not _has_outline(feature):
             continue
         name = _class_of(feature, field)
         polygons += [(part, name) for part in _parts(feature, transform) if _meets(part, extent)]
     return polygons
+
+
+def _has_outline(feature: QgsFeature) -> bool:
+    return bool(feature.hasGeometry() and not feature.geometry().isEmpty())
 
 
 def _class_of(feature: QgsFeature, field: str) -> str | None:

@@ -151,6 +151,21 @@ def test_rasters_in_archives(
             assert np.array_equal(labels(source), expected)
 
 
+def test_pixels_that_are_no_number_have_no_label(
+    run: Any, package: Path, raster: str, raster_factory: Callable[..., str], tmp_path: Path
+) -> None:
+    """Where no band is a number; elsewhere the labels are those of the raster whose nodata is declared."""
+    pixels = read(raster).astype(np.float32)
+    pixels[:, pixels[0] == 0] = np.nan
+    given = {"MODEL": str(package), "DEVICE": "cpu"}
+    declared, of_nan = (
+        read(run("segmentraster", {**given, "INPUT": file, "OUTPUT": str(tmp_path / f"{n}.tif")})["OUTPUT"])
+        for n, file in enumerate((raster, raster_factory(pixels, "nan.tif")))
+    )
+    assert (of_nan[0, :, :15] == 255).all()
+    np.testing.assert_array_equal(of_nan, declared)
+
+
 def test_an_extent_in_another_crs_and_a_temporary_output(run: Any, package: Path, raster: str) -> None:
     from qgis.core import QgsCoordinateReferenceSystem, QgsCoordinateTransform, QgsRectangle
 
