@@ -534,6 +534,53 @@ def test_lost_workers_are_survived(model, package, raster_factory, tmp_path, mon
     assert (read(tmp_path / "there.tif") == read(tmp_path / "here.tif")).all()
 
 
+@pytest.fixture
+def worker_processes(tmp_path):
+    """A scheduler with two workers in processes of their own, by name."""
+    from distributed import LocalCluster
+
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "segadapt").symlink_to(CONFTEST.parents[1])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "OMP_NUM_THREADS": "1"}
+    with LocalCluster(n_workers=0, dashboard_address=":0") as cluster:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+        # Without the nannies, which would start another worker for the one that is killed.
+        command += ["--no-nanny", "--no-dashboard", "--nthreads", "1", "--local-directory", str(tmp_path), "--name"]
+        workers = {name: subprocess.Popen([*command, name], env=environment) for name in ("first", "second")}
+        try:
+            cluster.wait_for_workers(len(workers), timeout=60)
+            yield cluster, workers
+        finally:
+            for worker in workers.values():
+                worker.kill()
+                worker.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills")
+def test_a_worker_that_is_killed_changes_nothing(raster_factory, tmp_path, monkeypatch, worker_processes):
+    """The one that has blocks to work out while the first is written."""
+    cluster, workers = worker_processes
+    torch.manual_seed(0)
+    package = tmp_path / "model.safetensors"
+    save_segmenter(build_segmenter(make_card(encoder="lcnet_035", decoder="unet")), package)
+    monkeypatch.setattr(segment_blocks, "_BLOCK_WINDOWS", 1)
+    path = raster_factory(scene(140, 150))
+    run(path, package, tmp_path / "here.tif")
+    put, killed = TileStore.put, []
+
+    def kill_once(self, block, tile):
+        put(self, block, tile)
+        if not killed:
+            killed.append(next(one.name for one in cluster.scheduler.workers.values() if one.processing))
+            workers[killed[0]].kill()
+
+    monkeypatch.setattr(TileStore, "put", kill_once)
+    there = run(path, package, tmp_path / "there.tif", scheduler=cluster.scheduler_address)
+    assert there.n_blocks > 4
+    assert [name for name, worker in workers.items() if worker.poll() is not None] == killed
+    assert (read(tmp_path / "there.tif") == read(tmp_path / "here.tif")).all()
+
+
 def test_a_cluster_can_be_cancelled_and_must_be_there(model, package, raster_factory, tmp_path, monkeypatch, cluster):
     out = tmp_path / "out"
     out.mkdir()
