@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import fcntl
-import json
 import os
 import re
 import time
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from segadapt.benchmarks.study_data import CHIP_PX, DATA, PAIRS, Pair
-from segadapt.benchmarks.study_tables import rows_of, tables
+from segadapt.benchmarks.study_tables import append_row, rows_of, tables
 from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.metrics import bootstrap_interval, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
@@ -175,8 +174,7 @@ class Study:
             "seconds": taken,
             **facts,
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(row, self._path)
         print(f"{self.pair.name} {self.seed}: {what}: {row['mean_iou']:.3f} in {taken:.0f} s", flush=True)
 
     def _train_source(self, path: Path) -> None:

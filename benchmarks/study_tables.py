@@ -18,8 +18,15 @@ _LEAST_GAP = 0.03
 _HARM = 0.01
 
 
+def append_row(row: dict[str, Any], path: Path) -> None:
+    """Add a row to a file, on a line of its own where a kill cut the last one short."""
+    is_torn = path.exists() and not path.read_text().endswith("\n")
+    with path.open("a") as file:
+        file.write(("\n" if is_torn else "") + json.dumps(row) + "\n")
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file; a last line that a kill cut short does not count."""
+    """Rows of a file; lines that a kill cut short do not count."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
