@@ -89,8 +89,9 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
             self.FLIPS: self.tr("Take the mean over four mirror images of each window: better, and four times slower."),
             self.BATCH: self.tr("Windows that the model sees at once; fewer need less memory."),
             self.SCHEDULER: self.tr(
-                "Address of a Dask scheduler (tcp://host:8786), whose workers do the work; they need SegAdapt and its "
-                "environment, and raster and model at the same paths. Without it the work is done here."
+                "Address of a Dask scheduler (tcp://host:8786), whose workers do the work. Start both with bin/dask of "
+                "SegAdapt's environment and with PYTHONPATH set to the folder that holds the plugin's folder segadapt; "
+                "raster and model lie at the same paths for all. Without it the work is done here."
             ),
             self.OUTPUT: self.tr(
                 "Cloud-optimised GeoTIFF of class ids on the pixels of the input, with names and colours; 255 is "

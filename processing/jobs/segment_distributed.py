@@ -1,6 +1,7 @@
 """The blocks of a raster on a Dask cluster: workers read, segment and blend, the client alone writes.
 
-Workers need this package and the environment's packages, and see raster and model at the same paths.
+Tasks are pickled by reference: workers import this package as `segadapt`, with the environment's packages, and see
+raster and model at the same paths.
 """
 
 from __future__ import annotations
@@ -56,11 +57,17 @@ def run_on_cluster(
     running: dict[_Future, Block] = {}
     with client, client.as_current():
         try:
-            if not client.nthreads():
-                progress.info(f"The cluster at {address} has no workers yet; waiting for them.")
+            had_workers = True
             while waiting or running:
                 raise_if_cancelled(progress)
-                while waiting and len(running) < _AHEAD * max(1, sum(client.nthreads().values())):
+                n_threads = sum(client.nthreads().values())
+                if had_workers and not n_threads:
+                    progress.info(
+                        f"The cluster at {address} has no workers; waiting for them. If they ended, look at what they "
+                        "wrote: they must be able to import segadapt."
+                    )
+                had_workers = n_threads > 0
+                while waiting and len(running) < _AHEAD * max(1, n_threads):
                     block = waiting.popleft()
                     name = f"segadapt-{run}-{block.name}"
                     running[client.submit(work_out, task, block, key=name, retries=_RETRIES)] = block

@@ -581,6 +581,26 @@ def test_a_worker_that_is_killed_changes_nothing(raster_factory, tmp_path, monke
     assert (read(tmp_path / "there.tif") == read(tmp_path / "here.tif")).all()
 
 
+def test_a_cluster_whose_workers_all_ended_is_told(model, package, raster_factory, tmp_path, monkeypatch, cluster):
+    class Reviving(Heard):
+        def info(self, text):
+            super().info(text)
+            if "has no workers; waiting" in text:
+                cluster.scale(1)
+
+    def lose_all(self, block, tile):
+        put(self, block, tile)
+        if len(list(self.folder.iterdir())) == 1:
+            cluster.scale(0)
+
+    put, heard = TileStore.put, Reviving()
+    monkeypatch.setattr(TileStore, "put", lose_all)
+    monkeypatch.setattr(segment_blocks, "_BLOCK_WINDOWS", 1)
+    path = raster_factory(scene(300, 260))
+    run(path, package, tmp_path / "there.tif", scheduler=cluster.scheduler_address, progress=heard)
+    assert sum("has no workers; waiting" in text for text in heard.texts) == 1
+
+
 def test_a_cluster_can_be_cancelled_and_must_be_there(model, package, raster_factory, tmp_path, monkeypatch, cluster):
     out = tmp_path / "out"
     out.mkdir()
