@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as Xml  # nosec B405 - writes only, never parses
@@ -171,7 +172,7 @@ def segment_raster(
     try:
         with file_lock(outputs.labels.with_name(f".{name}.lock"), progress=progress):
             folder = outputs.labels.with_name(f".{name}-{task.key(limits)[:12]}{_FOLDER_SUFFIX}")
-            _remove_others(folder, f".{name}-")
+            _remove_remains(outputs, folder)
             store = TileStore(folder, remedy=remedy)
             pending = [block for block in blocks if not store.holds(block)]
             if len(pending) < len(blocks):
@@ -289,11 +290,19 @@ def _limits(reader: BandReader, bounds: tuple[float, float, float, float] | None
     return limits
 
 
-def _remove_others(folder: Path, start: str) -> None:
-    """Remove what older runs with other inputs left of this output."""
-    for other in folder.parent.iterdir():
-        if other.name.startswith(start) and other.name.endswith(_FOLDER_SUFFIX) and other != folder:
-            TileStore(other).remove()
+def _remove_remains(outputs: SegmentOutputs, folder: Path) -> None:
+    """Remove what killed runs left of these outputs: blocks, but those of `folder`, and results that are not whole."""
+    for path in _paths(outputs):
+        left = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{12}}{re.escape(_FOLDER_SUFFIX)}(\.part\.tif.*)?")
+        for other in path.absolute().parent.iterdir():
+            if not left.fullmatch(other.name) or other == folder.absolute():
+                continue
+            if other.is_dir():
+                TileStore(other).remove()
+            else:
+                # One that another program holds does no harm but the space that it takes.
+                with suppress(OSError):
+                    other.unlink()
 
 
 def _layers(task: SegmentTask, card: SegmenterCard, outputs: SegmentOutputs, reader: BandReader) -> list[Layer]:

@@ -136,7 +136,7 @@ class TileStore:
         """
         used = [block for block in blocks if not self.is_blank(block)]
         placed = transform @ Affine.translation(bounds[0], bounds[1])
-        parts = [layer.path.with_name(f".{layer.path.stem}.{self.folder.name[-20:]}.part.tif") for layer in layers]
+        parts = [layer.path.with_name(f".{layer.path.name}{self.folder.name[-20:]}.part.tif") for layer in layers]
         try:
             for number, (layer, part) in enumerate(zip(layers, parts, strict=True)):
                 mosaic = self.folder / f"layer{number}.vrt"

@@ -26,6 +26,7 @@ from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs import segment_blocks, segment_distributed, segment_raster
 from segadapt.processing.jobs.model_rasters import open_for_model
 from segadapt.processing.jobs.segment_raster import SegmentOptions, SegmentOutputs, label_polygons
+from segadapt.processing.raster import tile_store
 from segadapt.processing.raster.blend import Blend, Windows, plan_blocks
 from segadapt.processing.raster.tile_store import TileStore
 from torch import nn
@@ -487,6 +488,39 @@ def test_blocks_of_other_inputs_are_not_taken(model, package, raster_factory, tm
     assert len(hidden(out)) == 1
     assert run(path, package, out / "labels.tif", overlap=0.4).n_found == 0
     assert hidden(out) == []
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.4])
+def test_results_that_a_killed_run_was_putting_together_are_removed(
+    model, package, raster_factory, tmp_path, monkeypatch, overlap
+):
+    """Whether the next run has the same inputs or others; what belongs to other outputs stays."""
+    path, out = raster_factory(scene(90, 90)), tmp_path / "out"
+    files = {"labels": out / "labels.tif", "confidence": tmp_path / "elsewhere" / "sure.tif"}
+    others = [out / ".labels.tif-b.tif-0123456789ab.blocks.part.tif", out / ".labels.tiff-0123456789ab.blocks.part.tif"]
+    for file in files.values():
+        file.parent.mkdir()
+    killed = []
+
+    def copy(source, target, **_named):
+        target.write_bytes(b"half")
+        target.with_name(f"{target.name}.ovr.tmp").write_bytes(b"half")
+        killed.append(target)
+        if len(killed) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tile_store, "_copy", copy)
+        # What a kill leaves: nothing is tidied up.
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, package, SegmentOutputs(**files))
+    assert all(file.exists() for file in killed)
+    for other in others:
+        other.touch()
+    run(path, package, SegmentOutputs(**files), overlap=overlap)
+    assert hidden(out) == sorted(other.name for other in others)
+    assert hidden(files["confidence"].parent) == []
 
 
 @pytest.fixture
