@@ -12,9 +12,10 @@ from qgis.core import (
     QgsProcessingOutputNumber,
 )
 
+from ...models.progress import Progress, StepProgress
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
-from .training_source import OF_SOURCE, LabelledAlgorithm
+from .training_source import OF_SOURCE, READ, LabelledAlgorithm
 
 if TYPE_CHECKING:
     from ...models.engine import InferenceEngine
@@ -39,6 +40,8 @@ METHODS = (
 )
 SEGMENTS = ("none", "superpixels", "model")
 _SEGMENT_MODEL = "mobile_sam"
+_LOADED = 0.05
+"""Share of the progress that loading that model takes, whose weights may have to be downloaded."""
 
 
 class AdaptModelAlgorithm(LabelledAlgorithm):
@@ -178,9 +181,13 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )
         targets = [TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)]
-        source = self.source_chips(parameters, context, card, of="", progress=progress)
-        with self._engine(job.segments, device=job.device, progress=progress, settings=settings) as engine:
-            result = adapt_model(targets, job, source=source, engine=engine, progress=progress)
+        source = self.source_chips(parameters, context, card, of="", progress=StepProgress(progress, 0.0, READ))
+        begun = 0.0 if source is None else READ
+        loaded = begun + _LOADED if job.segments == "model" else begun
+        loading = StepProgress(progress, begun, loaded)
+        with self._engine(job.segments, device=job.device, progress=loading, settings=settings) as engine:
+            learning = StepProgress(progress, loaded, 1.0)
+            result = adapt_model(targets, job, source=source, engine=engine, progress=learning)
         results: dict[str, Any] = {
             self.OUTPUT: str(output),
             self.IS_ADAPTED: result.is_adapted,
@@ -194,7 +201,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
 
     @contextmanager
     def _engine(
-        self, segments: str, *, device: str, progress: FeedbackProgress, settings: EngineSettings
+        self, segments: str, *, device: str, progress: Progress, settings: EngineSettings
     ) -> Iterator[InferenceEngine | None]:
         from ...models.engine import open_engine
 

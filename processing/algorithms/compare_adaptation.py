@@ -15,7 +15,7 @@ from qgis.core import (
 from ..errors import JobError
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
-from .training_source import LabelledAlgorithm
+from .training_source import READ, LabelledAlgorithm
 
 if TYPE_CHECKING:
     from ..jobs.compare_adaptation import CompareAdaptation
@@ -146,9 +146,9 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             card,
             n_most=self.parameterAsInt(parameters, self.MAX_CHIPS, context),
             seed=job.seed,
-            progress=StepProgress(progress, 0.0, 0.05),
+            progress=StepProgress(progress, 0.0, READ),
         )
-        source = self.source_chips(parameters, context, card, progress=progress)
+        source = self.source_chips(parameters, context, card, progress=StepProgress(progress, READ, 2 * READ))
         choice = choose_device(self.device(parameters, context, settings))
         progress.info(choice.reason)
         found = compare_adaptation(
@@ -157,7 +157,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             job,
             statistics=load_extra(path),
             source=source,
-            progress=StepProgress(progress, 0.05, 1.0),
+            progress=StepProgress(progress, READ if source is None else 2 * READ, 1.0),
         )
         for sentence in recommendation(found):
             progress.info(sentence)

@@ -11,9 +11,10 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
 )
 
+from ...models.progress import StepProgress
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
-from .training_source import LabelledAlgorithm
+from .training_source import READ, LabelledAlgorithm
 
 if TYPE_CHECKING:
     from ...models.transfer.fine_tuning import FineTuning
@@ -137,8 +138,9 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         )
         rasters = self.labelled_rasters(parameters, context, progress=progress)
         scheme = self.class_scheme(parameters, context, rasters, card=card, progress=progress)
-        source = self.source_chips(parameters, context, card, progress=progress)
-        result = fine_tune_model(rasters, scheme, job, source=source, progress=progress)
+        source = self.source_chips(parameters, context, card, progress=StepProgress(progress, 0.0, READ))
+        learning = StepProgress(progress, 0.0 if source is None else READ, 1.0)
+        result = fine_tune_model(rasters, scheme, job, source=source, progress=learning)
         results: dict[str, Any] = {
             self.OUTPUT: str(job.output),
             self.IS_ADAPTED: result.is_adapted,

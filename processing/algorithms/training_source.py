@@ -22,7 +22,7 @@ from qgis.core import (
     QgsWkbTypes,
 )
 
-from ...models.progress import Progress, StepProgress, raise_if_cancelled
+from ...models.progress import Progress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard
 from ..errors import JobError
 from .model_algorithm import ModelAlgorithm, RasterInput
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # `jobs.class_scheme.BACKGROUNDS`; that module needs the environment (a test compares them).
 BACKGROUNDS = ("auto", "class", "unlabelled")
+READ = 0.05
+"""Share of the progress that reading labelled rasters takes."""
 OF_SOURCE = "SOURCE_"
 """What the names of labels of the source begin with, beside labels of the target."""
 # What the layers of `selectsamples` are known by, also after the analyst has drawn in them.
@@ -169,8 +171,7 @@ class LabelledAlgorithm(ModelAlgorithm):
         labelled = self.labelled_rasters(parameters, context, progress=progress, rasters=rasters, of=of)
         scheme = self.class_scheme(parameters, context, labelled, card=card, progress=progress)
         seed = self.parameterAsInt(parameters, self.SEED, context)
-        begun = StepProgress(progress, 0.0, 0.05)
-        chips = read_labelled_chips(labelled, scheme, card, n_most=MOST_CHIPS, seed=seed, progress=begun)
+        chips = read_labelled_chips(labelled, scheme, card, n_most=MOST_CHIPS, seed=seed, progress=progress)
         progress.info(self.tr("{} chips of the source are rehearsed.").format(len(chips)))
         return chips
 

@@ -76,6 +76,7 @@ def test_source_rasters_are_rehearsed(
     )
     result = run("adaptmodel", parameters, feedback=feedback)
     assert result["IS_ADAPTED"] is True
+    assert feedback.seen.progress == sorted(feedback.seen.progress)
     assert roof_iou(result["OUTPUT"]) > roof_iou(town_model)
 
 

@@ -100,7 +100,7 @@ def test_where_nothing_helps_the_source_model_is_saved(
 
 
 def test_a_method_that_needs_the_source_is_given_it(
-    run: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path
+    run: Any, package: Path, labels: Any, scene_file: Path, tmp_path: Path, feedback: Any
 ) -> None:
     """Restyled chips of the source: without them that run fails and says why."""
     given = {
@@ -116,7 +116,9 @@ def test_a_method_that_needs_the_source_is_given_it(
     }
     more = {"SOURCE": [str(scene_file)], "SOURCE_LABELS": labels, "SOURCE_CLASS_FIELD": "class"}
     for parameters, is_run in ((given, False), (given | more, True)):
-        run("compareadaptation", parameters)
+        feedback.seen.progress.clear()
+        run("compareadaptation", parameters, feedback=feedback)
+        assert feedback.seen.progress == sorted(feedback.seen.progress)
         with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
             row = next(row for row in csv.DictReader(file) if row["name"] == "fourier")
         assert bool(row["miou"]) is is_run

@@ -289,7 +289,14 @@ def test_an_adapter_says_what_learned(run: Any, roof_model: Path, dark_scene: Pa
 
 
 def test_the_source_is_rehearsed_with_labels_of_its_own(
-    run: Any, failure: Any, roof_model: Path, scene_file: Path, dark_scene: Path, roofs: Any, tmp_path: Path
+    run: Any,
+    failure: Any,
+    roof_model: Path,
+    scene_file: Path,
+    dark_scene: Path,
+    roofs: Any,
+    tmp_path: Path,
+    feedback: Any,
 ) -> None:
     """Bright roofs while dark ones are learned; labels without their rasters are an oversight."""
     from segadapt.models.semantic.card import read_card
@@ -308,7 +315,10 @@ def test_the_source_is_rehearsed_with_labels_of_its_own(
         "SOURCE_CLASS_FIELD": "class",
     }
     assert "no source rasters that they belong to" in failure("finetunemodel", parameters)
-    assert run("finetunemodel", {**parameters, "SOURCE": [str(scene_file)]})["IS_ADAPTED"] is True
+    feedback.seen.progress.clear()
+    results = run("finetunemodel", {**parameters, "SOURCE": [str(scene_file)]}, feedback=feedback)
+    assert results["IS_ADAPTED"] is True
+    assert feedback.seen.progress == sorted(feedback.seen.progress)
     assert read_card(output).history[-1]["n_rehearsed"] == 100
 
 
