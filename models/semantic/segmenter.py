@@ -334,6 +334,18 @@ def load_published_encoder(
     encoder.model.load_state_dict(fitting)
 
 
+def published_licence(encoder: str) -> str:
+    """Licence of the weights that `load_published_encoder` gives an encoder; "not stated" where nobody says so."""
+    if encoder in {card.name for card in list_models("promptable")}:
+        return get_card(encoder).licence
+    if encoder == DEFAULT_ENCODER:
+        return get_card(LITE0).licence
+    import timm
+
+    stated = timm.models.get_pretrained_cfg(encoder)
+    return str(stated.license) if stated is not None and stated.license else "not stated"
+
+
 def _from_hub(name: str, *, offline: bool, features_only: bool) -> dict[str, torch.Tensor]:
     import timm
 

@@ -127,7 +127,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         """Read the labels, compare, save, report."""
         from ...models.device import choose_device
         from ...models.progress import StepProgress
-        from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
+        from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
         from ..jobs.compare_adaptation import compare_adaptation
         from ..jobs.comparison_report import comparison_report, recommendation, write_comparison
         from ..jobs.model_rasters import read_labelled_chips
@@ -157,6 +157,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             job,
             statistics=load_extra(path),
             source=source,
+            source_sha256=package_sha256(path),
             progress=StepProgress(progress, READ if source is None else 2 * READ, 1.0),
         )
         for sentence in recommendation(found):

@@ -16,7 +16,7 @@ from ...models.chips import Chips, split_by_block
 from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard, with_event
-from ...models.semantic.package import load_extra, load_segmenter, save_segmenter
+from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.semantic.prediction import predict_labels
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement, surest_kept
 from ...models.transfer.base import Problem
@@ -240,6 +240,7 @@ def _adapted_card(
         "seed": job.seed,
         "source_weight": weight,
         "seconds": round(seconds, 1),
+        "source_sha256": package_sha256(job.model),
         "agreement_before": round(before.score, 4),
         "agreement_after": round(after.score, 4),
         "target_band_quantiles": [[round(float(value), 2) for value in row] for row in band_quantiles(chips)],

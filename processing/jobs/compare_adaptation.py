@@ -148,14 +148,16 @@ def compare_adaptation(
     *,
     statistics: Tensors | None = None,
     source: Chips | None = None,
+    source_sha256: str = "",
     progress: Progress | None = None,
 ) -> Comparison:
     """Try methods and layers on labelled chips of the target, the most promising first; `model` is not changed.
 
     `statistics`: what the model's package knows of its source (`package.load_extra`). `source`: labelled chips of the
-    source to rehearse, as the model sees them. Runs that cannot be made are reported, not raised. Raises `ChipError`
-    for labels in one block of ground, `JobError` where those held out have no class. A cancel keeps the runs that are
-    finished; before the first of them it raises `Cancelled`.
+    source to rehearse, as the model sees them. `source_sha256`: of that package, for the history of the best model.
+    Runs that cannot be made are reported, not raised. Raises `ChipError` for labels in one block of ground, `JobError`
+    where those held out have no class. A cancel keeps the runs that are finished; before the first of them it raises
+    `Cancelled`.
     """
     job, progress = job or CompareAdaptation(), progress or NullProgress()
     pool, held_out = split_by_block(chips, held_out=job.held_out, seed=job.seed)
@@ -207,6 +209,7 @@ def compare_adaptation(
             n_runs=len(runs),
             n_rehearsed=n_rehearsed,
             seed=job.seed,
+            **({"source_sha256": source_sha256} if source_sha256 else {}),
         )
     return Comparison(
         job=job,

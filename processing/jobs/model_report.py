@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ def _training_facts(trained: Trained) -> list[tuple[str, ...]]:
         *_card_facts(card),
         ("Rasters", ", ".join(trained.rasters)),
         ("Chips", f"{trained.n_chips} to learn from, {trained.n_held_out} held out, by {options.split}"),
-        ("Encoder starts from", {"published": "published weights"}.get(str(event["weights"]), "random weights")),
+        ("Encoder starts from", _start(event)),
         ("Steps", f"{event['n_steps']} of {options.batch} chips ({how}), the state of step {event['best_step']} kept"),
         ("Learning rate", f"{options.rate:g}"),
         ("Augmentation", _changes(options.augmentation)),
@@ -105,6 +105,12 @@ def _training_facts(trained: Trained) -> list[tuple[str, ...]]:
         ("Seed", str(options.seed)),
         *machine_facts(trained.device),
     ]
+
+
+def _start(event: Mapping[str, object]) -> str:
+    if event["weights"] != "published":
+        return "random weights"
+    return f"published weights, licence {event['weights_licence']}"
 
 
 def _changes(augmentation: Augmentation) -> str:

@@ -28,6 +28,7 @@ from ...models.semantic.segmenter import (
     Segmenter,
     build_segmenter,
     load_published_encoder,
+    published_licence,
 )
 from ...models.training import Check, Training, TrainingOptions, fit
 from ...models.transfer.statistics import source_statistics
@@ -208,6 +209,7 @@ def train_model(
         n_held_out=len(held_out or ()),
         split=options.split,
         weights=start,
+        **({"weights_licence": published_licence(card.encoder)} if start == "published" else {}),
         n_steps=training.checks[-1].step,
         best_step=training.best_step,
         is_cancelled=training.is_cancelled,

@@ -39,6 +39,7 @@ def test_labels_teach_what_the_model_got_wrong(
 ) -> None:
     """Training beats the source model; table, page and package say the same."""
     from segadapt.models.semantic.card import read_card
+    from segadapt.models.semantic.package import package_sha256
 
     output, table, page = (tmp_path / name for name in ("best.safetensors", "runs.csv", "runs.html"))
     results = run(
@@ -64,6 +65,7 @@ def test_labels_teach_what_the_model_got_wrong(
     assert results["BEST"] == "full (100 % of the labels)"
     event = read_card(output).history[-1]
     assert event["what"] == results["BEST"]
+    assert event["source_sha256"] == package_sha256(package)
     assert event["miou"] == pytest.approx(results["MEAN_IOU"], abs=1e-4)
     with table.open(encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}

@@ -75,6 +75,7 @@ def test_haze_is_overcome_and_the_package_tells_of_it(town, town_model, target, 
     assert event["event"] == "adapted without labels"
     assert event["methods"] == "quantile+norm_statistics"
     assert event["target"] == ["hazy ä.tif"]
+    assert event["source_sha256"] == package_sha256(town_model)
     assert event["n_chips"] + len(result.held_out) == 16
     assert event["agreement_after"] == pytest.approx(result.after.score, abs=1e-4)
     # What the source was is still known: the next adaptation starts from it. Its features were another network's.

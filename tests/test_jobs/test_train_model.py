@@ -16,6 +16,7 @@ from segadapt.models.errors import Cancelled
 from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter
 from segadapt.models.semantic.prediction import predict_labels
+from segadapt.models.semantic.segmenter import published_licence
 from segadapt.models.transfer.statistics import AMPLITUDE, FEATURE_MEAN
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import train_model as job
@@ -543,6 +544,19 @@ def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence
             [raster], scheme, tmp_path / "b.safetensors", ModelOptions(**{**vars(options), "weights": "published"})
         )
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_the_licence_of_published_weights_is_kept(houses, tmp_path, monkeypatch):
+    path, boxes, _ = houses()
+    raster = labelled(path, boxes)
+    monkeypatch.setattr(job, "load_published_encoder", lambda *_, **__: None)
+    options = ModelOptions(**{**vars(QUICK), "n_steps": 1, "weights": "published"})
+    trained = train_model([raster], scheme_of_labels([raster]), tmp_path / "m.safetensors", options, device="cpu")
+    assert trained.card.history[-1]["weights_licence"] == "Apache-2.0"
+    assert "published weights, licence Apache-2.0" in training_report(trained)
+    assert published_licence("mobile_sam") == "Apache-2.0"
+    assert published_licence("resnet18") == "apache-2.0"
+    assert published_licence("nobody_knows_it") == "not stated"
 
 
 def test_no_augmentation_changes_nothing():
