@@ -130,3 +130,23 @@ def bootstrap_interval(
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def class_intervals(
+    confusions: Sequence[Confusion], *, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> npt.NDArray[np.float64]:
+    """Low and high of each class's IoU, (C, 2), drawn as for `bootstrap_interval`.
+
+    NaN for fewer than two blocks, and for a class that the truth does not hold.
+    """
+    stacked = np.stack(confusions)
+    intervals = np.full((stacked.shape[1], 2), np.nan)
+    if len(stacked) < 2:
+        return intervals
+    random = np.random.default_rng(seed)
+    drawn = [random.integers(0, len(stacked), len(stacked)) for _ in range(n_resamples)]
+    ious = np.stack([class_ious(stacked[blocks].sum(axis=0)) for blocks in drawn])
+    is_known = np.isfinite(ious).any(axis=0)
+    tail = 50 * (1 - level)
+    intervals[is_known] = np.nanpercentile(ious[:, is_known], [tail, 100 - tail], axis=0).T
+    return intervals

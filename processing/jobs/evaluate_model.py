@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ...models.metrics import (
     boundary_f1,
     calibration,
     class_f1,
+    class_intervals,
     class_ious,
     confusion_matrix,
     mean_iou,
@@ -32,10 +33,11 @@ from ...models.semantic.prediction import device_of, predict_chips
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
 from ..raster.band_reader import BandReader
+from ..raster.geodesy import apply_affine
 from .class_scheme import ClassScheme
 from .model_rasters import stretch_of, tell_differences
 from .page import write_csv
-from .training_data import LabelledRaster, read_training_chips
+from .training_data import LabelledRaster, place_of, read_training_chips
 
 N_BINS = 15
 """Bins of confidence that calibration is measured in, as in Guo et al. 2017."""
@@ -69,7 +71,9 @@ class EvaluationOptions:
 class Window:
     """A window with its truth and the answer: `pixels` uint8 (bands, rows, cols), class ids uint8 (rows, cols).
 
-    `error`: share of the labelled pixels that are wrong; `block`: where it lies, as in `Chips.blocks`.
+    `error`: share of the labelled pixels that are wrong; `block`: where it lies, as in `Chips.blocks`; `number`: that
+    of its chip. `where`: name of the raster, and map coordinates of the window's centre in its CRS, where they are
+    known.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -77,6 +81,8 @@ class Window:
     answer: npt.NDArray[np.uint8]
     error: float
     block: int
+    number: int
+    where: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +90,10 @@ class Evaluation:
     """What was measured of one model.
 
     `confusion` (C, C), rows the truth; `by_block`: the same for each of `blocks`; `boundary`: F-score of the outlines
-    of each class (C,), NaN where there is none; `interval`: of the mean IoU, 95 %, blocks drawn with replacement.
-    `worst`: windows with the largest share of wrong pixels, the worst first. `gsd_m`: metres per pixel of the windows,
-    None for each raster's own. `seconds`: of the model alone, on `device`.
+    of each class (C,), NaN where there is none; `interval`: of the mean IoU, 95 %, blocks drawn with replacement;
+    `class_intervals` (C, 2): of the IoU of each class. `worst`: windows with the largest share of wrong pixels, the
+    worst first. `gsd_m`: metres per pixel of the windows, None for each raster's own. `seconds`: of the model alone, on
+    `device`.
     """
 
     name: str
@@ -97,6 +104,7 @@ class Evaluation:
     boundary: Floats
     calibration: Calibration
     interval: tuple[float, float]
+    class_intervals: Floats
     worst: tuple[Window, ...]
     n_chips: int
     gsd_m: float | None
@@ -190,7 +198,7 @@ def judge(
             if confusion.sum() >= _LEAST_LABELLED * truth.size:
                 error = 1 - overall_accuracy(confusion)
                 if len(worst) < _N_WORST or error > worst[-1].error:
-                    worst.append(Window(chips.pixels[n], truth, answer, error, int(chips.blocks[n])))
+                    worst.append(Window(chips.pixels[n], truth, answer, error, int(chips.blocks[n]), n))
                     worst = sorted(worst, key=lambda window: -window.error)[:_N_WORST]
         start = time.perf_counter()
     blocks = np.unique(chips.blocks)
@@ -205,6 +213,7 @@ def judge(
         np.divide(outlines, outline_px, out=np.full(n_classes, np.nan), where=outline_px > 0),
         _calibration(sure, right, counts),
         bootstrap_interval(by_block, n_resamples=_N_RESAMPLES, seed=options.seed),
+        class_intervals(by_block, n_resamples=_N_RESAMPLES, seed=options.seed),
         tuple(window for window in worst if window.error > 0),
         len(chips),
         gsd_m or model.card.gsd_m,
@@ -269,8 +278,21 @@ def evaluate_models(
             model, read[1], name=name, options=options, gsd_m=grid_m, progress=StepProgress(step, 0.3, 1)
         )
         progress.info(f"{name}: {in_words(evaluation)}.")
-        evaluations.append(evaluation)
+        readers = {reader.path: reader for reader in read[2]}
+        worst = tuple(
+            replace(window, where=_where(window, read[1], readers[rasters[place_of(read[1])[window.number]].path]))
+            for window in evaluation.worst
+        )
+        evaluations.append(replace(evaluation, worst=worst))
     return evaluations
+
+
+def _where(window: Window, chips: Chips, reader: BandReader) -> tuple[str, str]:
+    """Name of the raster, and map coordinates of the window's centre."""
+    centre = chips.origins[window.number] + np.array(window.truth.shape[::-1]) / 2
+    ((x, y),) = apply_affine(reader.grid_transform, centre[None])
+    digits = 6 if reader.crs is not None and reader.crs.is_geographic else 1
+    return Path(reader.path).name, f"{x:.{digits}f}, {y:.{digits}f}"
 
 
 def _common_grid(cards: Sequence[SegmenterCard]) -> tuple[float | None, int | None]:
@@ -317,15 +339,16 @@ def difference(
 def write_table(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Write one CSV row per model and class, and one for all classes. Raises `JobError` where it cannot be written."""
     rows: list[list[object]] = [
-        ["model", "class", "pixels", "iou", "f1", "boundary_f1", "accuracy", "calibration_error"]
+        ["model", "class", "pixels", "iou", "f1", "boundary_f1", "accuracy", "calibration_error", "iou_low", "iou_high"]
     ]
     for one in evaluations:
         pixels = one.confusion.sum(axis=1)
         for n, entry in enumerate(one.card.classes):
             numbers = [_cell(value) for value in (one.ious[n], one.f1[n], one.boundary[n])]
-            rows.append([one.name, entry.name, int(pixels[n]), *numbers, "", ""])
+            interval = map(_cell, one.class_intervals[n])
+            rows.append([one.name, entry.name, int(pixels[n]), *numbers, "", "", *interval])
         means = (one.mean_iou, one.mean_f1, one.mean_boundary, one.accuracy, one.calibration.error)
-        rows.append([one.name, "(all)", int(pixels.sum()), *map(_cell, means)])
+        rows.append([one.name, "(all)", int(pixels.sum()), *map(_cell, (*means, *one.interval))])
     write_csv(rows, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -79,7 +79,12 @@ def evaluation_report(
         parts += [heading(f"Difference to '{names[0]}'"), *_differences(evaluations, seed=options.seed)]
     parts += [
         heading("IoU by class"),
-        table(_by_class(evaluations), has_head=True),
+        table(_by_class(evaluations, _iou_of), has_head=True),
+        note(_INTERVAL),
+        heading("F1 by class"),
+        table(_by_class(evaluations, lambda one, n: _number(one.f1[n])), has_head=True),
+        heading("Outline F-score by class"),
+        table(_by_class(evaluations, lambda one, n: _number(one.boundary[n])), has_head=True),
         heading("Calibration"),
         picture(_reliability(evaluations), "Share of right pixels against confidence"),
         note("On the diagonal a model is right as often as it says. Below it, it is too sure of itself."),
@@ -143,13 +148,9 @@ def _class_rows(trained: Trained) -> list[tuple[str, ...]]:
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    def interval(one: Evaluation) -> str:
-        low, high = one.interval
-        return _number(one.mean_iou) + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
-
     return [
         ("", *(one.name for one in evaluations)),
-        ("mean IoU", *(interval(one) for one in evaluations)),
+        ("mean IoU", *(_with_interval(one.mean_iou, *one.interval) for one in evaluations)),
         ("mean F1", *(_number(one.mean_f1) for one in evaluations)),
         ("outline F-score", *(_number(one.mean_boundary) for one in evaluations)),
         ("accuracy", *(_number(one.accuracy) for one in evaluations)),
@@ -174,14 +175,19 @@ def _differences(evaluations: Sequence[Evaluation], *, seed: int) -> list[str]:
     ]
 
 
-def _by_class(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+def _iou_of(one: Evaluation, class_id: int) -> str:
+    low, high = one.class_intervals[class_id]
+    return _with_interval(one.ious[class_id], low, high)
+
+
+def _by_class(evaluations: Sequence[Evaluation], score_of: Callable[[Evaluation, int], str]) -> list[tuple[str, ...]]:
     names = list(dict.fromkeys(entry.name for one in evaluations for entry in one.card.classes))
     rows = [("class", *(one.name for one in evaluations))]
     for name in names:
         cells = []
         for one in evaluations:
             ids = [entry.class_id for entry in one.card.classes if entry.name == name]
-            cells.append(_number(one.ious[ids[0]]) if ids else "no such class")
+            cells.append(score_of(one, ids[0]) if ids else "no such class")
         rows.append((name, *cells))
     return rows
 
@@ -195,6 +201,13 @@ def _pictures(one: Evaluation) -> list[str]:
         parts += [
             picture(_worst(one), "Windows with the most wrong pixels", is_photograph=True),
             note("The windows with the largest share of wrong pixels: image, truth, answer. White: unlabelled."),
+        ]
+    places = [(window.where, window.error) for window in one.worst if window.where is not None]
+    if places:
+        rows = [(str(number), *where, f"{100 * error:.0f} %") for number, (where, error) in enumerate(places, 1)]
+        parts += [
+            table([("window", "raster", "map coordinates of its centre", "wrong pixels"), *rows], has_head=True),
+            note("In the order of the pictures. Type coordinates into QGIS's coordinate box to go there."),
         ]
     return parts
 
@@ -269,6 +282,10 @@ def _worst(one: Evaluation) -> Figure:
     used = sorted({int(n) for window in one.worst for n in np.union1d(window.truth, window.answer)} - {IGNORE})
     legend(figure, [one.card.classes[n] for n in used[:_MOST_IN_MATRIX]])
     return figure
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return _number(value) + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
 
 
 def _number(value: float) -> str:

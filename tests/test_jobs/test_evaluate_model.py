@@ -98,6 +98,18 @@ def test_counts_are_those_of_the_pixels():
     assert one.boundary[1] == pytest.approx(2 / 3, abs=0.03)
 
 
+def test_a_class_has_an_interval_by_blocks():
+    """A roof that is found in one block of ground of three only is uncertain; the ground is not."""
+    labels = halves(6)
+    pixels = np.where(labels == 1, 200, 50).astype(np.uint8)[:, None].repeat(3, axis=1)
+    pixels[2:, :, :, 16:24] = 50
+    one = judge(Threshold(), chips_of(labels, pixels))
+    assert one.ious[1] == pytest.approx(2 / 3)
+    assert one.class_intervals[1] == pytest.approx((0.5, 1), abs=0.01)
+    # Of one block nothing can be drawn.
+    assert np.isnan(judge(Threshold(), chips_of(labels[:2])).class_intervals).all()
+
+
 def test_calibration_of_batches_is_that_of_the_whole():
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, (5, 32, 32)).astype(np.uint8)
@@ -174,6 +186,13 @@ def test_models_side_by_side_on_a_raster(scene, tmp_path, monkeypatch):
     assert "-1.000" in html
     assert "[-1.000, -1.000]" in html
     assert "&lt;scene&gt;" in html
+    for name in ("IoU by class", "F1 by class", "Outline F-score by class"):
+        assert name in html
+    assert html.count("0.000 [0.000, 0.000]") == 3  # of the bad one: the mean IoU and that of both classes
+    # The first window of the raster, 32 px of half a metre.
+    assert (found[1].worst[0].where, found[1].worst[0].number) == (("scene.tif", "590008.0, 5749992.0"), 0)
+    assert "590008.0, 5749992.0" in html
+    assert (rows[1]["iou_low"], rows[5]["iou_high"]) == ("1.00000", "0.00000")
     assert html.count("<img") == 1 + 2 + 1  # reliability, two matrices, the windows of the bad one
 
 
