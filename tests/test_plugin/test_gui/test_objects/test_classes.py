@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from qgis.core import QgsCategorizedSymbolRenderer, QgsFillSymbol, QgsProject, QgsRendererCategory, QgsVectorLayer
 from qgis.PyQt.QtCore import Qt
-from qgis.PyQt.QtGui import QColor
+from qgis.PyQt.QtGui import QColor, QIcon, QPixmap
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.class_panel import ClassPanel
 from segadapt.plugin.class_style import palette_colour, symbol_colour
@@ -161,6 +161,33 @@ def panel(classes: Classes) -> Iterator[ClassPanel]:
 
 def rows(panel: ClassPanel) -> list[str]:
     return [panel.list.item(row).text() for row in range(panel.list.count())]
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0])
+def test_swatches_have_the_pixels_of_the_screen(
+    panel: ClassPanel, classes: Classes, monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    """As many as the screen shows in a row's height, and the key in the middle of them."""
+    pixmaps: list[QPixmap] = []
+
+    class Kept(QIcon):
+        def __init__(self, pixmap: QPixmap) -> None:
+            super().__init__(pixmap)
+            pixmaps.append(pixmap)
+
+    monkeypatch.setattr("segadapt.plugin.class_panel.QIcon", Kept)
+    monkeypatch.setattr(ClassPanel, "devicePixelRatioF", lambda _: ratio)
+    classes.choose("roof")
+    side_px = round(panel.list.iconSize().height() * ratio)
+    assert [(one.devicePixelRatio(), one.width(), one.height()) for one in pixmaps[-2:]] == [
+        (ratio, side_px, side_px)
+    ] * 2
+    image = pixmaps[-1].toImage()
+    plain = image.pixelColor(0, 0)
+    places = [(x, y) for x in range(side_px) for y in range(side_px) if image.pixelColor(x, y) != plain]
+    for along in zip(*places, strict=True):
+        assert (min(along) + max(along)) / 2 == pytest.approx(side_px / 2, abs=0.15 * side_px)
+    assert max(y for _, y in places) - min(y for _, y in places) > 0.4 * side_px
 
 
 def test_the_list_adds_chooses_and_removes(panel: ClassPanel, classes: Classes) -> None:
