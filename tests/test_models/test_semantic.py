@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segadapt.models.chips import Chips, joined_chips, split_by_block
+from segadapt.models.augmentation import WEAK
+from segadapt.models.chips import Chips, joined_chips, split_by_block, unlabelled_chips
 from segadapt.models.errors import CheckpointError, ModelError
-from segadapt.models.losses import segmentation_loss
+from segadapt.models.losses import class_weights_of, segmentation_loss
 from segadapt.models.metrics import boundary_f1, calibration, class_f1, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
@@ -23,6 +24,7 @@ from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter,
 from segadapt.models.training import Descent, TrainingOptions, fit, one_cycle
 
 RGB = ("red", "green", "blue")
+AS_THEY_ARE = replace(WEAK, flips=False, rotations=False, brightness=0.0, contrast=0.0, gamma=0.0, colour=0.0)
 
 
 def make_card(**changes):
@@ -185,6 +187,71 @@ def test_training_learns_and_keeps_the_best_state():
     after = mean_iou(evaluate_chips(model, held_out))
     assert after > max(0.8, before)
     assert after == pytest.approx(training.best_score)
+
+
+@pytest.mark.parametrize(("patience", "n_checks"), [(3, 5), (None, 10)])
+def test_training_stops_when_it_gets_no_better(monkeypatch, patience, n_checks):
+    """After the second check, which is the best and whose state is kept."""
+    scores = iter([0.2, 0.4, 0.5, 0.4, 0.5, 0.3, *5 * [0.1]])
+    monkeypatch.setattr("segadapt.models.training.score_of", lambda *_: next(scores))
+    options = TrainingOptions(n_steps=20, batch=1, n_checks=10, patience=patience)
+    training = fit(build_segmenter(make_card(encoder="lcnet_035")), squares(2), squares(2), options)
+    assert [check.step for check in training.checks] == list(range(2, 2 * n_checks + 1, 2))
+    assert (training.best_step, training.best_score) == (4, 0.5)
+
+
+def trained(chips, **options):
+    """A tiny model after some steps without changes of the chips, unless they are asked for."""
+    torch.manual_seed(0)
+    model = build_segmenter(make_card(encoder="lcnet_035", decoder="unet", chip_px=32))
+    usual = {"n_steps": 60, "rate": 4e-3, "encoder_rate": 1.0, "augmentation": AS_THEY_ARE}
+    fit(model, chips, None, TrainingOptions(**(usual | options)))
+    return model
+
+
+def specks(seed):
+    """Chips of 32 px with a speck of 4 px each, hardly brighter than the noise: one pixel of 64 is of class 1."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros((16, 32, 32), np.uint8)
+    for label in labels:
+        row, col = random.integers(0, 28, 2)
+        label[row : row + 4, col : col + 4] = 1
+    pixels = random.normal(100, 20, (16, 3, 32, 32)) + 35 * labels[:, None]
+    return unlabelled_chips(pixels.clip(0, 255).astype(np.uint8)).with_labels(labels)
+
+
+def test_a_rare_class_weighs_more_and_is_found():
+    chips, others = specks(0), specks(1)
+    weights = class_weights_of(chips.labels, 2)
+    assert weights[1] / weights[0] == pytest.approx(63**0.5, rel=1e-3)
+    found = {}
+    for is_balanced in (True, False):
+        counts = evaluate_chips(trained(chips, is_balanced=is_balanced, dice=0.0, n_steps=45), others)
+        found[is_balanced] = counts[1, 1] / counts[1].sum()
+    assert found[True] > 0.25
+    assert found[True] > 2 * found[False]
+
+
+def furrows(n_turns, seed):
+    """Chips of 32 px with furrows across (class 1) above plain ground, all turned by so many right angles."""
+    random = np.random.default_rng(seed)
+    rows, labels = np.arange(32), np.zeros((16, 32, 32), np.uint8)
+    for label in labels:
+        label[: random.integers(8, 24)] = 1
+    waves = 40 * np.sign(np.sin(np.pi * rows / 2 + 0.1))[:, None]
+    pixels = random.normal(100, 6, (16, 3, 32, 32)) + (waves * labels)[:, None]
+    turned = (np.rot90(one, n_turns, (-2, -1)) for one in (pixels.clip(0, 255).astype(np.uint8), labels))
+    pixels, labels = (np.ascontiguousarray(one) for one in turned)
+    return unlabelled_chips(pixels).with_labels(labels)
+
+
+def test_turned_chips_in_training_answer_a_turned_scene():
+    scores = {}
+    for is_turned in (True, False):
+        options = replace(AS_THEY_ARE, flips=is_turned, rotations=is_turned)
+        scores[is_turned] = mean_iou(evaluate_chips(trained(furrows(0, 0), augmentation=options), furrows(1, 1)))
+    assert scores[True] > 0.8
+    assert scores[False] < 0.75
 
 
 @pytest.mark.parametrize("n_steps", range(1, 31))
