@@ -89,7 +89,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "masked_image: the encoder first gets "
                 "used to the images. fourier: source images in the target's colours; needs labelled source rasters."
             ),
-            self.STEPS: self.tr("Batches of 8 windows that each method that learns may take; more takes longer."),
+            self.STEPS: self.tr("Batches of windows that each method that learns may take; more takes longer."),
             self.SEGMENTS: self.tr(
                 "What cleans the answers that self-training learns from: nothing, superpixels, or the segments of "
                 "MobileSAM (three bands; some seconds per window on a CPU)."
@@ -113,6 +113,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             self.CLASS_NAMES: labels[self.CLASS_NAMES],
             self.BACKGROUND: labels[self.BACKGROUND],
             self.AREA: source[OF_SOURCE + self.AREA],
+            self.BATCH: shared[self.BATCH],
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],
             self.OUTPUT: self.tr("The adapted model, or the source model where adapting did harm (.safetensors)."),
@@ -141,6 +142,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         )
         self.add_rasters(self.SOURCE, self.tr("Source rasters"), optional=True)
         self.add_labels(are_of_source=True)
+        self.add_batch()
         self.add_seed()
         self.add_device()
         self.add_model_output()
@@ -173,6 +175,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             output=output,
             methods=tuple(self.parameterAsEnumString(parameters, self.METHODS, context).split("+")),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+            batch=self.parameterAsInt(parameters, self.BATCH, context),
             segments=next(kind for kind in KINDS if kind == chosen),
             source_weight=self.parameterAsDouble(parameters, self.SOURCE_WEIGHT, context)
             if self.is_given(parameters, self.SOURCE_WEIGHT)

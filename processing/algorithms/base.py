@@ -164,6 +164,12 @@ def sentence_for_error(error: Exception, feedback: QgsProcessingFeedback) -> str
         return str(error)
     if isinstance(error, MemoryError):
         return "Memory is used up; close other programs, choose a smaller extent or window, and run again."
+    # By name: torch is not loaded for an algorithm that does without it.
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "The memory of the graphics card is used up; close other programs that use it, or choose a smaller batch, "
+            "where there is one, or cpu as the device, and run again."
+        )
     details = "".join(traceback.format_exception(error))
     QgsMessageLog.logMessage(details, _LOG, Qgis.MessageLevel.Critical)
     feedback.pushDebugInfo(details)

@@ -62,7 +62,10 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         """Return the help of every parameter and output."""
         shared = self.shared_helps()
         return {
-            **{name: shared[name] for name in (self.RASTERS, self.MODEL, self.DEVICE, self.SEED, self.REPORT)},
+            **{
+                name: shared[name]
+                for name in (self.RASTERS, self.MODEL, self.BATCH, self.DEVICE, self.SEED, self.REPORT)
+            },
             **self.label_helps(),
             **self.source_helps(),
             self.METHODS: self.tr(
@@ -74,7 +77,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             ),
             self.BUDGETS: self.tr("How many per cent of the labels the training may use, separated by commas."),
             self.HELD_OUT: self.tr("Share of the labelled windows that judge and are never learned from."),
-            self.STEPS: self.tr("Number of batches of eight windows that each run learns from."),
+            self.STEPS: self.tr("Number of batches of windows that each run learns from."),
             self.TIME_LIMIT: self.tr(
                 "Minutes after which it ends; the most promising runs come first, and what there was no time for is "
                 "named. Without a number everything is run."
@@ -106,6 +109,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             self.HELD_OUT, self.tr("Share held out"), 0.3, least=0.05, most=0.9, is_whole=False, advanced=True
         )
         self.add_number(self.MAX_CHIPS, self.tr("Most windows"), 600, least=4, advanced=True)
+        self.add_batch()
         self.add_seed()
         self.add_device()
         self.add_model_output(self.tr("Best model"), optional=True)
@@ -193,6 +197,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             budgets=shares_of(self.parameterAsString(parameters, self.BUDGETS, context)),
             held_out=self.parameterAsDouble(parameters, self.HELD_OUT, context),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+            batch=self.parameterAsInt(parameters, self.BATCH, context),
             limit_s=60 * minutes if has_limit else math.inf,
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )

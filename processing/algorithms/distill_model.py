@@ -54,7 +54,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
         """Return the help of every parameter and output."""
         shared = self.shared_helps()
         return {
-            **{name: shared[name] for name in (self.RASTERS, self.DEVICE, self.SEED, self.REPORT)},
+            **{name: shared[name] for name in (self.RASTERS, self.BATCH, self.DEVICE, self.SEED, self.REPORT)},
             self.MODEL: self.tr("Segmentation model to learn from (.safetensors)."),
             self.MORE_MODELS: self.tr(
                 "Further models of the same bands, classes and resolution; the student learns the mean of what all say."
@@ -65,7 +65,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
                 "faster. Fine is a small network at the teacher's resolution, hardly twice as fast; it begins from "
                 "nothing and needs hundreds of windows and thousands of steps."
             ),
-            self.STEPS: self.tr("Number of batches of eight chips that the student learns from."),
+            self.STEPS: self.tr("Number of batches of windows that the student learns from."),
             self.LEAST_AGREEMENT: self.tr(
                 "The light model is kept if the mean overlap (IoU, 0 to 1) of its classes with those of the large "
                 "model reaches this; 0 keeps every one."
@@ -97,6 +97,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
             is_whole=False,
             advanced=True,
         )
+        self.add_batch()
         self.add_device()
         self.add_seed()
         self.add_model_output(self.tr("Light model"))
@@ -132,6 +133,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
             least_agreement=self.parameterAsDouble(parameters, self.LEAST_AGREEMENT, context),
             options=Distillation(
                 n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+                batch=self.parameterAsInt(parameters, self.BATCH, context),
                 seed=self.parameterAsInt(parameters, self.SEED, context),
             ),
             device=self.device(parameters, context, settings),

@@ -62,7 +62,10 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         """Return the help of every parameter and output."""
         shared = self.shared_helps()
         return {
-            **{name: shared[name] for name in (self.MODEL, self.RASTERS, self.DEVICE, self.SEED, self.REPORT)},
+            **{
+                name: shared[name]
+                for name in (self.MODEL, self.RASTERS, self.BATCH, self.DEVICE, self.SEED, self.REPORT)
+            },
             **self.label_helps(),
             **self.source_helps(),
             self.LAYERS: self.tr(
@@ -76,7 +79,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
                 "without a number."
             ),
             self.TOKENS: self.tr("Number of tokens behind each stage."),
-            self.STEPS: self.tr("Number of batches of eight chips to learn from."),
+            self.STEPS: self.tr("Number of batches of windows to learn from."),
             self.HELD_OUT: self.tr("Share of the labelled chips that is held out to judge by, in blocks of ground."),
             self.ADAPTER_ONLY: self.tr(
                 "Save only what changed: a small file that is used as a model as long as the source model lies beside "
@@ -102,6 +105,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
         self.add_number(self.STEPS, self.tr("Steps"), 200, least=1)
         self.add_number(self.HELD_OUT, self.tr("Share held out"), 0.3, least=0.01, most=0.9, is_whole=False)
         self.add(QgsProcessingParameterBoolean(self.ADAPTER_ONLY, self.tr("Save an adapter only"), False))
+        self.add_batch()
         self.add_seed()
         self.add_device()
         self.add_model_output(self.tr("Fine-tuned model"))
@@ -131,6 +135,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
             output=self.model_output(parameters, context),
             tuning=self._tuning(parameters, context),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
+            batch=self.parameterAsInt(parameters, self.BATCH, context),
             held_out=self.parameterAsDouble(parameters, self.HELD_OUT, context),
             is_adapter_only=self.parameterAsBool(parameters, self.ADAPTER_ONLY, context),
             device=self.device(parameters, context, settings),

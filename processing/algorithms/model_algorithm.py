@@ -66,6 +66,7 @@ class ModelAlgorithm(SegAdaptAlgorithm):
     EXTENT = "EXTENT"
     DEVICE = "DEVICE"
     SEED = "SEED"
+    BATCH = "BATCH"
     OUTPUT = "OUTPUT"
     TABLE = "TABLE"
     REPORT = "REPORT"
@@ -96,6 +97,7 @@ class ModelAlgorithm(SegAdaptAlgorithm):
             ),
             self.EXTENT: self.tr("Part of the raster to work on, in any CRS; without it the whole raster."),
             self.DEVICE: self.tr("Where the model runs; auto takes the fastest device that works, and says why."),
+            self.BATCH: self.tr("Windows that the model sees at once, 8 without a number; fewer need less memory."),
             self.SEED: self.tr("Number that decides on every random choice; the same number, the same result."),
             self.REPORT: self.tr("Page with what was done and measured."),
         }
@@ -136,6 +138,11 @@ class ModelAlgorithm(SegAdaptAlgorithm):
     def add_seed(self) -> None:
         """Add the seed, advanced."""
         self.add_number(self.SEED, self.tr("Seed"), 0, least=0, advanced=True)
+
+    def add_batch(self, *, least: int = 2) -> None:
+        """Add the batch, advanced; where the model learns, its normalisation wants two windows."""
+        # Optional, so that chains made before it was there still fit.
+        self.add_number(self.BATCH, self.tr("Batch"), 8, least=least, optional=True, advanced=True)
 
     def add_text(self, name: str, label: str, default: str = "", *, advanced: bool = False) -> None:
         """Add a text that may be left empty."""

@@ -46,7 +46,6 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
 
     OVERLAP = "OVERLAP"
     FLIPS = "FLIPS"
-    BATCH = "BATCH"
     SCHEDULER = "SCHEDULER"
     PROBABILITIES = "PROBABILITIES"
     CONFIDENCE = "CONFIDENCE"
@@ -87,7 +86,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
                 "answers near the edges of windows."
             ),
             self.FLIPS: self.tr("Take the mean over four mirror images of each window: better, and four times slower."),
-            self.BATCH: self.tr("Windows that the model sees at once; fewer need less memory."),
+            self.BATCH: shared[self.BATCH],
             self.SCHEDULER: self.tr(
                 "Address of a Dask scheduler (tcp://host:8786), whose workers do the work. Start both with bin/dask of "
                 "SegAdapt's environment and with PYTHONPATH set to the folder that holds the plugin's folder segadapt; "
@@ -113,7 +112,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         self.add_extent()
         self.add_number(self.OVERLAP, self.tr("Overlap of windows"), 0.25, least=0, most=MOST_OVERLAP, is_whole=False)
         self.add(QgsProcessingParameterBoolean(self.FLIPS, self.tr("Flips at test time"), False))
-        self.add_number(self.BATCH, self.tr("Batch"), 8, least=1, advanced=True)
+        self.add_batch(least=1)
         self.add_device()
         self.add_text(self.SCHEDULER, self.tr("Dask scheduler"), advanced=True)
         self.add(QgsProcessingParameterRasterDestination(self.OUTPUT, self.tr("Classes")))

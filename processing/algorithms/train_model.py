@@ -35,7 +35,6 @@ class TrainModelAlgorithm(LabelledAlgorithm):
     CHIP = "CHIP"
     EPOCHS = "EPOCHS"
     STEPS = "STEPS"
-    BATCH = "BATCH"
     RATE = "RATE"
     HELD_OUT = "HELD_OUT"
     SPLIT = "SPLIT"
@@ -91,7 +90,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             self.CHIP: self.tr("Side of the squares that the model is shown, in pixels."),
             self.EPOCHS: self.tr("How often every chip is seen, at the most."),
             self.STEPS: self.tr("Number of batches instead of epochs."),
-            self.BATCH: self.tr("Chips in a batch; fewer need less memory."),
+            self.BATCH: shared[self.BATCH],
             self.RATE: self.tr("Learning rate at its highest; the encoder takes a third of it from published weights."),
             self.HELD_OUT: self.tr("Share of the chips that is held out to judge the model by; 0 holds none out."),
             self.SPLIT: self.tr(
@@ -129,7 +128,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
         self.add_number(self.CHIP, self.tr("Chip size (px)"), 256, least=32, most=4096, advanced=True)
         self.add_number(self.EPOCHS, self.tr("Epochs"), 40, least=1)
         self.add_number(self.STEPS, self.tr("Steps"), None, least=1, optional=True, advanced=True)
-        self.add_number(self.BATCH, self.tr("Batch"), 8, least=2, advanced=True)
+        self.add_batch()
         self.add_number(self.RATE, self.tr("Learning rate"), 0.001, least=1e-8, most=1.0, is_whole=False, advanced=True)
         self.add_number(self.HELD_OUT, self.tr("Share held out"), 0.2, least=0, most=0.9, is_whole=False)
         self.add_choice(self.SPLIT, self.tr("Hold out"), SPLITS)

@@ -152,6 +152,50 @@ def test_a_shift_that_cannot_be_measured_is_said(
     assert "no segmentation model" in failure("domainshift", {"MODEL": two, "RASTERS": [two], "DEVICE": "cpu"})
 
 
+def test_a_graphics_card_without_memory_is_said(
+    failure: Callable[..., str], town_model: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as something to report."""
+    import torch
+    from segadapt.processing.jobs import domain_shift
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(domain_shift, "measure_shift", full)
+    said = failure("domainshift", {"MODEL": str(town_model), "RASTERS": [target], "DEVICE": "cpu"})
+    assert "memory of the graphics card is used up" in said
+    assert "report" not in said
+
+
+@pytest.mark.parametrize("name", ["adaptmodel", "finetunemodel", "compareadaptation", "distillmodel"])
+def test_the_batch_reaches_the_job(
+    name: str,
+    failure: Callable[..., str],
+    town_model: Path,
+    target: str,
+    prompts: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has a batch, 8 without another."""
+    from segadapt.models.transfer.distillation import Distillation
+    from segadapt.processing.jobs.adapt_model import AdaptJob
+    from segadapt.processing.jobs.compare_adaptation import CompareAdaptation
+    from segadapt.processing.jobs.fine_tune_model import FineTuneJob
+
+    def stop(job: Any) -> None:
+        raise RuntimeError(f"a batch of {job.batch}")
+
+    for kind in (AdaptJob, FineTuneJob, CompareAdaptation, Distillation):
+        monkeypatch.setattr(kind, "__post_init__", stop)
+    parameters = {"MODEL": str(town_model), "RASTERS": [target], "OUTPUT": str(tmp_path / "m.safetensors")}
+    failure(name, parameters)
+    # Errors add up.
+    assert failure(name, parameters | {"BATCH": None}).count("a batch of 8)") == 2
+    assert "a batch of 3)" in failure(name, parameters | {"BATCH": 3})
+
+
 def test_labels_are_said_to_be_of_the_source(provider: Any) -> None:
     """The target has none here."""
     algorithm = provider.algorithm("adaptmodel")

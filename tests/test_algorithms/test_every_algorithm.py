@@ -27,7 +27,7 @@ PUBLIC = {
     ),
     "adaptmodel": (
         {"RASTERS", "MODEL", "METHODS", "STEPS", "SEGMENTS", "SOURCE_WEIGHT", "SOURCE", "LABELS", "CLASS_FIELD"}
-        | {"LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        | {"LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "BATCH", "SEED", "DEVICE", "OUTPUT", "REPORT"},
         {"OUTPUT", "REPORT", "IS_ADAPTED", "AGREEMENT_BEFORE", "AGREEMENT_AFTER"},
     ),
     "segmentfromprompts": (
@@ -88,19 +88,9 @@ PUBLIC = {
         {"TABLE", "REPORT", "COUNT", "NOC80", "NOC85", "NOC90", "MIOU1", "MIOU3", "MIOU5", "MIOU10"},
     ),
     "distillmodel": (
-        {
-            "MODEL",
-            "MORE_MODELS",
-            "RASTERS",
-            "STUDENT",
-            "STEPS",
-            "LEAST_AGREEMENT",
-            "DEVICE",
-            "SEED",
-            "OUTPUT",
-            "REPORT",
-        },
-        {"OUTPUT", "REPORT", "IS_KEPT", "SPEEDUP", "AGREEMENT"},
+        {"MODEL", "MORE_MODELS", "RASTERS", "STUDENT", "STEPS", "DEVICE", "SEED", "OUTPUT", "REPORT"}
+        | {"BATCH", "LEAST_AGREEMENT"},
+        {"OUTPUT", "REPORT", "SPEEDUP", "AGREEMENT", "IS_KEPT"},
     ),
     "trainmodel": (
         {"RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "DECODER"}
@@ -134,6 +124,7 @@ PUBLIC = {
     "compareadaptation": (
         {"MODEL", "RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "METHODS"}
         | {"LAYERS", "BUDGETS", "TIME_LIMIT", "STEPS", "HELD_OUT", "MAX_CHIPS", "SEED", "DEVICE", "OUTPUT", "TABLE"}
+        | {"BATCH"}
         | {"REPORT", "SOURCE", "SOURCE_LABELS", "SOURCE_CLASS_FIELD", "SOURCE_LABEL_RASTERS", "SOURCE_AREA"},
         {"OUTPUT", "TABLE", "REPORT", "BEST", "MEAN_IOU", "MEAN_IOU_BEFORE", "COUNT"},
     ),
@@ -147,6 +138,7 @@ PUBLIC = {
             "CLASS_NAMES",
             "BACKGROUND",
             "AREA",
+            "BATCH",
             "LAYERS",
             "RANK",
         }
