@@ -48,6 +48,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
     """A segmentation model brought to other images, without labels of them."""
 
     METHODS = "METHODS"
+    CHAIN = "CHAIN"
     STEPS = "STEPS"
     SEGMENTS = "SEGMENTS"
     SOURCE_WEIGHT = "SOURCE_WEIGHT"
@@ -89,6 +90,9 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "masked_image: the encoder first gets "
                 "used to the images. fourier: source images in the target's colours; needs labelled source rasters."
             ),
+            self.CHAIN: self.tr(
+                "Names of methods joined by +, such as reinhard+masked_consistency; replaces the choice of methods."
+            ),
             self.STEPS: self.tr("Batches of windows that each method that learns may take; more takes longer."),
             self.SEGMENTS: self.tr(
                 "What cleans the answers that self-training learns from: nothing, superpixels, or the segments of "
@@ -128,6 +132,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         self.add_rasters(label=self.tr("Target rasters"))
         self.add_package()
         self.add_choice(self.METHODS, self.tr("Methods"), METHODS)
+        self.add_text(self.CHAIN, self.tr("Chain of methods"), advanced=True)
         self.add_number(self.STEPS, self.tr("Steps"), 200, least=1)
         self.add_choice(self.SEGMENTS, self.tr("Segments"), SEGMENTS, advanced=True)
         self.add_number(
@@ -160,6 +165,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         settings: EngineSettings,
     ) -> dict[str, Any]:
         """Adapt and save, then write the report."""
+        from ...models.transfer.chain import names_of
         from ..jobs.adapt_model import AdaptJob, adapt_model
         from ..jobs.adaptation_report import adaptation_report
         from ..jobs.chip_segments import KINDS
@@ -170,10 +176,11 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
         output = self.model_output(parameters, context)
         report = self.file_output(parameters, context, self.REPORT)
         chosen = self.parameterAsEnumString(parameters, self.SEGMENTS, context)
+        chain = self.parameterAsString(parameters, self.CHAIN, context).strip()
         job = AdaptJob(
             model=model,
             output=output,
-            methods=tuple(self.parameterAsEnumString(parameters, self.METHODS, context).split("+")),
+            methods=names_of(chain or self.parameterAsEnumString(parameters, self.METHODS, context)),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
             batch=self.parameterAsInt(parameters, self.BATCH, context),
             segments=next(kind for kind in KINDS if kind == chosen),

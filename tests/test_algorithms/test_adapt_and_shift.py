@@ -58,6 +58,19 @@ def test_a_model_comes_through_haze(
     assert "Dunst über.tif" in text
 
 
+def test_a_chain_replaces_the_methods(run: Any, town_model: Path, target: str, tmp_path: Path) -> None:
+    """Also one that the choice does not offer."""
+    from segadapt.models.transfer.base import get_method
+
+    chain = "reinhard + norm_statistics"
+    assert chain.replace(" ", "") not in adapt_algorithm.METHODS
+    page = tmp_path / "page.html"
+    run("adaptmodel", adapting(town_model, target, tmp_path / "new", CHAIN=chain, REPORT=str(page)))
+    text = page.read_text(encoding="utf-8")
+    titles = [get_method(name).title for name in ("reinhard", "norm_statistics")]
+    assert ", then ".join(titles) in text
+
+
 def test_source_rasters_are_rehearsed(
     run: Any,
     town: Any,
@@ -84,6 +97,8 @@ def test_source_rasters_are_rehearsed(
     ("changes", "sentence"),
     [
         ({"METHODS": "fourier"}, "labelled chips of the source"),
+        ({"CHAIN": "quantile + magic"}, "'magic'"),
+        ({"CHAIN": "quantile+masked_image"}, "only prepares"),
         ({"MODEL": "target"}, "no segmentation model of SegAdapt"),
         ({"OUTPUT": "/nowhere/at/all.safetensors"}, "cannot be written to; choose another one for the model"),
         # A folder that is there and takes no file, not even from an administrator.
