@@ -15,12 +15,12 @@ SEPARATOR = "+"
 """Between the names of a chain: "norm_statistics+self_training"."""
 PREPARATIONS = ("masked_image",)
 """Methods after which another one must follow."""
-USUAL_SOURCE_WEIGHT = 0.5
-"""Half the way between the weights of the source model and those of what learned from its own answers.
+USUAL_SOURCE_WEIGHT = 2 / 3
+"""A third of the way from the source model's weights to those of what learned from its own answers.
 
 Wortsman et al. 2022 (WiSE-FT, https://arxiv.org/abs/2109.01903) average so what was fine-tuned with what was robust. On
-the study's pairs half the way keeps what learning without the source's labels wins, and loses a fraction of what it
-loses (docs/adaptation.md).
+the study's pairs a third of the way keeps most of what learning without the source's labels wins, and loses next to
+nothing where it loses (docs/adaptation.md).
 """
 _QUICK = ("quantile", "reinhard", "norm_statistics")
 """Methods that learn nothing."""

@@ -99,9 +99,9 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "MobileSAM (three bands; some seconds per window on a CPU)."
             ),
             self.SOURCE_WEIGHT: self.tr(
-                "How far the weights of what learned are taken back to those of the model, 0 to 1. Without it half "
-                "the way where no labels of the source are rehearsed, which keeps most of what can be won and loses "
-                "less where the model was right before; nothing where they are."
+                "How far the weights of what learned are taken back to those of the model, 0 to 1. Without it two "
+                "thirds of the way where no labels of the source are rehearsed, which keeps most of what can be won "
+                "and loses little where the model was right before; not at all where they are."
             ),
             self.SOURCE: source[self.SOURCE],
             self.LABELS: self.tr(
