@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
@@ -15,6 +16,7 @@ from qgis.core import (
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterField,
+    QgsProcessingParameterFile,
     QgsProcessingParameterFileDestination,
     QgsProcessingParameterNumber,
     QgsWkbTypes,
@@ -50,6 +52,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
     CLASS_FIELD = "CLASS_FIELD"
     ADAPTATION = "ADAPTATION"
     ADAPTER = "ADAPTER"
+    ADAPTER_FILE = "ADAPTER_FILE"
     CASCADE = "CASCADE"
     REPAIR = "REPAIR"
     RECTANGLES = "RECTANGLES"
@@ -117,6 +120,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             self.ADAPTER: self.tr(
                 "Use the adapter for satellite images that comes with SegAdapt, where the model has one."
             ),
+            self.ADAPTER_FILE: self.tr("Saved adapter to use in place of the one that comes with SegAdapt."),
             self.CASCADE: self.tr("How many times an answer is given back to the model with the same clicks."),
             self.REPAIR: self.tr("Repair the answer in place where it contradicts a click."),
             self.RECTANGLES: self.tr(
@@ -177,6 +181,12 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             (self.PER_OBJECT, self.tr("Learn from objects")),
         ):
             self.add(QgsProcessingParameterBoolean(name, label, True), advanced=True)
+        self.add(
+            QgsProcessingParameterFile(
+                self.ADAPTER_FILE, self.tr("Saved adapter"), extension="safetensors", optional=True
+            ),
+            advanced=True,
+        )
         self._add_number(self.CASCADE, self.tr("Second looks"), 0, least=0, most=10, advanced=True)
         self.add_choice(self.ACCEPT, self.tr("Accepted outline"), ("answer", "reference"), advanced=True)
         self._add_number(self.MIN_PIXELS, self.tr("Smallest object (pixels)"), 64, least=1, advanced=True)
@@ -277,12 +287,14 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         window_px = self.window_px(parameters, context)
         if not self.parameterAsBoolean(parameters, self.ADAPTATION, context):
             return Configuration(_PLAIN, plain_options(window_px=window_px))
+        adapter = self.parameterAsFile(parameters, self.ADAPTER_FILE, context)
         return Configuration(
             _ADAPTING,
             InteractiveOptions(
                 window_px=window_px,
                 fixed_window=window_px is not None,
                 adapter=self.parameterAsBoolean(parameters, self.ADAPTER, context),
+                adapter_path=Path(adapter) if adapter else None,
                 cascade=self.parameterAsInt(parameters, self.CASCADE, context),
                 repair=self.parameterAsBoolean(parameters, self.REPAIR, context),
                 rectangles=self.parameterAsBoolean(parameters, self.RECTANGLES, context),

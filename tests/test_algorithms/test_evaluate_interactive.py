@@ -139,11 +139,13 @@ def test_numbers_become_a_job(provider: Any, scene_file: Path, references: Any) 
     job = algorithm._job(parameters_of(scene_file, references, ADAPTATION=True, WINDOW="auto"), context)
     assert job.configurations[0].options == InteractiveOptions()
     changes = {"ADAPTATION": True, "WINDOW": "auto", "REPAIR": False, "CASCADE": 1, "ACCEPT": "reference", "SEED": 4}
+    changes["ADAPTER_FILE"] = "my city.safetensors"
     job = algorithm._job(parameters_of(scene_file, references, **changes), context)
     assert (job.max_objects, job.accepts, job.seed, job.n_clicks) == (100, "reference", 4, 3)
     options = job.configurations[0].options
     assert (options.window_px, options.fixed_window, options.repair, options.cascade) == (None, False, False, 1)
     assert options.adapter
+    assert options.adapter_path == Path("my city.safetensors")
     assert options.per_click
     assert options.per_object
 

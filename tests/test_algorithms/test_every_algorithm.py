@@ -75,6 +75,7 @@ PUBLIC = {
         | {
             "ADAPTATION",
             "ADAPTER",
+            "ADAPTER_FILE",
             "CASCADE",
             "REPAIR",
             "RECTANGLES",
