@@ -66,7 +66,7 @@ def table(tmp_path: Path) -> list[str]:
 
 def test_the_share_of_the_gap_is_that_of_the_means(table: list[str]) -> None:
     """0.4 to 0.65: 0.5 closes two fifths of it."""
-    assert table[0].endswith("Seeds: 2.")
+    assert table[0].endswith("Seeds: 2. Time 1.00 is 5 s.")
     (line,) = [line for line in table if line.startswith("| quantile |")]
     assert line == "| quantile | 0.500 | 0.450 to 0.550 | 0.400 to 0.600 | 40 % | 2 of 2 | 1.00 |"
 
