@@ -69,8 +69,9 @@ BUDGETS = (0.001, 0.005, 0.01, 0.05)
 STRATEGIES = ("random", "clusters", "hybrid")
 # What is varied beside strategies and budgets starts from this.
 USUAL_BUDGET, USUAL_STRATEGY = 0.01, "clusters"
-# The row that starts from an adapted model: by what.
+# The row that starts from an adapted model: by what. And what is varied in how far its weights go without the source.
 FIRST = "masked_consistency"
+SOURCE_WEIGHTS = (3 / 4, 2 / 3, 1 / 2, 0.0)
 # Which layers learn beside all of them: from few labels, and from all.
 LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks")
 LAYERS_OF_ALL_LABELS = ("decoder", "head")
@@ -199,6 +200,11 @@ class Study:
         for chain, is_rehearsed in METHODS:
             name = f"{chain}, source rehearsed" if is_rehearsed else chain
             self.run(name, lambda c=chain, r=is_rehearsed: self._unlabelled(c, is_rehearsed=r))  # type: ignore[misc]
+        for weight in SOURCE_WEIGHTS:
+            self.run(
+                f"{FIRST}, {100 - 100 * weight:.0f} % of the way",
+                lambda w=weight: self._unlabelled(FIRST, is_rehearsed=False, source_weight=w),  # type: ignore[misc]
+            )
         for budget in BUDGETS:
             for strategy in self.size.strategies:
                 self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
@@ -242,11 +248,13 @@ class Study:
         )
         return done.model, {"trainable": done.n_trainable, "labelled_px": chips.n_labelled_px()}
 
-    def _unlabelled(self, chain: str, *, is_rehearsed: bool) -> tuple[Segmenter, dict[str, Any]]:
+    def _unlabelled(
+        self, chain: str, *, is_rehearsed: bool, source_weight: float | None = None
+    ) -> tuple[Segmenter, dict[str, Any]]:
         """Adapt, and judge on ground that was not learned from, as *Adapt model* does."""
         start = time.perf_counter()
         chips, judged = split_by_block(self.pair.unlabelled, held_out=AdaptJob.held_out, seed=self.seed)
-        adapted = self._adapt(chain, chips, is_rehearsed=is_rehearsed)
+        adapted = self._adapt(chain, chips, is_rehearsed=is_rehearsed, source_weight=source_weight)
         seconds = time.perf_counter() - start
         if self._judged is None:
             segments = superpixels(judged)
@@ -263,7 +271,7 @@ class Study:
             "seconds": seconds,
         }
 
-    def _adapt(self, chain: str, chips: Chips, *, is_rehearsed: bool) -> Segmenter:
+    def _adapt(self, chain: str, chips: Chips, *, is_rehearsed: bool, source_weight: float | None = None) -> Segmenter:
         adapted = copy.deepcopy(self.source)
         problem = Problem(
             target=chips,
@@ -271,6 +279,7 @@ class Study:
             statistics=self.statistics,
             n_steps=self.size.adapt,
             seed=self.seed,
+            source_weight=source_weight,
         )
         adapt_in_order(adapted, problem, names_of(chain), NullProgress())
         return adapted

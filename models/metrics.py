@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,9 +124,7 @@ def bootstrap_interval(
     """
     if len(confusions) < 2:
         return float("nan"), float("nan")
-    stacked = np.stack(confusions)
-    random = np.random.default_rng(seed)
-    values = [mean_iou(stacked[random.integers(0, len(stacked), len(stacked))].sum(axis=0)) for _ in range(n_resamples)]
+    values = [mean_iou(one) for one in _resampled(confusions, n_resamples=n_resamples, seed=seed)]
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
@@ -139,14 +137,18 @@ def class_intervals(
 
     NaN for fewer than two blocks, and for a class that the truth does not hold.
     """
-    stacked = np.stack(confusions)
-    intervals = np.full((stacked.shape[1], 2), np.nan)
-    if len(stacked) < 2:
+    intervals = np.full((len(confusions[0]), 2), np.nan)
+    if len(confusions) < 2:
         return intervals
-    random = np.random.default_rng(seed)
-    drawn = [random.integers(0, len(stacked), len(stacked)) for _ in range(n_resamples)]
-    ious = np.stack([class_ious(stacked[blocks].sum(axis=0)) for blocks in drawn])
+    ious = np.stack([class_ious(one) for one in _resampled(confusions, n_resamples=n_resamples, seed=seed)])
     is_known = np.isfinite(ious).any(axis=0)
     tail = 50 * (1 - level)
     intervals[is_known] = np.nanpercentile(ious[:, is_known], [tail, 100 - tail], axis=0).T
     return intervals
+
+
+def _resampled(confusions: Sequence[Confusion], *, n_resamples: int, seed: int) -> Iterator[Confusion]:
+    """Sums over as many blocks as there are, drawn with replacement."""
+    stacked, random = np.stack(confusions), np.random.default_rng(seed)
+    for _ in range(n_resamples):
+        yield stacked[random.integers(0, len(stacked), len(stacked))].sum(axis=0)

@@ -61,3 +61,10 @@ def raise_if_cancelled(progress: Progress) -> None:
     """Raise `Cancelled` when the user asked to stop; call it between batches."""
     if progress.is_cancelled():
         raise Cancelled("Stopped at the user's request.")
+
+
+def duration(seconds: float) -> str:
+    """A time in words, no finer than anybody wants to know: "80 s", "12 min", "1.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .chips import ChipError, Chips
 from .errors import ModelError
 from .losses import class_weights_of, segmentation_loss
 from .metrics import mean_iou
-from .progress import NullProgress, Progress
+from .progress import NullProgress, Progress, duration
 from .semantic.prediction import autocast, device_of, evaluate_chips, precision_of
 from .semantic.segmenter import Segmenter
 
@@ -67,6 +68,12 @@ class Check(NamedTuple):
     loss: float
     score: float
     seconds: float
+
+    def told(self, n_steps: int) -> str:
+        """One line for people: loss, score where there is one, and the time that `n_steps` in all will still take."""
+        left = self.seconds / self.step * (n_steps - self.step)
+        score = "" if math.isnan(self.score) else f", mean IoU {self.score:.3f} on the chips held out"
+        return f"Step {self.step} of {n_steps}: loss {self.loss:.3f}{score}; about {duration(left)} left."
 
 
 @dataclass(frozen=True)

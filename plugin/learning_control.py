@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsSettings
 from qgis.PyQt.QtCore import QObject, Qt, pyqtSignal
 from qgis.PyQt.QtWidgets import (
     QCheckBox,
@@ -22,7 +21,7 @@ from ..processing.algorithms.base import with_ending
 from .engine_worker import EngineWorker
 from .exchange import Answer, Task
 from .scene_control import SceneControl
-from .settings import LEARNING, RECTANGLES, write_setting
+from .settings import LEARNING, RECTANGLES, remember_box
 from .tasks import (
     Learn,
     LearningState,
@@ -82,9 +81,9 @@ class LearningControl(QObject):
         self._state: LearningState | None = None
         self.panel = LearningPanel()
         for key, box in ((LEARNING, self.panel.is_on), (RECTANGLES, self.panel.rectangles)):
-            box.setChecked(QgsSettings().value(f"segadapt/{key}", True, type=bool))
+            remember_box(box, key, default=True)
         self.panel.is_on.toggled.connect(self._on_toggled)
-        self.panel.rectangles.toggled.connect(self._on_rectangles)
+        self.panel.rectangles.toggled.connect(lambda is_on: self._do(SetRectangles(is_on)))
         self.panel.reset.clicked.connect(lambda: self._do(ResetLearning()))
         self.panel.save.clicked.connect(self._save)
         self.panel.load.clicked.connect(self._load)
@@ -104,13 +103,8 @@ class LearningControl(QObject):
             self._worker.do(LearnOutline(wkb))
 
     def _on_toggled(self, is_on: bool) -> None:
-        write_setting(LEARNING, is_on)
         self._show()
         self._do(SetLearning(is_on))
-
-    def _on_rectangles(self, is_on: bool) -> None:
-        write_setting(RECTANGLES, is_on)
-        self._do(SetRectangles(is_on))
 
     def _on_scene_changed(self) -> None:
         self._state = None

@@ -52,9 +52,9 @@ _LEAST_INNER = 0.1
 _MOST_ODDS, _MOST_ODDS_REHEARSED = 2.0, 3.0
 """Labelled chips of the source keep what each class means, so that its share may move further."""
 _SUREST = 0.25
-"""Share of a class's pixels, those with the highest confidence, whose answer the adapted model has to keep..."""
+"""Share of a class's pixels, those with the highest confidence, whose answer the adapted model has to keep."""
 LEAST_KEPT = 0.9
-"""...in this part. Between 0.8 and 0.95 the study's verdicts hardly differ."""
+"""In so many of these pixels at least. Between 0.8 and 0.95 the study's verdicts hardly differ."""
 _RARE = 0.003
 """Classes that both the source and the source's answer hold less of do not decide: a few objects would."""
 

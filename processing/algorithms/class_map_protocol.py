@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import QgsGeometry, QgsPointXY, QgsProcessingContext, QgsWkbTypes
@@ -25,21 +27,24 @@ def evaluate_class_clicks(
     algorithm: EvaluateInteractiveAlgorithm,
     parameters: dict[str, Any],
     context: QgsProcessingContext,
-    references: list[Reference],
+    references: Sequence[Reference],
     scene: Scene,
     *,
     layer: str,
+    report: Path | None,
     progress: FeedbackProgress,
     settings: EngineSettings,
-) -> tuple[ClassMapCurve, dict[int, str], str]:
-    """Click a class map of the raster; returns the curve, the names of the classes by id, and the page.
+) -> tuple[ClassMapCurve, str]:
+    """Click a class map of the raster, write the clicks and the page; returns the curve and where the clicks are.
 
-    Raises `JobError` for references without classes or on no pixel, and `Cancelled`.
+    Raises `JobError` for references without classes or on no pixel and for a raster too large to be clicked as one,
+    and `Cancelled`; nothing is written then.
     """
     from ...models.backbone import open_backbone
     from ..jobs.class_map import ClassMapOptions, ClassMapper
     from ..jobs.class_map_truth import Thinned, class_map_page, drawn_truth, interval_of, thinning
     from ..jobs.evaluate_class_map import EvaluateClassMap, evaluate_class_map
+    from ..jobs.page import write_report
 
     names = sorted({one.class_name for one in references if one.class_name})
     if len(names) < 2:
@@ -62,6 +67,10 @@ def evaluate_class_clicks(
         raise_if_cancelled(progress)
         mapper.encode(cell)
         progress.set_fraction(_ENCODED * number / len(cells))
+    if mapper.missing():
+        # What memory does not hold would be encoded anew after every click.
+        rows, cols = scene.reader.shape
+        raise JobError(f"A raster of {cols} x {rows} px is too large for clicks on the whole of it; cut a part out.")
     job = EvaluateClassMap(
         n_clicks=algorithm.parameterAsInt(parameters, algorithm.CLICKS, context),
         seed=algorithm.parameterAsInt(parameters, algorithm.SEED, context),
@@ -85,21 +94,6 @@ def evaluate_class_clicks(
         interval=interval_of(truth, thinned.labels(), seed=job.seed),
         device=scene.engine.device,
     )
-    return curve, by_id, page
-
-
-def write_clicks(
-    algorithm: EvaluateInteractiveAlgorithm,
-    parameters: dict[str, Any],
-    context: QgsProcessingContext,
-    curve: ClassMapCurve,
-    names: dict[int, str],
-    scene: Scene,
-) -> str:
-    """Write the clicks as points, in their order; returns where they are."""
-    from ..jobs.class_map_truth import thinning
-
-    step = thinning(scene.reader.shape)
     with feature_output(
         algorithm,
         parameters,
@@ -107,11 +101,13 @@ def write_clicks(
         name=algorithm.TABLE,
         crs=algorithm.raster_crs,
         fields=make_fields({"click": INTEGER, "class": TEXT, "miou": DOUBLE, "seconds": DOUBLE}),
-        provenance=scene.provenance(),
+        provenance=provenance,
         kind=QgsWkbTypes.Point,
     ) as output:
         for number, (click, miou, seconds) in enumerate(zip(curve.clicks, curve.mious, curve.click_s, strict=True), 1):
             east, north = scene.reader.transform @ (click.x * step + 0.5, click.y * step + 0.5)
-            values = {"click": number, "class": names[click.class_id], "miou": miou, "seconds": seconds}
+            values = {"click": number, "class": by_id[click.class_id], "miou": miou, "seconds": seconds}
             output.add(QgsGeometry.fromPointXY(QgsPointXY(east, north)), values)
-    return output.destination
+    if report is not None:
+        write_report(page, report)
+    return curve, output.destination

@@ -18,7 +18,7 @@ from .settings import EngineSettings
 from .training_source import READ, LabelledAlgorithm
 
 if TYPE_CHECKING:
-    from ..jobs.compare_adaptation import CompareAdaptation
+    from ..jobs.comparison_runs import CompareAdaptation
 
 # `jobs.compare_adaptation.USUAL_METHODS` and `models.transfer.fine_tuning.LAYERS`; those modules need the environment
 # (a test compares them).
@@ -187,7 +187,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         return results
 
     def _job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> CompareAdaptation:
-        from ..jobs.compare_adaptation import CompareAdaptation
+        from ..jobs.comparison_runs import CompareAdaptation
 
         minutes = self.parameterAsDouble(parameters, self.TIME_LIMIT, context)
         has_limit = self.TIME_LIMIT not in parameters or self.is_given(parameters, self.TIME_LIMIT)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
-    QgsFields,
-    QgsGeometry,
     QgsProcessing,
     QgsProcessingContext,
     QgsProcessingException,
@@ -23,23 +21,29 @@ from qgis.core import (
 )
 
 from ..errors import JobError
-from .class_map_protocol import evaluate_class_clicks, write_clicks
+from .class_map_protocol import evaluate_class_clicks
+from .click_results import (
+    AT_CLICKS,
+    TARGETS,
+    map_numbers,
+    noc,
+    object_fields,
+    object_numbers,
+    object_outline,
+    object_values,
+)
 from .feedback import FeedbackProgress
-from .outputs import DOUBLE, INTEGER, TEXT, feature_output, from_shapely, make_fields
+from .outputs import feature_output
 from .prompt_source import PromptFields, read_prompts
 from .raster_algorithm import RasterAlgorithm
 from .settings import EngineSettings
 
 if TYPE_CHECKING:
-    from ..jobs.click_curves import ObjectCurve
-    from ..jobs.evaluate_class_map import ClassMapCurve
     from ..jobs.evaluate_interactive import Configuration, EvaluateInteractive, InteractiveEvaluation
     from ..jobs.simulated_analyst import Reference
 
 CLASS_MAP = "class_map"
 PROTOCOLS = ("objects", CLASS_MAP)
-_TARGETS = (0.80, 0.85, 0.90)
-_AT_CLICKS = (1, 3, 5, 10)
 _ADAPTING, _PLAIN = "with adaptation", "plain model"
 _BASELINE = "plain model, windows of 1024"
 
@@ -148,11 +152,11 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             self.REPORT: self.tr("Page with all measures, plots and the worst objects."),
             self.COUNT: self.tr("Number of objects that were evaluated, or of classes."),
         }
-        for target in _TARGETS:
-            helps[_noc(target)] = self.tr(
+        for target in TARGETS:
+            helps[noc(target)] = self.tr(
                 "Mean number of clicks to {} % overlap; of a class map missing where it was never reached."
             ).format(f"{100 * target:.0f}")
-        for number in _AT_CLICKS:
+        for number in AT_CLICKS:
             helps[f"MIOU{number}"] = self.tr("Mean overlap (IoU, 0 to 1) after {} click(s).").format(number)
         return helps
 
@@ -181,10 +185,9 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             (self.PER_OBJECT, self.tr("Learn from objects")),
         ):
             self.add(QgsProcessingParameterBoolean(name, label, True), advanced=True)
+        adapter = self.tr("Saved adapter")
         self.add(
-            QgsProcessingParameterFile(
-                self.ADAPTER_FILE, self.tr("Saved adapter"), extension="safetensors", optional=True
-            ),
+            QgsProcessingParameterFile(self.ADAPTER_FILE, adapter, extension="safetensors", optional=True),
             advanced=True,
         )
         self._add_number(self.CASCADE, self.tr("Second looks"), 0, least=0, most=10, advanced=True)
@@ -200,10 +203,10 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             )
         )
         self.addOutput(QgsProcessingOutputNumber(self.COUNT, self.tr("Number of objects")))
-        for target in _TARGETS:
+        for target in TARGETS:
             label = self.tr("Clicks to {} %").format(f"{100 * target:.0f}")
-            self.addOutput(QgsProcessingOutputNumber(_noc(target), label))
-        for number in _AT_CLICKS:
+            self.addOutput(QgsProcessingOutputNumber(noc(target), label))
+        for number in AT_CLICKS:
             self.addOutput(QgsProcessingOutputNumber(f"MIOU{number}", self.tr("Mean IoU, {} click(s)").format(number)))
 
     def execute(
@@ -223,13 +226,18 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         references, layer = self._read_references(parameters, context, progress)
         if self.parameterAsEnumString(parameters, self.PROTOCOL, context) == CLASS_MAP:
             with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
-                curve, names, page = evaluate_class_clicks(
-                    self, parameters, context, references, scene, layer=layer, progress=progress, settings=settings
+                curve, table = evaluate_class_clicks(
+                    self,
+                    parameters,
+                    context,
+                    references,
+                    scene,
+                    layer=layer,
+                    report=report,
+                    progress=progress,
+                    settings=settings,
                 )
-                table = write_clicks(self, parameters, context, curve, names, scene)
-            if report:
-                write_report(page, report)
-            return {self.TABLE: table, self.REPORT: str(report or ""), **_map_numbers(curve)}
+            return {self.TABLE: table, self.REPORT: str(report or ""), **map_numbers(curve)}
         job = self._job(parameters, context)
         with self.open_scene(parameters, context, progress=progress, settings=settings) as scene:
             evaluation = evaluate_interactive(scene, references, job, progress)
@@ -243,7 +251,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         table = self._write_table(parameters, context, evaluation, provenance=provenance)
         if report:
             write_report(page, report)
-        return {self.TABLE: table, self.REPORT: str(report or ""), **_numbers(evaluation)}
+        return {self.TABLE: table, self.REPORT: str(report or ""), **object_numbers(evaluation)}
 
     def _add_number(
         self,
@@ -273,7 +281,7 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
         return EvaluateInteractive(
             configurations=tuple(configurations),
             n_clicks=self.parameterAsInt(parameters, self.CLICKS, context),
-            targets=_TARGETS,
+            targets=TARGETS,
             max_objects=self.parameterAsInt(parameters, self.OBJECTS, context) if has_limit else None,
             min_area_px=self.parameterAsInt(parameters, self.MIN_PIXELS, context),
             seed=self.parameterAsInt(parameters, self.SEED, context),
@@ -332,80 +340,10 @@ class EvaluateInteractiveAlgorithm(RasterAlgorithm):
             context,
             name=self.TABLE,
             crs=self.raster_crs,
-            fields=_fields(evaluation.job.n_clicks),
+            fields=object_fields(evaluation.job.n_clicks),
             provenance=provenance,
         ) as output:
             for result in evaluation.results:
                 for curve in result.curves:
-                    output.add(_outline(curve), _values(curve, configuration=result.configuration.name))
+                    output.add(object_outline(curve), object_values(curve, configuration=result.configuration.name))
         return output.destination
-
-
-def _noc(target: float) -> str:
-    return f"NOC{100 * target:.0f}"
-
-
-def _numbers(evaluation: InteractiveEvaluation) -> dict[str, float]:
-    """The numbers of the configuration that was asked for, which is the last; those not measured are left out."""
-    summary = evaluation.results[-1].summary
-    numbers: dict[str, float] = {RasterAlgorithm.COUNT: summary.n_objects}
-    for target in _TARGETS:
-        numbers[_noc(target)] = summary[f"noc_{100 * target:g}"].value
-    for number in _AT_CLICKS:
-        if number <= evaluation.job.n_clicks:
-            numbers[f"MIOU{number}"] = summary[f"miou_{number}"].value
-    return numbers
-
-
-def _map_numbers(curve: ClassMapCurve) -> dict[str, float]:
-    """The same numbers of a class map."""
-    numbers: dict[str, float] = {RasterAlgorithm.COUNT: len(curve.class_ious)}
-    for target in _TARGETS:
-        clicks = curve.clicks_to(target)
-        if clicks is not None:
-            numbers[_noc(target)] = clicks
-    for number in _AT_CLICKS:
-        if number <= len(curve.mious):
-            numbers[f"MIOU{number}"] = curve.mious[number - 1]
-    return numbers
-
-
-def _fields(n_clicks: int) -> QgsFields:
-    """Fields of the table; their names are public."""
-    return make_fields(
-        {
-            "configuration": TEXT,
-            "place": INTEGER,
-            "object_id": TEXT,
-            "class": TEXT,
-            "area_px": INTEGER,
-            "clicks": INTEGER,
-            **{f"clicks_{100 * target:.0f}": INTEGER for target in _TARGETS},
-            **{f"iou_{number}": DOUBLE for number in range(1, n_clicks + 1)},
-            "seconds": DOUBLE,
-            "learning_s": DOUBLE,
-        }
-    )
-
-
-def _outline(curve: ObjectCurve) -> QgsGeometry:
-    geometry = from_shapely(curve.truth)
-    geometry.convertToMultiType()
-    return geometry
-
-
-def _values(curve: ObjectCurve, *, configuration: str) -> dict[str, Any]:
-    import numpy as np
-
-    return {
-        "configuration": configuration,
-        "place": curve.order + 1,
-        "object_id": curve.reference_id,
-        "class": curve.class_name,
-        "area_px": curve.area_px,
-        "clicks": curve.n_clicks,
-        **{f"clicks_{100 * target:.0f}": curve.clicks_to(target) for target in _TARGETS},
-        **{f"iou_{number}": value for number, value in enumerate(curve.ious, 1)},
-        "seconds": float(np.median(curve.click_s)),
-        "learning_s": curve.learn_s,
-    }

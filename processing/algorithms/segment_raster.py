@@ -30,6 +30,7 @@ from ...models.progress import raise_if_cancelled
 from ...models.semantic.card import SegmenterClass
 from ..errors import JobError
 from . import outputs
+from .class_map import ClassMapAlgorithm
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
@@ -146,7 +147,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         from ...models.class_head import is_class_model
 
         if is_class_model(Path(self.parameterAsFile(parameters, self.MODEL, context))):
-            return self._map_classes(parameters, context, progress=progress)
+            return self._map_classes(parameters, context, progress=progress, settings=settings)
         from ..jobs.model_rasters import open_for_model
         from ..jobs.segment_raster import SegmentOptions, SegmentOutputs, segment_raster
 
@@ -204,11 +205,14 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         return results
 
     def _map_classes(
-        self, parameters: dict[str, Any], context: QgsProcessingContext, *, progress: FeedbackProgress
+        self,
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+        *,
+        progress: FeedbackProgress,
+        settings: EngineSettings,
     ) -> dict[str, Any]:
         """Let *Class map* do it: its models judge features of frozen networks, in windows that do not overlap."""
-        from qgis import processing
-
         for name in (self.PROBABILITIES, self.CONFIDENCE, self.FLIPS, self.SCHEDULER):
             if parameters.get(name):
                 label = self.parameterDefinition(name).description()
@@ -217,14 +221,19 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         files = (self.OUTPUT, self.ENTROPY, self.POLYGONS)
         given = {name: parameters[name] for name in (self.EXTENT, self.DEVICE, *files) if parameters.get(name)}
         # By its path: a layer of the project is not for this thread.
-        given |= {self.INPUT: self.raster().path, "CLASS_MODEL": parameters[self.MODEL]}
+        model = self.parameterAsFile(parameters, self.MODEL, context)
+        given |= {self.INPUT: self.raster().path, ClassMapAlgorithm.CLASS_MODEL: model}
         bands = self.parameterAsInts(parameters, self.BANDS, context)
         if bands:
             given[self.BANDS] = bands
         start = time.perf_counter()
-        done = processing.run(
-            "segadapt:classmap", given, context=context, feedback=progress.feedback, is_child_algorithm=True
-        )
+        mapping = ClassMapAlgorithm().create()
+        # Not run, but executed: its errors come as they are.
+        if not mapping.prepare(given, context, progress.feedback):
+            raise JobError(
+                f"Class map cannot open {self.raster().path}; choose a raster file, or run Class map itself."
+            )
+        done = mapping.execute(given, context, progress=progress, settings=settings)
         seconds = time.perf_counter() - start
         return {name: done[name] for name in files if name in done} | {self.SECONDS: seconds}
 

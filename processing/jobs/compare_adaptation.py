@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,82 +24,13 @@ from ...models.semantic.prediction import device_of, predict_labels
 from ...models.semantic.segmenter import Segmenter
 from ...models.transfer.base import Problem
 from ...models.transfer.chain import adapt_in_order, names_of
-from ...models.transfer.fine_tuning import LAYERS, FineTuning, fine_tune, usual_training
+from ...models.transfer.fine_tuning import FineTuning, fine_tune, usual_training
 from ...models.transfer.statistics import lasting_tensors, source_statistics
 from ..errors import JobError
+from .comparison_runs import METHOD, SOURCE, TUNING, CompareAdaptation, Run, RunQueue, title_of
 from .peak_memory import PeakMemory
 
-SOURCE, METHOD, TUNING = "source", "method", "fine-tuning"
-"""Kinds of runs: the model as it is, a method without labels, fine-tuning of some layers."""
-USUAL_METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training", "masked_consistency")
-
-_FIRST_LAYERS = ("decoder", "lora", "norm", "full", "tokens", "last_blocks", "head")
-_QUICK = ("quantile", "reinhard", "norm_statistics", "fourier")
 _CHECKING = 0.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareAdaptation:
-    """What is compared.
-
-    `methods`: names, or chains such as "quantile+self_training". `layers`: of `fine_tuning.LAYERS`. `budgets`: shares
-    of the labels that may be used, 0 to 1. `held_out`: share of the chips that judge. `n_steps` batches of `batch`
-    chips per run. No run starts, and none goes on, after `limit_s` seconds. Raises `JobError` and `TransferError`.
-    """
-
-    methods: tuple[str, ...] = USUAL_METHODS
-    layers: tuple[str, ...] = LAYERS
-    budgets: tuple[float, ...] = (0.1, 0.3, 1.0)
-    held_out: float = 0.3
-    n_steps: int = 100
-    batch: int = 8
-    limit_s: float = math.inf
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check names and numbers."""
-        for method in self.methods:
-            names_of(method)
-        unknown = [name for name in self.layers if name not in LAYERS]
-        if unknown:
-            raise JobError(f"Unknown layers '{unknown[0]}'; choose from {', '.join(LAYERS)}.")
-        if not self.methods and not self.layers:
-            raise JobError("There is nothing to compare; name a method or layers.")
-        if self.layers and not (self.budgets and all(0 < budget <= 1 for budget in self.budgets)):
-            shown = ", ".join(f"{100 * budget:g}" for budget in self.budgets)
-            raise JobError(f"Budgets of {shown or 'nothing'} %; give shares of the labels above 0 and up to 100 %.")
-        if not 0 < self.held_out < 1 or min(self.n_steps, self.batch) < 1 or not self.limit_s > 0:
-            raise JobError(
-                f"{self.n_steps} steps of {self.batch} chips, {self.held_out:g} held out, {self.limit_s:g} s; give at "
-                "least one step and chip, a share between 0 and 1, and some time."
-            )
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: what was done, with which share of the labels, and what it came to on the blocks held out.
-
-    `miou` with its 95 % interval `low` to `high` (bootstrap over blocks, NaN for one block); NaN where the run failed,
-    which `remark` explains. `n_labelled_px`: labels that it could use. `n_trainable`: parameters that learned, None for
-    methods, which decide themselves. `peak_mb`: peak of the memory meanwhile (`PeakMemory`).
-    """
-
-    kind: str
-    name: str
-    budget: float
-    n_labelled_px: int
-    miou: float
-    low: float
-    high: float
-    n_trainable: int | None
-    seconds: float
-    peak_mb: float
-    remark: str = ""
-
-    @property
-    def title(self) -> str:
-        """The run in words."""
-        return _title(self.kind, self.name, self.budget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +95,7 @@ def compare_adaptation(
         raise JobError("The blocks of ground that are split hold no label on one side; label more places.")
     n_rehearsed = 0 if source is None else len(source)
     runner = _Runner(model, pool, held_out, job, dict(statistics or {}), source, progress)
-    waiting = _Queue(job)
+    waiting = RunQueue(job)
     runs = [runner.source()]
     progress.info(_line(runs[0]))
     best = (runs[0].miou, model)
@@ -179,7 +109,7 @@ def compare_adaptation(
         except Cancelled:
             if len(runs) == 1:
                 raise
-            stopped = [_title(kind, name, budget)]
+            stopped = [title_of(kind, name, budget)]
             continue
         runs.append(run)
         progress.info(_line(run))
@@ -347,50 +277,6 @@ class _Runner:
         ]
         low, high = bootstrap_interval(of_blocks, seed=self.job.seed)
         return mean_iou(np.sum(of_blocks, axis=0)), low, high
-
-
-class _Queue:
-    """Runs that wait: quick methods, all layers with all labels, then smaller budgets of the best, then the rest."""
-
-    def __init__(self, job: CompareAdaptation) -> None:
-        largest = max(job.budgets, default=0.0)
-        quick = [name for name in job.methods if set(names_of(name)) <= set(_QUICK)]
-        layers = [name for name in _FIRST_LAYERS if name in job.layers]
-        self._first = [
-            *((METHOD, name, 0.0) for name in quick),
-            *((TUNING, name, largest) for name in layers),
-            *((METHOD, name, 0.0) for name in job.methods if name not in quick),
-        ]
-        self._later = [
-            (TUNING, name, budget) for budget in sorted(set(job.budgets) - {largest})[::-1] for name in layers
-        ]
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._later)
-
-    def next(self, runs: Sequence[Run]) -> tuple[str, str, float]:
-        if self._first:
-            return self._first.pop(0)
-        self._later = list(self._ranked(runs))
-        return self._later.pop(0)
-
-    def titles(self, runs: Sequence[Run]) -> Iterator[str]:
-        for kind, name, budget in [*self._first, *self._ranked(runs)]:
-            yield _title(kind, name, budget)
-
-    def _ranked(self, runs: Sequence[Run]) -> list[tuple[str, str, float]]:
-        """The best layers first, each with its larger budgets first; those that failed last."""
-        scores: dict[str, float] = {}
-        for run in runs:
-            if run.kind == TUNING and not math.isnan(run.miou):
-                scores[run.name] = max(scores.get(run.name, -1.0), run.miou)
-        return sorted(self._later, key=lambda one: -scores.get(one[1], -1.0))
-
-
-def _title(kind: str, name: str, budget: float) -> str:
-    if kind == SOURCE:
-        return "source model"
-    return name if kind == METHOD else f"{name} ({100 * budget:g} % of the labels)"
 
 
 def _checking(chips: Chips, *, seed: int) -> tuple[Chips, Chips]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .compare_adaptation import METHOD, TUNING, Comparison, Run
+from .compare_adaptation import Comparison
+from .comparison_runs import METHOD, TUNING, Run
 from .page import heading, look, machine_facts, new_figure, note, page, picture, plain, table, write_csv
 
 # What counts as nearly as good: a share of the best mean IoU for budgets, a distance from it for layers.

@@ -74,8 +74,8 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
     """Distil and save the student at `output`; a fifth of the blocks of ground is kept to compare both.
 
     To do no harm, the first teacher is saved there unchanged where the student does not agree with it enough. Raises
-     `JobError` for too little ground, `ModelError` for models that do not go together, `RasterError`,
-    `Cancelled`; nothing is written then.
+    `JobError` for too little ground, `ModelError` for models that do not go together, `RasterError`, `Cancelled`;
+    nothing is written then.
     """
     progress = progress or NullProgress()
     choice = choose_device(job.device)
@@ -127,16 +127,16 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
         f"{result.agreement:.3f}) and maps the same ground {result.speedup:.1f} times faster."
     )
     if not job.keeps(result):
-        progress.info(_refusal(job))
+        progress.info(_refusal(job, result))
     progress.set_fraction(1.0)
     return result
 
 
-def _refusal(job: DistillModel) -> str:
+def _refusal(job: DistillModel, result: Distilled) -> str:
     return (
-        f"That is less than the {job.least_agreement:g} that is asked for, so {job.teachers[0].name} is saved "
-        "unchanged in the student's place, to do no harm; give more steps, more rasters, or a student of the teacher's "
-        "network ('coarse')."
+        f"A mean IoU of {result.agreement:.3f} is less than the {job.least_agreement:g} that is asked for, so "
+        f"{job.teachers[0].name} is saved unchanged in the student's place, to do no harm; give more steps, more "
+        "rasters, or a student of the teacher's network ('coarse')."
     )
 
 
@@ -171,7 +171,7 @@ def _report(
         f"Distillation: {job.output.name}",
         [
             heading("What was lost, and how much faster it is"),
-            *([] if job.keeps(result) else [note(f"The student was not kept: {_refusal(job)}")]),
+            *([] if job.keeps(result) else [note(f"The student was not kept. {_refusal(job, result)}")]),
             table(
                 [
                     ("Same class", f"{100 * result.same:.1f} % of the pixels"),

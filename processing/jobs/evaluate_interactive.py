@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from shapely.geometry.base import BaseGeometry
 
-from ...models.progress import NullProgress, Progress, raise_if_cancelled
+from ...models.progress import NullProgress, Progress, duration, raise_if_cancelled
 from ..errors import JobError
 from ..raster.rasterize import PixelBounds, burn, pixel_bounds
 from ..raster.reader import RasterReader
@@ -259,8 +259,4 @@ class _Clock:
         is_tenth = self._n_done * self._N_WORDS // self._n_steps > (self._n_done - 1) * self._N_WORDS // self._n_steps
         if is_tenth and self._n_done < self._n_steps:
             left_s = (time.perf_counter() - self._start) / self._n_done * (self._n_steps - self._n_done)
-            self.progress.info(f"{self._n_done} of {self._n_steps} objects, about {_duration(left_s)} left.")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+            self.progress.info(f"{self._n_done} of {self._n_steps} objects, about {duration(left_s)} left.")

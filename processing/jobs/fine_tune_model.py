@@ -16,7 +16,7 @@ from ...models.errors import Cancelled
 from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, read_card, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
-from ...models.training import Check, Training
+from ...models.training import Training
 from ...models.transfer.fine_tuning import FineTuned, FineTuning, fine_tune, usual_training
 from ...models.transfer.statistics import source_statistics
 from ..errors import JobError
@@ -149,7 +149,7 @@ def fine_tune_model(
         usual_training(job.tuning.layers, n_steps=job.n_steps, batch=job.batch, seed=job.seed),
         replay=source,
         progress=StepProgress(progress, _READ, _TUNED),
-        on_check=lambda check: progress.info(_line(check, job.n_steps)),
+        on_check=lambda check: progress.info(check.told(job.n_steps)),
     )
     seconds = time.perf_counter() - start
     if tuned.training.is_cancelled:
@@ -270,11 +270,3 @@ def _save(tuned: FineTuned, card: SegmenterCard, learned: Chips, job: FineTuneJo
     else:
         save_segmenter(tuned.model, job.output, extra=tensors)
     return tuned.model.card
-
-
-def _line(check: Check, n_steps: int) -> str:
-    left = check.seconds / check.step * (n_steps - check.step)
-    return (
-        f"Step {check.step} of {n_steps}: loss {check.loss:.3f}, mean IoU {check.score:.3f} on the chips held out; "
-        f"about {left:.0f} s left."
-    )

@@ -30,7 +30,7 @@ from ...models.semantic.segmenter import (
     load_published_encoder,
     published_licence,
 )
-from ...models.training import Check, Training, TrainingOptions, fit
+from ...models.training import Training, TrainingOptions, fit
 from ...models.transfer.statistics import source_statistics
 from ..errors import JobError
 from ..raster.band_names import has_palette, read_band_names
@@ -183,7 +183,7 @@ def train_model(
                 held_out,
                 _training_options(options, n_steps, start=start),
                 progress=StepProgress(progress, _READ, _TRAINED),
-                on_check=lambda check: progress.info(_line(check, n_steps, has_score=held_out is not None)),
+                on_check=lambda check: progress.info(check.told(n_steps)),
             )
     if training.is_cancelled:
         if not training.checks:
@@ -372,19 +372,6 @@ def _training_options(options: ModelOptions, n_steps: int, *, start: str) -> Tra
         patience=options.patience,
         seed=options.seed,
     )
-
-
-def _line(check: Check, n_steps: int, *, has_score: bool) -> str:
-    """One line of the log: loss, score and time left."""
-    left = check.seconds / check.step * (n_steps - check.step)
-    score = f", mean IoU {check.score:.3f} on the chips held out" if has_score else ""
-    return f"Step {check.step} of {n_steps}: loss {check.loss:.3f}{score}; about {_duration(left)} left."
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

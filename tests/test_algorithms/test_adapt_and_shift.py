@@ -196,7 +196,7 @@ def test_the_batch_reaches_the_job(
     """Each has a batch, 8 without another."""
     from segadapt.models.transfer.distillation import Distillation
     from segadapt.processing.jobs.adapt_model import AdaptJob
-    from segadapt.processing.jobs.compare_adaptation import CompareAdaptation
+    from segadapt.processing.jobs.comparison_runs import CompareAdaptation
     from segadapt.processing.jobs.fine_tune_model import FineTuneJob
 
     def stop(job: Any) -> None:

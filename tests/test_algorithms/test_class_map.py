@@ -98,6 +98,9 @@ def test_segment_raster_takes_a_class_map_model(
     classes = {feature["class"] for feature in QgsVectorLayer(results["POLYGONS"], "polygons").getFeatures()}
     assert classes == {"dark", "green"}
     assert "no 'Probabilities'" in failure("segmentraster", {**given, "PROBABILITIES": str(tmp_path / "p.tif")})
+    model = Path(files["model.safetensors"])
+    model.write_bytes(model.read_bytes()[:-1] + b"!")
+    assert "model.safetensors is damaged" in failure("segmentraster", given)
 
 
 @pytest.mark.parametrize("name", ["out.gpkg", "out.shp"])

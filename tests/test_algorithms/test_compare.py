@@ -147,7 +147,7 @@ def test_lists_are_read() -> None:
 def test_choices_are_those_of_the_jobs() -> None:
     """Names that the algorithm lists without the environment."""
     from segadapt.models.transfer.fine_tuning import LAYERS
-    from segadapt.processing.jobs.compare_adaptation import USUAL_METHODS
+    from segadapt.processing.jobs.comparison_runs import USUAL_METHODS
 
     assert algorithm.METHODS == USUAL_METHODS
     assert algorithm.LAYERS == LAYERS

@@ -103,10 +103,26 @@ def test_a_class_map_is_clicked_as_a_whole(
     assert QgsGeometry.fromWkt(ground).contains(by_class["ground"])
     assert any(QgsGeometry.fromWkt(roof.polygon).contains(by_class["roof"]) for roof in roofs)
     assert result["COUNT"] == 2
-    assert result["MIOU3"] == pytest.approx(clicks[2]["miou"] if len(clicks) > 2 else clicks[-1]["miou"])
-    assert clicks[-1]["miou"] > 0.8
+    assert result["MIOU1"] == pytest.approx(clicks[0]["miou"])
+    assert result["NOC80"] == next(row["click"] for row in clicks if row["miou"] >= 0.8)
     assert f"{clicks[-1]['miou']:.3f}" in report.read_text(encoding="utf-8")
     assert "two classes or more" in failure("evaluateinteractive", parameters)
+
+
+def test_a_class_map_that_memory_does_not_hold_is_refused(
+    failure: Any, scene_file: Path, prompts: Any, roofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be encoded anew after every click."""
+    from segadapt.processing.jobs.class_map import ClassMapper
+
+    init = ClassMapper.__init__
+    monkeypatch.setattr(ClassMapper, "__init__", lambda *one, **more: init(*one, **more, memory_bytes=1))
+    rows = [(roof.polygon, {"kind": name}) for roof, name in zip(roofs, "ab", strict=False)]
+    files = {"TABLE": str(tmp_path / "clicks.gpkg"), "REPORT": str(tmp_path / "page.html")}
+    given = {"PROTOCOL": "class_map", "CLASS_FIELD": "kind", "WINDOW": "256", **files}
+    parameters = parameters_of(scene_file, prompts(rows, kind="Polygon"), **given)
+    assert "300 x 300 px is too large" in failure("evaluateinteractive", parameters)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compared_with_the_plain_model(run: Any, scene_file: Path, references: Any, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import shapely
 import torch
 from affine import Affine
-from segadapt.processing.jobs.adapter_training import labelled_objects, train_in_rounds
+from segadapt.processing.jobs.adapter_training import labelled_objects, simulate, train_in_rounds
 from shapely.geometry import Point, box
 
 SHAPES = (Point(150, 130).buffer(40), box(90, 300, 260, 400), box(400, 330, 450, 370))
@@ -35,6 +36,15 @@ def test_a_second_round_goes_on_with_the_first_and_learns(objects, fake_engine, 
     assert told[0] == told[1]
     assert told[2][1] < told[1][1]
     assert not torch.equal(once["stem.bias"], twice["stem.bias"])
+
+
+def test_states_of_the_first_round_may_be_made_before(objects, fake_engine, monkeypatch):
+    monkeypatch.setattr("segadapt.processing.jobs.adapter_training._BATCH", 2)
+    rng = np.random.default_rng(0)
+    first = [e for one in objects for e in simulate(fake_engine, one, refiner=None, n_clicks=4, rng=rng)[0]]
+    monkeypatch.setattr("segadapt.processing.jobs.adapter_training.simulate", None)
+    refiner = train_in_rounds(fake_engine, objects, n_rounds=1, n_clicks=4, n_steps=2, first=first)
+    assert refiner.stem.weight.device.type == "cpu"
 
 
 def test_no_round_trains_nothing(objects, fake_engine):

@@ -17,17 +17,9 @@ from segadapt.models.training import score_of
 from segadapt.models.transfer.statistics import source_statistics
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import compare_adaptation as job_module
-from segadapt.processing.jobs.compare_adaptation import (
-    METHOD,
-    SOURCE,
-    TUNING,
-    CompareAdaptation,
-    Comparison,
-    Run,
-    budget_of,
-    compare_adaptation,
-)
+from segadapt.processing.jobs.compare_adaptation import Comparison, budget_of, compare_adaptation
 from segadapt.processing.jobs.comparison_report import comparison_report, recommendation, write_comparison
+from segadapt.processing.jobs.comparison_runs import METHOD, SOURCE, TUNING, CompareAdaptation, Run
 from segadapt.processing.jobs.peak_memory import PeakMemory
 
 SIDE = 64

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import shapely
 from segadapt.models.errors import Cancelled
 from segadapt.processing.errors import JobError
+from segadapt.processing.jobs.class_map_truth import drawn_truth, interval_of, thinning
 from segadapt.processing.jobs.clicker import ClassClick
 from segadapt.processing.jobs.evaluate_class_map import EvaluateClassMap, class_ious, evaluate_class_map
+from segadapt.processing.jobs.simulated_analyst import Reference
+from segadapt.processing.raster.reader import open_raster
 
 
 class NearestClick:
@@ -39,6 +43,37 @@ def run(truth, **options):
     mapper = NearestClick(truth.shape)
     guide, progress = options.pop("guide", None), options.pop("progress", None)
     return mapper, evaluate_class_map(mapper, truth, EvaluateClassMap(**options), guide=guide, progress=progress)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_truth_that_is_drawn_coarser_is_that_of_every_so_many_th_pixel(raster_factory, step):
+    """The last polygon counts; what has no data is unknown, and so is a class that is not asked for."""
+    pixels = np.full((3, 41, 62), 9, np.uint8)
+    pixels[:, :, 50:] = 0
+    reader = open_raster(raster_factory(pixels, nodata=0))
+    expected = np.zeros((41, 62), np.uint8)
+    references = []
+    for number, (top, left, bottom, right) in enumerate(((0, 0, 20, 62), (10, 7, 31, 40), (5, 5, 9, 9))):
+        corners = reader.to_map([(left, top), (right, bottom)])
+        references.append(Reference(shapely.box(*np.ravel(corners)), str(number), "abx"[number]))
+        if number < 2:
+            expected[top:bottom, left:right] = number + 1
+    expected[:, 50:] = 0
+    truth = drawn_truth(references, {"a": 1, "b": 2}, reader, step=step)
+    np.testing.assert_array_equal(truth, expected[::step, ::step])
+    with pytest.raises(JobError, match="None of the 3 reference polygons"):
+        drawn_truth(references, {"c": 1}, reader, step=step)
+
+
+def test_large_rasters_are_thinned_to_what_can_be_searched():
+    assert [thinning(shape) for shape in ((1000, 1000), (1000, 1001), (10_000, 9_000))] == [1, 2, 10]
+
+
+def test_a_map_has_an_interval_by_blocks_of_the_image(truth):
+    """None of a map that is right everywhere; unknown pixels do not count."""
+    assert interval_of(truth, np.where(truth == 0, 3, truth).astype(np.uint8)) == (1, 1)
+    low, high = interval_of(truth, np.where(truth == 2, 1, truth).astype(np.uint8))
+    assert 0 < low < high < 1
 
 
 def test_classes_come_first_then_the_largest_error(truth):
