@@ -60,6 +60,7 @@ METHODS = (
     ("entropy_diversity", False),
     ("self_training", False),
     ("masked_consistency", False),
+    ("masked_image+self_training", False),
     ("fourier", True),
     ("self_training", True),
     ("masked_consistency", True),
@@ -69,9 +70,12 @@ BUDGETS = (0.001, 0.005, 0.01, 0.05)
 STRATEGIES = ("random", "clusters", "hybrid")
 # What is varied beside strategies and budgets starts from this.
 USUAL_BUDGET, USUAL_STRATEGY = 0.01, "clusters"
-# The row that starts from an adapted model: by what. And what is varied in how far its weights go without the source.
+# The row that starts from an adapted model: by what. And what is varied in how far its weights go, without the source
+# and with it.
 FIRST = "masked_consistency"
-SOURCE_WEIGHTS = (3 / 4, 2 / 3, 1 / 2, 0.0)
+SOURCE_WEIGHTS = ((3 / 4, False), (2 / 3, False), (1 / 2, False), (0.0, False), (2 / 3, True), (1 / 3, True))
+# The method whose pseudo-labels are also cleaned by segments.
+CLEANED = "self_training"
 # Which layers learn beside all of them: from few labels, and from all.
 LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks")
 LAYERS_OF_ALL_LABELS = ("decoder", "head")
@@ -131,8 +135,8 @@ class Study:
             self.statistics = load_extra(path)
         return self._source
 
-    def new_model(self) -> Segmenter:
-        """A model with the encoder's published weights; decoder and head follow the seed."""
+    def new_model(self, *, is_published: bool = True) -> Segmenter:
+        """A model with the encoder's published weights or random ones; decoder and head follow the seed."""
         pixels = self.pair.source.pixels
         card = SegmenterCard(
             name=self.pair.source_name,
@@ -150,7 +154,8 @@ class Study:
         )
         torch.manual_seed(self.seed)
         model = build_segmenter(card)
-        load_published_encoder(model)
+        if is_published:
+            load_published_encoder(model)
         return model.to(self.device)
 
     def run(self, what: str, measure: Callable[[], tuple[Segmenter, dict[str, Any]]]) -> None:
@@ -200,15 +205,19 @@ class Study:
         for chain, is_rehearsed in METHODS:
             name = f"{chain}, source rehearsed" if is_rehearsed else chain
             self.run(name, lambda c=chain, r=is_rehearsed: self._unlabelled(c, is_rehearsed=r))  # type: ignore[misc]
-        for weight in SOURCE_WEIGHTS:
+        for weight, is_rehearsed in SOURCE_WEIGHTS:
+            name = f"{FIRST}, source rehearsed" if is_rehearsed else FIRST
             self.run(
-                f"{FIRST}, {100 - 100 * weight:.0f} % of the way",
-                lambda w=weight: self._unlabelled(FIRST, is_rehearsed=False, source_weight=w),  # type: ignore[misc]
+                f"{name}, {100 - 100 * weight:.0f} % of the way",
+                lambda w=weight, r=is_rehearsed: self._unlabelled(FIRST, is_rehearsed=r, source_weight=w),  # type: ignore[misc]
             )
         for budget in BUDGETS:
             for strategy in self.size.strategies:
                 self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
         self.run("student", self._student)
+        self.run(f"{CLEANED}, cleaned by segments", lambda: self._cleaned(is_rehearsed=False))
+        self.run(f"{CLEANED}, source rehearsed, cleaned by segments", lambda: self._cleaned(is_rehearsed=True))
+        self.run("target alone, from random weights", lambda: self._target_alone(is_published=False))
         usual = f"{USUAL_STRATEGY} {100 * USUAL_BUDGET:g} %"
         self.run(f"{usual}, adapted first", self._adapted_then_few)
         self.run(f"{usual}, squares of {SHIPPED_PX} px", lambda: self._few(region_px=SHIPPED_PX))
@@ -248,13 +257,14 @@ class Study:
         )
         return done.model, {"trainable": done.n_trainable, "labelled_px": chips.n_labelled_px()}
 
-    def _unlabelled(
-        self, chain: str, *, is_rehearsed: bool, source_weight: float | None = None
-    ) -> tuple[Segmenter, dict[str, Any]]:
+    def _cleaned(self, *, is_rehearsed: bool) -> tuple[Segmenter, dict[str, Any]]:
+        return self._unlabelled(CLEANED, is_rehearsed=is_rehearsed, is_cleaned=True)
+
+    def _unlabelled(self, chain: str, *, is_rehearsed: bool, **more: Any) -> tuple[Segmenter, dict[str, Any]]:
         """Adapt, and judge on ground that was not learned from, as *Adapt model* does."""
         start = time.perf_counter()
         chips, judged = split_by_block(self.pair.unlabelled, held_out=AdaptJob.held_out, seed=self.seed)
-        adapted = self._adapt(chain, chips, is_rehearsed=is_rehearsed, source_weight=source_weight)
+        adapted = self._adapt(chain, chips, is_rehearsed=is_rehearsed, **more)
         seconds = time.perf_counter() - start
         if self._judged is None:
             segments = superpixels(judged)
@@ -271,12 +281,21 @@ class Study:
             "seconds": seconds,
         }
 
-    def _adapt(self, chain: str, chips: Chips, *, is_rehearsed: bool, source_weight: float | None = None) -> Segmenter:
+    def _adapt(
+        self,
+        chain: str,
+        chips: Chips,
+        *,
+        is_rehearsed: bool,
+        source_weight: float | None = None,
+        is_cleaned: bool = False,
+    ) -> Segmenter:
         adapted = copy.deepcopy(self.source)
         problem = Problem(
             target=chips,
             source=self.pair.source if is_rehearsed else None,
             statistics=self.statistics,
+            segments=superpixels(chips) if is_cleaned else None,
             n_steps=self.size.adapt,
             seed=self.seed,
             source_weight=source_weight,
@@ -312,8 +331,8 @@ class Study:
         model, facts = self._tuned(labelled_by(pool, regions, segments=segments), start=start, **tuning)
         return model, {"regions": len(regions), **facts}
 
-    def _target_alone(self) -> tuple[Segmenter, dict[str, Any]]:
-        model = self.new_model()
+    def _target_alone(self, *, is_published: bool = True) -> tuple[Segmenter, dict[str, Any]]:
+        model = self.new_model(is_published=is_published)
         options = TrainingOptions(n_steps=2 * self.size.tune, n_checks=1, patience=None, seed=self.seed)
         fit(model, self.pair.pool, None, options)
         return model, {"labelled_px": self.pair.pool.n_labelled_px()}

@@ -4,6 +4,7 @@
                                                        # unless a place would be worse with it
     make train-adapter ARGS="--only-test Banepa"       # one fold, nothing written
     make train-adapter ARGS="--objects 20 --steps 50"  # a trial in minutes
+    make train-adapter ARGS="--jobs 16"                # analysts and folds beside each other, for a GPU
 
 Places are in SEGADAPT_DATA (default ../shared/data). Embeddings are cached, so that a second run starts at the clicks.
 """
@@ -16,14 +17,18 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
+from functools import cache
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import geopandas
 import numpy as np
 import rasterio
+import torch
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
@@ -33,7 +38,6 @@ from segadapt.models.adaptation.shipped import SHIPPED_NAME
 from segadapt.models.embeddings import EmbeddingCache
 from segadapt.models.engine import InferenceEngine, open_engine
 from segadapt.processing.jobs.adapter_training import (
-    Example,
     LabelledObject,
     labelled_objects,
     simulate,
@@ -56,6 +60,8 @@ TRAINED_CLICKS, TESTED_CLICKS = 8, 10
 
 
 _MEASURES = ("mIoU@1", "mIoU@3", "mIoU@5", "mIoU@10", "NoC@80", "NoC@85", "NoC@90")
+# In a folder of their own, as each process needs all of them: the objects, and what is met on a part of them.
+_OBJECTS, _EXAMPLES = "objects.pt", "examples_{}.pt"
 # Two points of IoU at five clicks are what no place may lose.
 _MOST_LOST = 0.02
 
@@ -98,38 +104,32 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         print(f"{missing[0]} is missing; set SEGADAPT_DATA to the folder of the labelled imagery.", file=sys.stderr)
         return 1
-    engine = open_engine(MODEL)
-    with tempfile.TemporaryDirectory() as folder:
-        objects = _objects(engine, Path(folder), most=arguments.objects)
-    places = sorted({one.place for one in objects})
-    examples = first_examples(engine, objects)
-    results = {}
-    for place in [arguments.only_test] if arguments.only_test else places:
-        seen = [one for one in objects if one.place != place]
-        refiner = _train(engine, seen, examples, arguments, told=f"without {place}")
-        results[place] = _test(engine, [one for one in objects if one.place == place], refiner, most=arguments.tested)
-        print(f"{place}, not seen in training: {results[place]}", flush=True)
-        if arguments.folds is not None:
-            arguments.folds.mkdir(parents=True, exist_ok=True)
-            others = [other for other in places if other != place]
-            path = arguments.folds / f"without_{place.lower()}{SUFFIX}"
-            _save(
-                engine,
-                refiner,
-                path,
-                places=others,
-                n_objects=len(seen),
-                metrics={f"{place}, held out": results[place]},
-            )
-    if arguments.only_test:
-        return 0
-    harmed = harmed_places(results)
-    if harmed:
-        print(f"{', '.join(harmed)} would be worse with it; {arguments.out} stays as it is.", file=sys.stderr)
-        return 1
-    refiner = _train(engine, objects, examples, arguments, told="on all places")
+    n_threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
+    torch.set_num_threads(n_threads)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(
+            arguments.jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(n_threads,)
+        ) as pool,
+    ):
+        objects = _objects(Path(folder), most=arguments.objects)
+        torch.save(objects, Path(folder) / _OBJECTS)
+        places = sorted({one.place for one in objects})
+        for part in [pool.submit(first_examples, folder, n, arguments.jobs) for n in range(arguments.jobs)]:
+            part.result()
+        held_out = [arguments.only_test] if arguments.only_test else places
+        folds = [pool.submit(train_fold, folder, place, arguments) for place in held_out]
+        on_all = None if arguments.only_test else pool.submit(_train, folder, None, arguments)
+        results = dict(zip(held_out, (fold.result() for fold in folds), strict=True))
+        if on_all is None:
+            return 0
+        harmed = harmed_places(results)
+        if harmed:
+            print(f"{', '.join(harmed)} would be worse with it; {arguments.out} stays as it is.", file=sys.stderr)
+            return 1
+        refiner = on_all.result()
     metrics = {f"{place}, held out": result for place, result in results.items()}
-    _save(engine, refiner, arguments.out, places=places, n_objects=len(objects), metrics=metrics)
+    _save(refiner, arguments.out, objects=objects, metrics=metrics)
     print(f"Wrote {arguments.out} ({arguments.out.stat().st_size / 2**20:.2f} MiB).")
     return 0
 
@@ -145,22 +145,14 @@ def harmed_places(results: Mapping[str, Mapping[str, Sequence[float]]]) -> list[
     return found
 
 
-def _save(
-    engine: InferenceEngine,
-    refiner: MaskRefiner,
-    path: Path,
-    *,
-    places: Sequence[str],
-    n_objects: int,
-    metrics: Mapping[str, Any],
-) -> None:
+def _save(refiner: MaskRefiner, path: Path, *, objects: Sequence[LabelledObject], metrics: Mapping[str, Any]) -> None:
     card = AdapterCard(
         name=SHIPPED_NAME,
         base_model=MODEL,
-        base_sha256=engine.checkpoint_sha256,
+        base_sha256=_engine().checkpoint_sha256,
         method="mask refiner, simulated clicks",
-        trained_on=tuple(places),
-        n_objects=n_objects,
+        trained_on=tuple(sorted({one.place for one in objects})),
+        n_objects=len(objects),
         licence=LICENCE,
         made_on=datetime.now(timezone.utc).date().isoformat(),
         metrics=metrics,
@@ -175,21 +167,26 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=500, help="training steps of each round")
     parser.add_argument("--rounds", type=int, default=2, help="how often the analyst is simulated and learned from")
     parser.add_argument("--folds", type=Path, help="folder for the adapters that leave one place out")
+    parser.add_argument("--jobs", type=int, default=1, help="processes beside each other")
     parser.add_argument("--only-test", help="hold out this place only, and write nothing")
     default = ROOT / "models" / "adaptation" / f"{SHIPPED_NAME}_{MODEL}{SUFFIX}"
     parser.add_argument("--out", type=Path, default=default, help="file of the adapter")
     return parser.parse_args(argv)
 
 
-def _objects(engine: InferenceEngine, folder: Path, *, most: int) -> list[LabelledObject]:
-    cache = EmbeddingCache(None, disk_bytes=4 * 2**30)
+@cache
+def _engine() -> InferenceEngine:
+    return open_engine(MODEL)
+
+
+def _objects(folder: Path, *, most: int) -> list[LabelledObject]:
     found: list[LabelledObject] = []
     for source in SOURCES:
         raster = at_gsd(source.raster, folder)
         with open_raster(str(raster)) as reader:
             outlines = list(outlines_of(source.labels, raster))
             order = np.random.default_rng(0).permutation(len(outlines))[:most]
-            scene = Scene(reader, engine, cache)
+            scene = Scene(reader, _engine(), EmbeddingCache())
             chosen = [outlines[n] for n in order]
             found += labelled_objects(scene, chosen, place=source.place, window_px=WINDOW_PX)
         print(f"{source.raster.stem}: {len(found)} objects so far", flush=True)
@@ -226,42 +223,58 @@ def outlines_of(labels: Path, raster: Path) -> Iterator[BaseGeometry]:
     yield from (shape(outline) for outline, _ in shapes(mask.astype(np.uint8), mask=mask, transform=upwards))
 
 
-def first_examples(engine: InferenceEngine, objects: Sequence[LabelledObject]) -> list[Example]:
-    """What an analyst meets on the objects before anything is learned: the same for every fold."""
-    rng, half = np.random.default_rng(0), engine.precision == "bf16"
+def first_examples(folder: str, part: int, n_parts: int) -> None:
+    """Keep what an analyst meets on one part of the objects before anything is learned: the same for every fold."""
+    engine, rng = _engine(), np.random.default_rng(part)
+    half = engine.precision == "bf16"
+    objects = _loaded(folder, _OBJECTS)[part::n_parts]
     made = (simulate(engine, one, refiner=None, n_clicks=TRAINED_CLICKS, rng=rng, half=half)[0] for one in objects)
-    return list(chain.from_iterable(made))
+    torch.save(list(chain.from_iterable(made)), Path(folder) / _EXAMPLES.format(part))
 
 
-def _train(
-    engine: InferenceEngine,
-    objects: Sequence[LabelledObject],
-    examples: Sequence[Example],
-    arguments: argparse.Namespace,
-    *,
-    told: str,
-) -> MaskRefiner:
-    places = {one.place for one in objects}
+def train_fold(folder: str, place: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Train without a place and test there; the values of `_MEASURES`, without and with the adapter."""
+    refiner = _train(folder, place, arguments)
+    objects: list[LabelledObject] = _loaded(folder, _OBJECTS)
+    result = _test([one for one in objects if one.place == place], refiner, most=arguments.tested)
+    print(f"{place}, not seen in training: {result}", flush=True)
+    if arguments.folds is not None:
+        arguments.folds.mkdir(parents=True, exist_ok=True)
+        path = arguments.folds / f"without_{place.lower()}{SUFFIX}"
+        seen = [one for one in objects if one.place != place]
+        _save(refiner, path, objects=seen, metrics={f"{place}, held out": result})
+    return result
+
+
+def _train(folder: str, left_out: str | None, arguments: argparse.Namespace) -> MaskRefiner:
+    told = "on all places" if left_out is None else f"without {left_out}"
 
     def report(step: int, loss: float) -> None:
         print(f"{told}, step {step}: loss {loss:.3f}", flush=True)
 
+    engine = _engine()
+    first = chain.from_iterable(_loaded(folder, _EXAMPLES.format(n)) for n in range(arguments.jobs))
     return train_in_rounds(
         engine,
-        objects,
+        [one for one in _loaded(folder, _OBJECTS) if one.place != left_out],
         n_rounds=arguments.rounds,
         n_clicks=TRAINED_CLICKS,
         n_steps=arguments.steps,
         half=engine.precision == "bf16",
-        first=[example for example in examples if example.place in places],
+        first=[example for example in first if example.place != left_out],
         report=report,
     )
 
 
-def _test(
-    engine: InferenceEngine, objects: Sequence[LabelledObject], refiner: MaskRefiner, *, most: int
-) -> dict[str, list[float]]:
+def _loaded(folder: str, name: str) -> list[Any]:
+    """What was kept, in memory that the processes share."""
+    found: list[Any] = torch.load(Path(folder) / name, mmap=True, weights_only=False)
+    return found
+
+
+def _test(objects: Sequence[LabelledObject], refiner: MaskRefiner, *, most: int) -> dict[str, list[float]]:
     """The values of `_MEASURES`, without and with the adapter."""
+    engine = _engine()
     half = engine.precision == "bf16"
     chosen = [objects[n] for n in np.random.default_rng(0).permutation(len(objects))[:most]]
     result = {}
