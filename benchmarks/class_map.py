@@ -25,6 +25,7 @@ import torch
 from segadapt.models.backbone import Backbone, open_backbone
 from segadapt.models.embeddings import EmbeddingCache
 from segadapt.models.engine import InferenceEngine, open_engine
+from segadapt.processing.jobs.block_store import BlockStore
 from segadapt.processing.jobs.class_map import ClassMapOptions, ClassMapper
 from segadapt.processing.jobs.class_map_truth import Thinned
 from segadapt.processing.jobs.evaluate_class_map import RANDOM_ERROR, EvaluateClassMap, Guide, evaluate_class_map
@@ -87,7 +88,7 @@ class Bench:
         self.engine: InferenceEngine = open_engine("mobile_sam", device="cpu", precision="fp32")
         self.backbone: Backbone = open_backbone(device="cpu")
         self.cache = EmbeddingCache(cache)
-        self._kept: dict[tuple[str, bool], tuple[Any, Any]] = {}
+        self._kept: dict[tuple[str, bool], BlockStore] = {}
 
     def mapper(self, path: Path, **options: Any) -> ClassMapper:
         """A fresh mapper; blocks of an image are described once per set of features."""
@@ -97,11 +98,10 @@ class Bench:
         if key not in self._kept:
             for cell in mapper.missing():
                 mapper.encode(cell)
-            self._kept[key] = (mapper._space, mapper._blocks)
-        mapper._space, blocks = self._kept[key]
-        for core, block in blocks.items():
+            self._kept[key] = mapper._blocks
+        mapper._blocks = self._kept[key]
+        for block in mapper._blocks:
             block.kept.clear()
-            mapper._blocks[core] = block
         return mapper
 
 

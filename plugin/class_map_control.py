@@ -17,6 +17,7 @@ from .actions import Actions
 from .class_map_export import MODEL_FILES, ClassMapExport
 from .class_map_overlay import PIECES, ClassMapItem
 from .class_map_panel import ClassMapPanel
+from .class_map_rest import RestOfMap
 from .class_map_tasks import (
     AddStroke,
     FindNext,
@@ -24,6 +25,7 @@ from .class_map_tasks import (
     LoadedModel,
     MapHandle,
     MapPicture,
+    MapRest,
     MapTask,
     MapView,
     NextPlace,
@@ -86,6 +88,8 @@ class ClassMapControl(QObject):
         """Clicks, undos and redos that no picture shows yet."""
         self._view_task: MapView | None = None
         self.export = ClassMapExport(self.panel, worker, do=self._do, parent=self)
+        self._rest = RestOfMap(worker, do=self._do, parent=self)
+        self._rest.changed.connect(self._show)
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
@@ -103,6 +107,7 @@ class ClassMapControl(QObject):
     def dispose(self) -> None:
         """Leave the canvas."""
         self._settle.stop()
+        self._rest.stop()
         self._canvas.extentsChanged.disconnect(self._settle.start)
         self._canvas.destinationCrsChanged.disconnect(self._draw)
         self.item.clear()
@@ -145,6 +150,7 @@ class ClassMapControl(QObject):
             self._encode_view()
         else:
             self._settle.stop()
+            self._rest.stop()
             self._cancel_view()
             self._hide_place()
         self._draw()
@@ -224,6 +230,7 @@ class ClassMapControl(QObject):
             return None
         if self._handle is None:
             self._handle = MapHandle(read_settings(), **self._options())
+        self._rest.stop()
         task = kind(self._handle, view, **values)
         self._worker.do(task)
         return task
@@ -266,6 +273,8 @@ class ClassMapControl(QObject):
         if isinstance(item, MapPicture):
             self._picture = item
             self._under_way = [one for one in self._under_way if one is not task]
+            if self.wants_clicks() and not item.n_missing:
+                self._rest.start_soon()
             self._draw()
         elif isinstance(task, FindNext):
             self._go_to(item)
@@ -282,8 +291,8 @@ class ClassMapControl(QObject):
             self._show()
 
     def _on_failed(self, failure: Failure) -> None:
-        if failure.task is None or not isinstance(failure.task, MapTask):
-            return
+        if not isinstance(failure.task, MapTask) or isinstance(failure.task, MapRest):
+            return  # nobody asked for the rest; the click that needs it gets the sentence
         if failure.task is self._view_task:
             self._view_task = None
         self._under_way = [one for one in self._under_way if one is not failure.task]
@@ -292,6 +301,7 @@ class ClassMapControl(QObject):
 
     def _on_scene_changed(self) -> None:
         self._handle = self._picture = self._view_task = None
+        self._rest.forget()
         self.export.forget()
         self._visited.clear()
         self._under_way.clear()
@@ -358,7 +368,7 @@ class ClassMapControl(QObject):
         missing = picture.n_missing if picture is not None else 0
         if missing:
             return f"{taught} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
-        return taught if picture is not None and picture.has_map else HINT
+        return taught + self._rest.status if picture is not None and picture.has_map else HINT
 
 
 def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:

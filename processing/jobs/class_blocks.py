@@ -6,7 +6,7 @@ so that a place has the same features whichever extent is mapped, and neighbours
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,8 +106,8 @@ class BlockReader:
             groups.append((_SAM_CHANNELS, 1.0))
         return groups
 
-    def read_raw(self, cell: CoreCell) -> RawBlock:
-        """Read and encode one window. Raises what reading and encoding raise."""
+    def reading(self, cell: CoreCell) -> Generator[None, None, RawBlock]:
+        """Read and encode one window, in steps: each network is one. Raises what reading and encoding raise."""
         scene, window = self._scene, cell.window
         left, top, right, bottom = cell.core_px
         core = np.s_[top - window.row_off : bottom - window.row_off, left - window.col_off : right - window.col_off]
@@ -118,11 +118,13 @@ class BlockReader:
         x = (np.arange(-1, cols + 1) + 0.5) * self.cell_px + left - window.col_off
         parts = [_sampled(_colours(chip.pixels, self.cell_px), y, x, step_px=self.cell_px)]
         if self._backbone is not None:
+            yield
             zoom = STRIDE_PX // self.cell_px
             closer = chip if zoom == 1 else scene.reader.read_chip(window, out_px=zoom * window.size_px)
             described = self._backbone.features(closer.pixels).float()
             parts.append(_sampled(described, y, x, step_px=self.cell_px))
         if self._with_sam:
+            yield
             embedding = scene.embedding(window).float()
             parts.append(_sampled(embedding, y, x, step_px=window.size_px / embedding.shape[-1]))
         valid = None if chip.valid.all() else chip.valid[core]

@@ -7,8 +7,8 @@ is known of the view. What the analyst said of a pixel always holds in the map, 
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -25,6 +25,7 @@ from ...models.class_head import HEADS, ClassHeadError, FeatureSpace, FittedHead
 from ...models.progress import NullProgress, Progress, raise_if_cancelled
 from ..errors import JobError
 from ..raster.windows import Bounds, CoreCell
+from .block_store import BlockStore
 from .class_blocks import Block, BlockReader
 from .class_scores import Part, labels_of, overlap, probabilities_of, scores_of
 from .class_strokes import Stroke, pixels_along, said_in, thinned
@@ -37,8 +38,6 @@ ENTROPY_NODATA = 255
 """In rasters of the entropy, whose other values are per cent."""
 
 _MEMORY_BYTES = 768 * 2**20
-# Blocks from which the feature space of an image is learned, spread over what is mapped first.
-_SPACE_BLOCKS = 4
 _CONTEXT_UNITS = 512
 _PALETTE = ((230, 85, 13), (49, 130, 189), (49, 163, 84), (253, 208, 23), (117, 107, 177), (214, 39, 40))
 
@@ -126,17 +125,16 @@ class ClassMapper:
         self._classes: dict[int, MapClass] = {}
         self._strokes: list[Stroke] = []
         self._undone: list[Stroke] = []
-        self._blocks: OrderedDict[tuple[int, int, int, int], Block] = OrderedDict()
-        self._memory_bytes = memory_bytes
-        self._space: FeatureSpace | None = None
         self._head: FittedHead | None = None
         self._history: tuple[Event, ...] = ()
         # Small products: waking torch's own threads for each costs more than they save, on a busy machine twenty
         # times as much. Blocks are dealt to two threads instead.
         self._pool = ThreadPoolExecutor(2, "segadapt-classes", torch.set_num_threads, (1,))
         if learned is not None:
-            self._space, self._head, self._history = learned.space, learned.head, learned.history
+            self._head, self._history = learned.head, learned.history
         self._reader = BlockReader(scene, backbone, window_px=self.options.window_px, with_sam=self.options.with_sam)
+        space = None if learned is None else learned.space
+        self._blocks = BlockStore(self._reader, space=space, memory_bytes=memory_bytes)
         for one in classes:
             self._classes[one.class_id] = one
 
@@ -254,9 +252,10 @@ class ClassMapper:
 
     def moved_to(self, scene: Scene, backbone: Backbone | None) -> ClassMapper:
         """The same clicks on another scene of the same raster, as after a device was replaced; it is encoded anew."""
-        moved = ClassMapper(scene, backbone, options=self.options, memory_bytes=self._memory_bytes)
+        moved = ClassMapper(scene, backbone, options=self.options, memory_bytes=self._blocks.memory_bytes)
         moved._classes, moved._strokes, moved._history = dict(self._classes), list(self._strokes), self._history
-        moved._undone, moved._space, moved._head = list(self._undone), self._space, self._head
+        moved._undone, moved._head = list(self._undone), self._head
+        moved._blocks.space = self._blocks.space
         return moved
 
     def limited(self, bounds_px: Bounds | None = None) -> tuple[int, int, int, int]:
@@ -281,11 +280,19 @@ class ClassMapper:
 
     def missing(self, bounds_px: Bounds | None = None) -> list[CoreCell]:
         """The cores of an extent that are not encoded, to be handed to `encode` one by one."""
-        return [cell for cell in self._reader.grid(bounds_px) if cell.core_px not in self._blocks]
+        return self._blocks.missing(bounds_px)
+
+    def beyond(self, bounds_px: Bounds) -> list[CoreCell]:
+        """The cores that are not encoded, nearest to an extent first: as many as memory holds beside what is there."""
+        return self._blocks.beyond(bounds_px)
 
     def encode(self, cell: CoreCell) -> None:
         """Describe one core; the slow part, done once while memory lasts."""
-        self._block(cell)
+        self._blocks.block(cell)
+
+    def encoding(self, cell: CoreCell) -> Generator[None, None, Block]:
+        """`encode` in steps, between which the map may be asked and clicked on."""
+        return self._blocks.encoding(cell)
 
     def labels(self, bounds_px: Bounds | None = None, *, only_encoded: bool = False) -> Labels:
         """Class ids of an extent (left, top, right, bottom), uint8 (rows, cols); 0 without data or knowledge.
@@ -303,10 +310,10 @@ class ClassMapper:
 
         waiting = []
         for cell in self._reader.grid((left, top, right, bottom)):
-            if only_encoded and cell.core_px not in self._blocks:
+            if only_encoded and cell not in self._blocks:
                 continue
             part, into = overlap(cell.core_px, (left, top, right, bottom))
-            waiting.append(self._pool.submit(fill, self._block(cell), part, into))
+            waiting.append(self._pool.submit(fill, self._blocks.block(cell), part, into))
         for future in waiting:
             future.result()
         return labels
@@ -315,9 +322,9 @@ class ClassMapper:
         """The segments of an extent, block by block, for guidance."""
         head = self._fitted()
         for cell in self._reader.grid(self.limited(bounds_px)):
-            if only_encoded and cell.core_px not in self._blocks:
+            if only_encoded and cell not in self._blocks:
                 continue
-            block = self._block(cell)
+            block = self._blocks.block(cell)
             probabilities = head.probabilities(scores_of(head, block, "segments"))
             yield SegmentView(block, probabilities, head.classes[probabilities.argmax(axis=1)])
 
@@ -334,7 +341,7 @@ class ClassMapper:
         for number, cell in enumerate(cells, 1):
             raise_if_cancelled(progress)
             part, into = overlap(cell.core_px, bounds)
-            block = self._block(cell)
+            block = self._blocks.block(cell)
             labels = self._block_labels(block, part)
             entropy = np.rint(100 * entropy_of(self._block_probabilities(block, part))).astype(np.uint8)
             said = self._said(block)
@@ -346,7 +353,7 @@ class ClassMapper:
 
     def learned(self) -> Learned:
         """What was learned so far. Raises `ClassHeadError` or `JobError` where nothing was."""
-        head, space = self._fitted(), self._space
+        head, space = self._fitted(), self._blocks.space
         if space is None:
             raise JobError("Nothing was clicked yet; click at least two classes before the model is saved.")
         event = {
@@ -364,35 +371,12 @@ class ClassMapper:
             here = pixels[((pixels >= (left, top)) & (pixels < (right, bottom))).all(axis=1)] - (left, top)
             if not len(here):
                 continue
-            block = self._block(cell)
+            block = self._blocks.block(cell)
             segments = np.unique(block.segments[here[:, 1], here[:, 0]])
             cells = np.unique(here // block.cell_px, axis=0) + 1
             segment_units.append(block.segment_units[segments])
             cell_units.append(block.cell_units[cells[:, 1], cells[:, 0]])
         return Stroke(pixels, class_id, *(thinned(units) for units in (segment_units, cell_units)))
-
-    def _block(self, cell: CoreCell) -> Block:
-        block = self._blocks.get(cell.core_px)
-        if block is None:
-            raw = self._reader.read_raw(cell)
-            if self._space is None:
-                self._space = self._reader.fit_space([raw, *self._more_raws(cell)])
-            block = self._reader.make_block(raw, self._space)
-            self._blocks[cell.core_px] = block
-            used = sum(other.n_bytes for other in self._blocks.values())
-            while used > self._memory_bytes and len(self._blocks) > 1:
-                used -= self._blocks.popitem(last=False)[1].n_bytes
-        self._blocks.move_to_end(cell.core_px)
-        return block
-
-    def _more_raws(self, first: CoreCell) -> Iterator[Any]:
-        """A few more parts of the raster near the first one, so that the space knows more than one place."""
-        left, top, right, bottom = first.core_px
-        reach = self._reader.window_px
-        near = self._reader.grid((left - reach, top - reach, right + reach, bottom + reach))
-        others = [cell for cell in near if cell.core_px != first.core_px]
-        for cell in others[:: max(1, len(others) // (_SPACE_BLOCKS - 1))][: _SPACE_BLOCKS - 1]:
-            yield self._reader.read_raw(cell)
 
     def _fitted(self) -> FittedHead:
         if self._head is None:
@@ -407,9 +391,10 @@ class ClassMapper:
         return self._head
 
     def _context(self) -> FloatArray | None:
-        if self.options.head != "tokens" or not self._blocks:
+        known = [block.segment_units for block in self._blocks]
+        if self.options.head != "tokens" or not known:
             return None
-        units = np.concatenate([block.segment_units for block in self._blocks.values()])
+        units = np.concatenate(known)
         return units[:: max(1, len(units) // _CONTEXT_UNITS)].astype(np.float32)
 
     def _block_labels(self, block: Block, part: Part) -> Labels:

@@ -135,7 +135,7 @@ def test_parts_equal_the_whole(scene):
 def test_fast_labels_are_those_of_the_bilinear_scores(scene):
     mapper = mapped(scene, is_snapped=False)
     labels = mapper.labels()
-    head, block = mapper._fitted(), next(iter(mapper._blocks.values()))
+    head, block = mapper._fitted(), next(iter(mapper._blocks))
     whole = (slice(0, ROWS), slice(0, COLS))
     slow = head.classes[enlarged(scores_of(head, block, "cells"), block, whole).argmax(axis=2)]
     said = mapper._said(block) > 0
@@ -156,8 +156,8 @@ def test_memory_is_bounded(scene):
     for x, y, class_id in ((60, 100, 1), (150, 60, 2)):
         mapper.click(x, y, class_id)
     before = mapper.labels()
-    assert sum(block.n_bytes for block in mapper._blocks.values()) < 700_000
-    assert len(mapper._blocks) < len(mapper._reader.grid(None))
+    assert sum(block.n_bytes for block in mapper._blocks) < 700_000
+    assert mapper.missing()
     assert np.array_equal(before, mapper.labels())
 
 
@@ -171,6 +171,35 @@ def test_only_encoded_windows_are_asked(scene):
     for cell in missing:
         mapper.encode(cell)
     assert (mapper.labels(only_encoded=True) == 1).all()
+
+
+def test_what_lies_beyond_an_extent_comes_nearest_first_and_as_far_as_memory_holds_it(scene):
+    mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64), memory_bytes=600_000)
+    assert mapper.beyond((0, 0, 20, 20)) == []  # nothing says yet how much a window takes
+    mapper.click(10, 10, 1)
+    cells = mapper.beyond((0, 0, 20, 20))
+    assert 0 < len(cells) < len(mapper.missing())
+    reach = [max(cell.core_px[2:]) for cell in cells]
+    assert reach == sorted(reach)
+    for cell in cells:
+        mapper.encode(cell)
+    assert not mapper.missing((0, 0, 20, 20))  # nothing had to go for it
+    assert mapper.beyond((0, 0, 20, 20)) == []
+
+
+def test_a_window_is_described_in_steps_between_which_the_map_is_clicked_on(scene):
+    mapper, alone = (ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64)) for _ in range(2))
+    for one in (mapper, alone):
+        one.click(10, 10, 1)
+    cell = mapper.missing()[0]
+    steps = mapper.encoding(cell)
+    for _ in range(2):
+        next(steps)
+    mapper.click(*cell.core_px[:2], 2)  # describes the very window
+    alone.click(*cell.core_px[:2], 2)
+    assert len(list(steps)) > 0
+    assert cell not in mapper.missing()
+    assert np.array_equal(mapper.labels(), alone.labels())
 
 
 def test_nodata_stays_nodata(truth, raster_factory, open_scene):

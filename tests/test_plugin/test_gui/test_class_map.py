@@ -11,6 +11,7 @@ import pytest
 from qgis.core import QgsCoordinateReferenceSystem
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QImage, QPainter
+from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QFileDialog
 from segadapt.models.progress import NullProgress
 from segadapt.plugin import class_map_tasks
@@ -22,15 +23,18 @@ from segadapt.plugin.class_map_tasks import (
     LoadClassModel,
     LoadedModel,
     MapPicture,
+    MapRest,
     MapView,
     NextPlace,
     RedoStroke,
+    RestState,
     SetOptions,
     UndoStroke,
     WriteMap,
 )
 from segadapt.plugin.exchange import Failure
 from segadapt.plugin.prompt_tool import Command
+from segadapt.processing.raster.rendered import RenderedReader
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -115,6 +119,48 @@ def test_a_click_names_a_place_and_the_map_is_drawn(gui: Any, control: Any, work
     assert left.red() > 150 > left.blue()
     assert right.blue() > 150 > right.red()
     assert 0 < left.alpha() < 255
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segadapt.plugin.class_map_rest._IDLE_MS", 1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_rest_of_the_raster_is_described_while_nothing_else_is_done(
+    gui: Any, control: Any, worker: FakeWorker, at: Any
+) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at, n_missing=1))
+    QTest.qWait(50)
+    assert not any(isinstance(task, MapRest) for task in worker.tasks)  # the view comes first
+    worker.worked.emit(worker.last(MapView), halves(at))
+    gui.wait_for(lambda: isinstance(worker.tasks[-1], MapRest))
+    rest = worker.tasks[-1]
+    worker.worked.emit(rest, RestState(3, 12))
+    worker.worked.emit(rest, None)
+    assert "3 of 12 windows" in control.panel.status_label.text()
+    control.click((3.0, 4.0), True)
+    assert rest in worker.cancelled
+    assert "of 12" not in control.panel.status_label.text()
+    worker.worked.emit(worker.last(AddStroke), halves(at, n_strokes=2))
+    gui.wait_for(lambda: isinstance(worker.tasks[-1], MapRest))
+    rest = worker.tasks[-1]
+    worker.failed.emit(Failure("The disk is full.", task=rest))
+    assert control.said == []  # nobody asked for it
+    worker.worked.emit(worker.last(MapView), halves(at, n_strokes=2))
+    gui.wait_for(lambda: isinstance(worker.tasks[-1], MapRest) and worker.tasks[-1] is not rest)
+    control.mode_action.trigger()
+    assert worker.tasks[-1] in worker.cancelled
+
+
+def test_of_an_online_layer_nothing_beyond_the_view_is_asked_for() -> None:
+    reader = object.__new__(RenderedReader)
+    segmenter = SimpleNamespace(scene=SimpleNamespace(reader=reader))
+    task = MapRest(Mock(), (0.0, 0.0, 1.0, 1.0))
+    assert list(task.run(segmenter, NullProgress())) == []
+    task.handle.mapper.assert_not_called()
 
 
 @pytest.mark.parametrize("rotation", [0.0, 33.0])
