@@ -307,7 +307,7 @@ class Gui:
     def key(self, key: Any, keys: Any = NO_KEYS) -> None:
         QTest.keyClick(self.canvas, key, keys)
 
-    def wait_for(self, is_true: Callable[[], Any], *, seconds: float = 10.0) -> None:
+    def wait_for(self, is_true: Callable[[], Any], *, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not is_true():
             if time.monotonic() > deadline:

@@ -73,7 +73,7 @@ def prompt(request_id: int) -> PromptInput:
     return PromptInput(request_id, ((590_100.0, 5_749_900.0),), (1,), None, VIEW)
 
 
-def wait_for(is_true: Callable[[], Any], seconds: float = 10.0) -> None:
+def wait_for(is_true: Callable[[], Any], seconds: float = 30.0) -> None:
     for _ in range(int(seconds / 0.005)):
         if is_true():
             return
