@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtTest import QTest
 from segadapt.plugin.engine_worker import EngineWorker
 from segadapt.plugin.exchange import PromptInput, SceneSpec
@@ -131,4 +132,26 @@ def test_a_thousand_answers_grow_neither_memory_nor_latency(worker: EngineWorker
     )
     assert grown_kib < 60_000  # an answer that is kept holds logits of 262 kB: 180,000 KiB
     assert traced / N_TRACED < 2_000
+    assert last < 1.5 * first + 0.001
+
+
+def test_a_thousand_accepted_objects_cost_the_last_no_more_than_the_first(gui: Any, at: Any) -> None:
+    """Each is clicked on the canvas and accepted with the key, and is in the GeoPackage before the next."""
+    gui.start()
+    target = gui.controller.target
+    seconds: list[float] = []
+    peaks_kib: list[int] = []
+    for number in range(N_ANSWERS):
+        gui.click(at(40 + 30 * (number % 32), 40 + 30 * (number // 32)))
+        gui.wait_for_answer()
+        started = time.thread_time()  # the main thread's own, which other programs do not change
+        gui.key(Qt.Key.Key_Return)
+        gui.wait_for(lambda: gui.session.is_empty)
+        seconds.append(time.thread_time() - started)
+        peaks_kib.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert target.layer().featureCount() == N_ANSWERS
+    first, last = (statistics.median(part) for part in (seconds[N_WARM : N_WARM + 100], seconds[-100:]))
+    grown_kib = peaks_kib[-1] - peaks_kib[N_WARM]
+    print(f"{N_ANSWERS} accepts: peak +{grown_kib} KiB; median {1000 * first:.1f}, at the end {1000 * last:.1f} ms")
+    assert grown_kib < 60_000
     assert last < 1.5 * first + 0.001
