@@ -5,17 +5,15 @@ Windows are anchored at the raster's origin, so that the answer at a place never
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from .resample import area_weights, linear_weights, resampled
+from .resample import area_weights, linear_weights
 
 FloatArray = npt.NDArray[np.float32]
 Bounds = tuple[int, int, int, int]
@@ -87,11 +85,11 @@ class Block:
         """(rows, cols) in grid pixels."""
         return self.grid[3] - self.grid[1], self.grid[2] - self.grid[0]
 
-    def shared_with(self, window_px: int, *, col_off: int, row_off: int) -> tuple[Part, Part]:
-        """Rows and columns that the block and a window of the grid share: of the block's grid, and of the window."""
+    def shared_with(self, shape: tuple[int, int], *, col_off: int, row_off: int) -> tuple[Part, Part]:
+        """Rows and columns that the block and a rectangle of the grid (rows, cols) share: of the block, and of that."""
         left, top, right, bottom = self.grid
-        x0, x1 = max(left, col_off), min(right, col_off + window_px)
-        y0, y1 = max(top, row_off), min(bottom, row_off + window_px)
+        x0, x1 = max(left, col_off), min(right, col_off + shape[1])
+        y0, y1 = max(top, row_off), min(bottom, row_off + shape[0])
         in_block = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
         return in_block, (slice(y0 - row_off, y1 - row_off), slice(x0 - col_off, x1 - col_off))
 
@@ -137,60 +135,7 @@ def _grid_span(start: int, stop: int, *, scale: float, size: int) -> tuple[int, 
     return low, min(max(low + 1, high), size)
 
 
-class Blend:
-    """What all windows say of one block; `labels` and `probabilities` are on the raster's pixels.
-
-    `sums` (C, rows, cols): the windows' probabilities times `Windows.taper`, added up on the block's grid. Between grid
-    pixels both answers are linear; of grid pixels smaller than the raster's the mean over the area is taken.
-    """
-
-    def __init__(self, block: Block, sums: FloatArray, *, scale: tuple[float, float]) -> None:
-        self._block, self._sums, self._scale = block, sums, scale
-
-    def labels(self, rows: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
-        """Yield (rows of the block, class ids (rows, cols)), at most `rows` at a time.
-
-        The class of the largest probability, the first of equal ones, 0 where no window had data.
-        """
-        for part, used, bring in self._parts(rows):
-            first, *others = self._sums[:, used]
-            # The lead over the first class: a plane less to bring back than probabilities have, and no sum of them.
-            best = np.zeros((part.stop - part.start, self._block.shape[1]), np.float32)
-            labels = np.zeros(best.shape, np.uint8)
-            for class_id, sums in enumerate(others, 1):
-                lead = bring(sums - first)
-                np.copyto(labels, class_id, where=lead > best, casting="unsafe")
-                np.maximum(best, lead, out=best)
-            yield part, labels
-
-    def probabilities(self, rows: int) -> Iterator[tuple[slice, FloatArray]]:
-        """Yield (rows of the block, probabilities (C, rows, cols)), at most `rows` at a time.
-
-        They sum to 1, or are all 0 where no window had data.
-        """
-        for part, used, bring in self._parts(rows):
-            values = np.stack([bring(plane) for plane in self._sums[:, used]])
-            totals = values.sum(axis=0)
-            yield part, np.divide(values, totals, out=np.zeros(values.shape, np.float32), where=totals > 0)
-
-    def _parts(self, rows: int) -> Iterator[tuple[slice, slice, Callable[[FloatArray], FloatArray]]]:
-        """Yield rows of the block, the rows of its grid that they need, and what brings a plane from these to those."""
-        left, top, right, bottom = self._block.pixels
-        grid_left, grid_top, grid_right, grid_bottom = self._block.grid
-        is_same = self._scale == (1, 1)
-        across = None if is_same else _way_back(left, right, grid_left, grid_right, scale=self._scale[1])
-        for start in range(top, bottom, rows):
-            stop = min(bottom, start + rows)
-            part = slice(start - top, stop - top)
-            if across is None:
-                yield part, part, lambda plane: plane
-                continue
-            down = _way_back(start, stop, grid_top, grid_bottom, scale=self._scale[0])
-            used = slice(int(down.indices.min()), int(down.indices.max()) + 1)
-            yield part, used, functools.partial(resampled, down=down[:, used], across=across)
-
-
-def _way_back(start: int, stop: int, low: int, high: int, *, scale: float) -> csr_matrix:
+def way_back(start: int, stop: int, low: int, high: int, *, scale: float) -> csr_matrix:
     """Weights (raster pixels start..stop, grid pixels low..high) of one axis; rows sum to 1."""
     if scale < 1:
         return linear_weights(start, stop, scale=scale, low=low, high=high)

@@ -23,11 +23,12 @@ from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
 from segadapt.models.semantic.package import save_segmenter
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter
 from segadapt.processing.errors import JobError, RasterError
-from segadapt.processing.jobs import segment_blocks, segment_distributed, segment_raster
+from segadapt.processing.jobs import block_reader, segment_blocks, segment_distributed, segment_raster
+from segadapt.processing.jobs.block_answer import BlockAnswer
 from segadapt.processing.jobs.model_rasters import open_for_model
 from segadapt.processing.jobs.segment_raster import SegmentOptions, SegmentOutputs, label_polygons
 from segadapt.processing.raster import tile_store
-from segadapt.processing.raster.blend import Blend, Windows, plan_blocks
+from segadapt.processing.raster.blend import Windows, plan_blocks
 from segadapt.processing.raster.tile_store import TileStore
 from torch import nn
 from torch.nn import functional
@@ -223,14 +224,14 @@ def test_labels_lie_on_the_rasters_own_pixels(model, package, raster_factory, tm
         assert dataset.transform.a == pixel_m
 
 
-def test_the_way_back_is_exact_where_the_answer_is_linear():
+def test_theway_back_is_exact_where_the_answer_is_linear():
     """Half-sized grid pixels are averaged, double ones interpolated between their centres."""
-    from segadapt.processing.raster.blend import _way_back
+    from segadapt.processing.raster.blend import way_back
 
     grid = np.arange(40, dtype=np.float32)
-    assert _way_back(3, 9, 4, 24, scale=2.0) @ grid[4:24] == pytest.approx(2 * np.arange(3, 9) + 0.5)
-    assert _way_back(6, 30, 2, 20, scale=0.5) @ grid[2:20] == pytest.approx((np.arange(6, 30) + 0.5) / 2 - 0.5)
-    assert _way_back(0, 5, 0, 17, scale=3.3) @ np.ones(17) == pytest.approx(1)
+    assert way_back(3, 9, 4, 24, scale=2.0) @ grid[4:24] == pytest.approx(2 * np.arange(3, 9) + 0.5)
+    assert way_back(6, 30, 2, 20, scale=0.5) @ grid[2:20] == pytest.approx((np.arange(6, 30) + 0.5) / 2 - 0.5)
+    assert way_back(0, 5, 0, 17, scale=3.3) @ np.ones(17) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 4])
@@ -243,18 +244,64 @@ def test_labels_are_the_most_probable_classes(scale, n_classes):
     windows = Windows(CHIP, 16, tuple(int(np.ceil(side * n)) for side, n in zip(shape, scale, strict=True)))
     rng = np.random.default_rng(0)
     for block in plan_blocks(windows, scale=scale, bounds=(0, 0, shape[1], shape[0]), side_px=200):
-        sums = np.zeros((n_classes, *block.grid_shape), np.float32)
+        answer = BlockAnswer(block, windows, n_classes=n_classes, scale=scale, device=torch.device("cpu"))
         for col_off, row_off in windows.over(block.grid):
-            values = rng.random((n_classes, CHIP, CHIP), np.float32) * windows.taper()
-            here, there = block.shared_with(CHIP, col_off=col_off, row_off=row_off)
-            sums[:, here[0], here[1]] += values[:, there[0], there[1]]
-        blend = Blend(block, sums, scale=scale)
-        labels = np.concatenate([part for _, part in blend.labels(17)])
-        likely = np.concatenate([part for _, part in blend.probabilities(23)], axis=1)
+            answer.add([(col_off, row_off)], torch.from_numpy(rng.random((1, n_classes, CHIP, CHIP), np.float32)))
+        labels = np.concatenate([part for _, part in answer.labels(17)])
+        likely = np.concatenate([part for _, part in answer.probabilities(23)], axis=1)
         assert labels.shape == block.shape
         assert likely.sum(axis=0) == pytest.approx(1, abs=1e-5)
         chosen = np.take_along_axis(likely, labels[None].astype(int), axis=0)[0]
         assert chosen == pytest.approx(likely.max(axis=0), abs=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.37, 0.37), (3.3, 1.0)])
+def test_a_card_says_of_a_block_what_the_cpu_says(scale):
+    shape = (210, 230)
+    windows = Windows(CHIP, 16, tuple(int(np.ceil(side * n)) for side, n in zip(shape, scale, strict=True)))
+    block = plan_blocks(windows, scale=scale, bounds=(0, 0, shape[1], shape[0]), side_px=200)[0]
+    places = windows.over(block.grid)
+    values = torch.rand((len(places), 3, CHIP, CHIP), generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in map(torch.device, ("cpu", "cuda")):
+        answer = BlockAnswer(block, windows, n_classes=3, scale=scale, device=device)
+        answer.add(places, values.to(device))
+        found.append([torch.cat([part.cpu() for _, part in answer.labels()])])
+        found[-1].append(torch.cat([part.cpu() for _, part in answer.probabilities()], dim=1))
+    assert (found[0][0] == found[1][0]).float().mean() > 0.999
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("piece_px", [2**19, 100 * CHIP])
+@pytest.mark.parametrize("gsd_m", [0.5, 0.9, 0.3, 8.0])
+def test_windows_read_in_rows_are_those_read_one_by_one(raster_factory, monkeypatch, gsd_m, piece_px):
+    """With parts without data, and on grids that are smaller than a window."""
+    monkeypatch.setattr(block_reader, "_PIECE_PX", piece_px)
+    pixels = scene(260, 410)
+    pixels[:, :70, :90] = 0
+    pixels[:, 100:110] = 0
+    with open_for_model(make_card(gsd_m=gsd_m), raster_factory(pixels, nodata=0)) as reader:
+        windows = Windows(CHIP, 16, reader.grid_shape)
+        blocks = plan_blocks(windows, scale=reader.scale, bounds=(0, 0, 410, 260), side_px=150)
+        found, n_blank, ended = {}, 0, []
+        for item in block_reader.read_blocks(blocks, reader, windows, batch=3, is_pinned=False):
+            if isinstance(item, block_reader.Batch):
+                assert len(item.places) == len(item.pixels) <= 3
+                found |= {(item.block, place): one for place, one in zip(item.places, item.pixels, strict=True)}
+                continue
+            ended.append(item.block)
+            n_blank += item.n_blank
+            if item.valid is not None:
+                assert (item.valid == reader.read_valid(item.block.pixels)).all()
+        assert ended == blocks
+        wanted = [(block, place) for block in blocks for place in windows.over(block.grid)]
+        assert len(found) + n_blank == len(wanted)
+        for block, (col_off, row_off) in wanted:
+            chip, valid = reader.read(col_off, row_off, CHIP, CHIP)
+            assert valid.any() == ((block, (col_off, row_off)) in found)
+            if valid.any():
+                assert (found[block, (col_off, row_off)].numpy() == chip).all()
 
 
 def test_files_hold_classes_colours_style_and_overviews(model, package, raster_factory, tmp_path):

@@ -19,7 +19,7 @@ from segadapt.models.metrics import boundary_f1, calibration, class_f1, class_io
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
 from segadapt.models.semantic.package import changed_tensors, load_extra, load_segmenter, package_sha256, save_segmenter
-from segadapt.models.semantic.prediction import evaluate_chips
+from segadapt.models.semantic.prediction import BatchPredictor, evaluate_chips, probabilities
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter, load_published_encoder
 from segadapt.models.training import Descent, TrainingOptions, fit, one_cycle
 
@@ -120,6 +120,25 @@ def test_frozen_features_of_the_promptable_model_with_a_light_head():
     assert not model.encoder.training
     with torch.inference_mode():
         assert model(torch.rand(1, 3, 64, 64) * 255).shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize("is_recordable", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_in_a_row_are_answered_as_one_by_one(monkeypatch, device, is_recordable):
+    """On a card by a recorded graph, where the network can be recorded; the last batch is smaller."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA card")
+    torch.manual_seed(0)
+    model = build_segmenter(make_card()).to(device)
+    if not is_recordable:
+        forward = model.forward
+        monkeypatch.setattr(model, "forward", lambda pixels: forward(pixels * float(pixels.amax() >= 0)))
+    predict = BatchPredictor(model, batch=4)
+    pixels = torch.from_numpy(squares(10).pixels)
+    for part in pixels.split(4):
+        answer = predict(part).cpu()
+        assert answer.shape == (len(part), 2, 64, 64)
+        assert torch.allclose(answer, probabilities(model, part).cpu(), atol=2e-2)
 
 
 def test_unknown_parts_are_named():
