@@ -242,58 +242,6 @@ def everything_rows() -> list[Row]:
     return [(*row, f"{found[0]} / {found[1]}")]
 
 
-def raster_rows(runs: int) -> list[Row]:
-    """A raster through FPN on EfficientNet-Lite0, windows of 256 px, against the model alone.
-
-    Random weights, one thread of the CPU and 4 megapixels, or the GPU and 67; the model alone sees as many windows of
-    the same size, eight at once.
-    """
-    import rasterio
-    import torch
-    from segadapt.models.device import choose_device
-    from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
-    from segadapt.models.semantic.package import save_segmenter
-    from segadapt.models.semantic.prediction import probabilities
-    from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter
-    from segadapt.processing.jobs.segment_raster import SegmentOptions, SegmentOutputs, segment_raster
-    from segadapt.processing.raster.band_reader import open_bands
-
-    torch.set_num_threads(1)
-    device = choose_device().name
-    n_tiles = 2 if device == "cpu" else 8
-    pixels = np.tile(sample_chip(), (1, n_tiles, n_tiles))
-    windows = torch.from_numpy(np.stack([pixels[:, at : at + 256, at : at + 256] for at in range(0, 512, 64)]))
-    classes = (SegmenterClass(0, "other", (190, 190, 180)), SegmenterClass(1, "building", (214, 80, 60)))
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder, side = Path(name), pixels.shape[1]
-        profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
-        transform = rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 5_700_000)
-        with rasterio.open(folder / "raster.tif", "w", crs="EPSG:32631", transform=transform, **profile) as dataset:
-            dataset.write(pixels)
-        for title, gsd_m in (("the model's", 0.3), ("a little finer", 0.34), ("twice as fine", 0.6)):
-            card = SegmenterCard(
-                name="speed", decoder="fpn", encoder=DEFAULT_ENCODER, bands=("red", "green", "blue"), classes=classes,
-                gsd_m=gsd_m, chip_px=256, mean=(127.0,) * 3, std=(60.0,) * 3, licence="none", made_on="2026-01-01",
-                segadapt_version="none",
-            )  # fmt: skip
-            model = build_segmenter(card)
-            save_segmenter(model, folder / "model.safetensors")
-            model.to(device)
-            ratios = []
-            for run in range(runs + 1):
-                output = SegmentOutputs(labels=folder / f"labels_{gsd_m}_{run}.tif")
-                with open_bands(str(folder / "raster.tif"), gsd_m=gsd_m) as reader:
-                    done = segment_raster(
-                        reader, folder / "model.safetensors", output, options=SegmentOptions(device=device)
-                    )
-                batches = -(-done.n_windows // len(windows))
-                alone = seconds(lambda m=model, n=batches: [probabilities(m, windows) for _ in range(n)])  # type: ignore[misc]
-                ratios.append(alone * done.n_windows / (batches * len(windows)) / done.seconds)
-            rows.append((title, str(done.n_windows), f"{statistics.median(ratios[1:]):.2f}"))
-    return rows
-
-
 def gpu_rows(runs: int) -> list[Row]:
     """Chips per second of every encoder on a CUDA card, batch 1 and 8; the ViT encoders with random weights."""
     import torch

@@ -28,10 +28,10 @@ from segadapt.benchmarks.measures import (
     everything_rows,
     gpu_rows,
     random_boxes,
-    raster_rows,
     reference_predictor,
     sample_chip,
 )
+from segadapt.benchmarks.raster_speed import raster_rows
 
 
 def child(part: str) -> dict[str, float]:
