@@ -2,8 +2,8 @@
 
     python -m segadapt.benchmarks.raster_speed          needs no QGIS; `make bench` has the short table
 
-Speeds are megapixels of windows per second. "Eager": the model alone, called batch by batch on windows that are on the
-device already; "played": `BatchPredictor` alone, fetching windows from memory as the job does. A job's parts are
+Speeds are megapixels of windows per second. "Alone": the model, called batch by batch on windows that are on the device
+already; "fed": `BatchPredictor` alone, fetching windows from memory as the job does. A job's parts are
 seconds: all of it, its blocks, of these the model's (with waiting for it) and those without the model (waiting for the
 reader or the writer); then what its threads did meanwhile: reading, working out and packing the answers, putting them
 on the disk; at the end, putting the GeoTIFF together, and opening the model.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import statistics
 import tempfile
 import threading
@@ -175,9 +174,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    # A network that cannot be recorded says why.
-    logging.basicConfig()
-    logging.getLogger("segadapt").setLevel(logging.INFO)
     device = choose_device(arguments.device).name
     print(f"{choose_device(arguments.device).reason} {precision_of(device)}, torch {torch.__version__}\n")
     head = (
@@ -185,11 +181,11 @@ def main() -> None:
         "raster",
         "batch",
         "windows",
-        "eager",
-        "played",
+        "alone",
+        "fed",
         "job",
-        "job / eager",
-        "job / played",
+        "job / alone",
+        "job / fed",
         "first run s",
     )
     parts = ("all", "blocks", "model", "without", *list(_PARTS)[1:])
@@ -217,21 +213,21 @@ def _row(raster: Path, package: Path, *, device: str, batch: int, runs: int) -> 
     model = load_segmenter(package).to(device)
     model.eval()
     first, _ = run(raster, package, device=device, batch=batch)
-    played = BatchPredictor(model, batch=batch)
+    fed = BatchPredictor(model, batch=batch)
     found: list[tuple[float, ...]] = []
     for _ in range(runs):
         done, spent = run(raster, package, device=device, batch=batch)
         n = done.n_windows
-        alone = (
+        both = (
             seconds_per_window(functools.partial(probabilities, model), model, batch=batch, n_windows=n, device=device),
-            seconds_per_window(played, model, batch=batch, n_windows=n),
+            seconds_per_window(fed, model, batch=batch, n_windows=n),
         )
         blocks, *others = spent.values()
-        found.append((*alone, done.seconds, blocks, done.model_s, blocks - done.model_s, *others))
-    eager, playing, seconds, *parts = (statistics.median(column) for column in zip(*found, strict=True))
+        found.append((*both, done.seconds, blocks, done.model_s, blocks - done.model_s, *others))
+    alone, feeding, seconds, *parts = (statistics.median(column) for column in zip(*found, strict=True))
     megapixels, n_windows = model.card.chip_px**2 / 1e6, first.n_windows
-    speeds = (megapixels / eager, megapixels / playing, megapixels * n_windows / seconds)
-    ratios = (eager * n_windows / seconds, playing * n_windows / seconds)
+    speeds = (megapixels / alone, megapixels / feeding, megapixels * n_windows / seconds)
+    ratios = (alone * n_windows / seconds, feeding * n_windows / seconds)
     return (
         str(batch),
         str(n_windows),

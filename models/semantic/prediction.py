@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -58,65 +57,29 @@ def probabilities(model: Segmenter, pixels: torch.Tensor, *, flips: bool = False
 class BatchPredictor:
     """`probabilities` of many batches of chips of one shape, on the model's device.
 
-    A network of many small layers keeps a CUDA card waiting for Python, most of all beside threads that read and write:
-    there its launches are recorded once and played back as one (a CUDA graph). Every batch is played with `batch`
-    chips, as choosing kernels for another number takes seconds.
+    A CUDA card gets `batch` chips every time, as choosing kernels for another number takes seconds, and one batch more
+    than it is at, so that it need not wait for Python.
     """
 
     def __init__(self, model: Segmenter, *, batch: int, flips: bool = False) -> None:
         self._model, self._batch, self._flips = model, batch, flips
         self._device = device_of(model)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._pixels: torch.Tensor | None = None
-        self._answer: torch.Tensor | None = None
-        self._before: Any = None
+        self._before: torch.cuda.Event | None = None
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Softmax (B, C, rows, cols) float32 of pixels uint8 (B, bands, rows, cols), B at most `batch`.
 
-        On a CUDA card it is being worked out when this returns, and lasts until the next call.
+        On a CUDA card it is being worked out when this returns.
         """
         if self._device.type != "cuda":
-            return probabilities(self._model, pixels, flips=self._flips)
-        with torch.cuda.device(self._device):
-            if self._pixels is None:
-                shape = (self._batch, *pixels.shape[1:])
-                self._pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-                self._record(self._pixels)
-            # What an older batch left behind a smaller one is answered, too, and cut off.
-            self._pixels[: len(pixels)].copy_(pixels, non_blocking=True)
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                self._answer = probabilities(self._model, self._pixels, flips=self._flips)
-            if self._before is not None:
-                # One batch ahead keeps the card busy; more would only take memory.
-                self._before.synchronize()
-            self._before = torch.cuda.current_stream().record_event()
-        assert self._answer is not None
-        return self._answer[: len(pixels)]
-
-    def _record(self, pixels: torch.Tensor) -> None:
-        """Record the graph from `self._pixels` to `self._answer`, where the network allows it."""
-        here = torch.cuda.current_stream()
-        beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
-            # Once outside the recording, for what happens the first time only.
-            probabilities(self._model, pixels, flips=self._flips)
-        here.wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may take memory meanwhile.
-            with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
-                self._answer = probabilities(self._model, pixels, flips=self._flips)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # Networks that look at values on the CPU, or copy some from there, cannot be recorded.
-            logging.getLogger(__name__).info("Without a CUDA graph: %s", error)
-            return
-        self._graph = graph
+            return probabilities(self._model, pixels.to(self._device), flips=self._flips)
+        whole = torch.zeros((self._batch, *pixels.shape[1:]), dtype=torch.uint8, device=self._device)
+        whole[: len(pixels)].copy_(pixels, non_blocking=True)
+        answer = probabilities(self._model, whole, flips=self._flips)[: len(pixels)]
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = torch.cuda.current_stream(self._device).record_event()
+        return answer
 
 
 def predict_chips(
