@@ -154,6 +154,17 @@ class Segmenter(nn.Module):
         deep = (stages[0] if isinstance(stages, tuple) else stages)[-1].float().mean((2, 3))
         return Outputs(logits.float(), features, deep)
 
+    def check_chips(self, px: int) -> None:
+        """Raise `ModelError` where the network takes no chips of `px`: some transformers know one size only."""
+        try:
+            with torch.inference_mode():
+                self(torch.zeros(1, len(self.card.bands), px, px, device=self._mean.device))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ModelError(
+                f"The encoder '{self.card.encoder}' with the decoder '{self.card.decoder}' takes no chips of {px} px "
+                f"({error}); choose another size, or another encoder."
+            ) from error
+
     def padded(self, px: int) -> int:
         """Rows or columns of the pixels that the encoder sees where a chip has `px`: whole cells."""
         return px + -px % self._multiple_px

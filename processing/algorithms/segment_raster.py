@@ -35,8 +35,8 @@ from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
 
-# `jobs.segment_raster.MOST_OVERLAP`; that module needs the environment (a test compares them).
-MOST_OVERLAP = 0.75
+# As in `jobs.segment_raster`, which needs the environment (a test compares them).
+MOST_OVERLAP, MOST_WINDOW_PX = 0.75, 4096
 _FILL_ALPHA = 110
 # QGIS deletes a post-processor with its context but does not keep its Python half alive until then.
 _waiting: list[ClassPolygonStyle] = []
@@ -47,6 +47,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
 
     OVERLAP = "OVERLAP"
     FLIPS = "FLIPS"
+    WINDOW = "WINDOW"
     SCHEDULER = "SCHEDULER"
     PROBABILITIES = "PROBABILITIES"
     CONFIDENCE = "CONFIDENCE"
@@ -86,6 +87,10 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
                 "Share of a window that the next one sees too, 0 to 0.75; more takes longer and hides what a model "
                 "answers near the edges of windows."
             ),
+            self.WINDOW: self.tr(
+                "Side of the windows in the model's pixels, 0 for what the model was trained with. Larger ones see "
+                "more around each place, so that the answer depends less on where they lie, and take less time in all."
+            ),
             self.FLIPS: self.tr("Take the mean over four mirror images of each window: better, and four times slower."),
             self.BATCH: shared[self.BATCH],
             self.SCHEDULER: self.tr(
@@ -113,6 +118,8 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         self.add_extent()
         self.add_number(self.OVERLAP, self.tr("Overlap of windows"), 0.25, least=0, most=MOST_OVERLAP, is_whole=False)
         self.add(QgsProcessingParameterBoolean(self.FLIPS, self.tr("Flips at test time"), False))
+        # Optional, so that chains made before it was there still fit.
+        self.add_number(self.WINDOW, self.tr("Window"), 0, least=0, most=MOST_WINDOW_PX, optional=True, advanced=True)
         self.add_batch(least=1)
         self.add_device()
         self.add_text(self.SCHEDULER, self.tr("Dask scheduler"), advanced=True)
@@ -167,6 +174,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         options = SegmentOptions(
             overlap=self.parameterAsDouble(parameters, self.OVERLAP, context),
             flips=self.parameterAsBool(parameters, self.FLIPS, context),
+            window_px=self.parameterAsInt(parameters, self.WINDOW, context) or None,
             batch=self.parameterAsInt(parameters, self.BATCH, context),
             device=self.device(parameters, context, settings),
             scheduler=self.parameterAsString(parameters, self.SCHEDULER, context).strip(),

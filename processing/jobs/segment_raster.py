@@ -37,6 +37,7 @@ MOST_OVERLAP = 0.75
 """Largest share of a window that its neighbour sees too: beyond it time grows, and nothing else."""
 
 _BLOCKS_SHARE = 0.95
+MOST_WINDOW_PX = 4096
 _STRIP_ROWS = 512
 _FOLDER_SUFFIX = ".blocks"
 _GOES_ON = " with the same output file, which goes on with what is finished; another output starts anew"
@@ -48,12 +49,15 @@ class SegmentOptions:
     """How a raster is segmented.
 
     `overlap`: share of a window that the next one sees too, 0 to `MOST_OVERLAP`. `flips`: the mean over four mirror
-    images. `batch`: windows at once. `device`: as `models.device.choose_device` takes it. `scheduler`: address of a
+    images. `window_px`: side of the windows in the model's pixels, None for that of its training chips; larger ones see
+    more around each place, so that less depends on where they lie. `batch`: windows at once, of larger ones as many as
+    have the same pixels. `device`: as `models.device.choose_device` takes it. `scheduler`: address of a
     Dask scheduler, empty to work here.
     """
 
     overlap: float = 0.25
     flips: bool = False
+    window_px: int | None = None
     batch: int = 8
     device: str = "auto"
     scheduler: str = ""
@@ -136,6 +140,7 @@ def segment_raster(
     started = time.perf_counter()
     options, progress = options or SegmentOptions(), progress or NullProgress()
     card, sha256 = read_card(package), package_sha256(package)
+    side = _window_px(options, card)
     if any(path.exists() and path.samefile(reader.path) for path in _paths(outputs) if Path(reader.path).exists()):
         raise JobError(f"The result would replace the raster {reader.path} itself; choose another name.")
     device = options.device
@@ -157,11 +162,11 @@ def segment_raster(
         package=str(package.absolute()),
         sha256=sha256,
         device=device,
-        chip_px=card.chip_px,
+        chip_px=side,
         n_classes=len(card.classes),
         overlap=options.overlap,
         flips=options.flips,
-        batch=options.batch,
+        batch=max(1, options.batch * card.chip_px**2 // side**2),
         extras=outputs.extras,
         version=version(),
     )
@@ -180,7 +185,7 @@ def segment_raster(
             try:
                 found = 1 - len(pending) / len(blocks)
                 part = StepProgress(progress, found * _BLOCKS_SHARE, _BLOCKS_SHARE)
-                spent = _run(task, pending, reader, store, scheduler=options.scheduler, progress=part)
+                spent = _run(task, pending, reader, store, card=card, scheduler=options.scheduler, progress=part)
                 if all(store.is_blank(block) for block in blocks):
                     raise _NoDataError(f"{reader.path} has no data in this extent; choose another raster or extent.")
                 layers = _layers(task, card, outputs, reader)
@@ -247,6 +252,16 @@ def _access(path: Path) -> AbstractContextManager[None]:
     return gdal_access(str(path), verb="read", remedy="segment the raster again")
 
 
+def _window_px(options: SegmentOptions, card: SegmenterCard) -> int:
+    side = options.window_px or card.chip_px
+    if not card.chip_px <= side <= MOST_WINDOW_PX:
+        raise JobError(
+            f"Windows of {side} px are asked for; choose {card.chip_px}, the size that '{card.name}' was trained with, "
+            f"to {MOST_WINDOW_PX}."
+        )
+    return side
+
+
 def _paths(outputs: SegmentOutputs) -> list[Path]:
     return [path for path in (outputs.labels, *map(outputs.path_of, EXTRAS)) if path is not None]
 
@@ -257,6 +272,7 @@ def _run(
     reader: BandReader,
     store: TileStore,
     *,
+    card: SegmenterCard,
     scheduler: str,
     progress: Progress,
 ) -> Spent:
@@ -267,6 +283,8 @@ def _run(
 
         return run_on_cluster(task, blocks, address=scheduler, keep=store.put, progress=progress)
     model = open_model(Path(task.package), task.device)
+    if task.chip_px > card.chip_px:
+        model.check_chips(task.chip_px)
     return run_blocks(task, blocks, model, reader, keep=store.put, progress=progress)
 
 

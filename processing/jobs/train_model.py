@@ -144,7 +144,7 @@ def train_model(
     progress.info(f"Device: {choice.reason}")
     bands, names, gsd_m = _look_at(rasters[0], options)
     # Parts that do not go together are refused before the rasters are read, which may take long.
-    _check_size(_build(_card(options, scheme, names=names, gsd_m=gsd_m, output=output)), options.chip_px)
+    _build(_card(options, scheme, names=names, gsd_m=gsd_m, output=output)).check_chips(options.chip_px)
     chips = read_training_chips(
         rasters,
         scheme,
@@ -301,18 +301,6 @@ def _build(card: SegmenterCard) -> Segmenter:
         raise JobError(
             f"The encoder '{card.encoder}' does not go with the decoder '{card.decoder}'; choose another one of the "
             "two, a plain vision transformer for 'dpt' and only there."
-        ) from error
-
-
-def _check_size(model: Segmenter, chip_px: int) -> None:
-    """Some transformers take chips of one size only, and say so when they see one."""
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, len(model.card.bands), chip_px, chip_px))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise JobError(
-            f"The encoder '{model.card.encoder}' with the decoder '{model.card.decoder}' takes no chips of {chip_px} "
-            f"px ({error}); choose another size of chips, or another encoder."
         ) from error
 
 

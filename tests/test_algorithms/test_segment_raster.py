@@ -68,10 +68,11 @@ def read(path: str) -> Any:
 
 
 def test_the_limit_is_that_of_the_job() -> None:
-    from segadapt.processing.algorithms.segment_raster import MOST_OVERLAP
+    from segadapt.processing.algorithms.segment_raster import MOST_OVERLAP, MOST_WINDOW_PX
     from segadapt.processing.jobs import segment_raster
 
     assert segment_raster.MOST_OVERLAP == MOST_OVERLAP
+    assert segment_raster.MOST_WINDOW_PX == MOST_WINDOW_PX
 
 
 def test_all_outputs(run: Any, package: Path, raster: str, tmp_path: Path) -> None:
