@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from qgis.core import QgsApplication
 from qgis.PyQt.QtCore import QObject, Qt
 from qgis.PyQt.QtGui import QIcon, QKeyEvent, QKeySequence
 
@@ -12,11 +13,20 @@ from ..processing.algorithms.resources import icon_path
 from .qt_compat import QAction
 
 
-class Actions(QObject):
-    """Actions by key, in the order in which they were added.
+class _Words(NamedTuple):
+    """Text in menu and shortcut list, text on a button and in the cheat sheet, and tip."""
 
-    Their shortcuts are single keys, which elsewhere in QGIS mean something else: Qt does not act on them. The
-    map tool does, while it is active and the canvas has the focus (`of_key`).
+    text: str
+    label: str
+    tip: str
+
+
+class Actions(QObject):
+    """Actions by key, in the order in which they were added; `on_toolbar` are those of the toolbar.
+
+    The shortcuts that we give are single keys, which elsewhere in QGIS mean something else: Qt does not act on them.
+    The map tool does, while it is active and the canvas has the focus (`of_key`). An action without one is no
+    business of the map: a key that the user gives it works in the whole window.
     """
 
     def __init__(self, parent: QObject | None = None) -> None:
@@ -24,6 +34,8 @@ class Actions(QObject):
         self._actions: dict[str, QAction] = {}
         self._groups: dict[str, list[QAction]] = {}
         self._also: dict[str, tuple[QKeySequence, ...]] = {}
+        self._words: dict[str, _Words] = {}
+        self.on_toolbar: list[QAction] = []
 
     def add(
         self,
@@ -34,15 +46,18 @@ class Actions(QObject):
         tip: str,
         shortcut: str = "",
         group: str = "Segment",
+        label: str = "",
         icon: str = "",
+        theme_icon: str = "",
         checkable: bool = False,
         also: tuple[str, ...] = (),
     ) -> QAction:
         """Make an action and return it.
 
-        `slot` is called without arguments, or with the new state where the action is `checkable`. `icon` is
-        the name of a file in `resources/icons`; `also` are further shortcuts, which QGIS's list does not
-        show. Raises ValueError for a key that is taken.
+        `slot` is called without arguments, or with the new state where the action is `checkable`. `label` is what
+        its button says, where that is not `text`. `icon` is the name of a file in `resources/icons`, and puts the
+        action on the toolbar; `theme_icon` is one of QGIS's, for its button in the dock. `also` are further
+        shortcuts, which QGIS's list does not show. Raises ValueError for a key that is taken.
         """
         if key in self._actions:
             raise ValueError(f"There is an action '{key}' already; choose another key.")
@@ -50,15 +65,16 @@ class Actions(QObject):
         # QGIS stores what the user chose as shortcut under the object's name.
         action.setObjectName(f"SegAdapt_{key}")
         action.setCheckable(checkable)
-        # What buttons and the cheat sheet show, whatever is said in the menu later on.
-        action.setIconText(text)
         if icon:
             action.setIcon(QIcon(icon_path(icon)))
+            self.on_toolbar.append(action)
+        elif theme_icon:
+            action.setIcon(QgsApplication.getThemeIcon(theme_icon))
         if shortcut:
             action.setShortcut(QKeySequence(shortcut))
-        action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-        action.setStatusTip(tip)
-        action.setToolTip(f"{tip} ({shortcut})" if shortcut else tip)
+            action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+        self._words[key] = _Words(text, label or text, tip)
+        _say(action, self._words[key])
         if slot is not None:
             # Qt hands the state over, for which most slots have no parameter.
             action.triggered.connect(slot if checkable else lambda _state=False: slot())
@@ -66,6 +82,12 @@ class Actions(QObject):
         self._groups.setdefault(group, []).append(action)
         self._also[key] = tuple(QKeySequence(sequence) for sequence in also)
         return action
+
+    def offer_stop(self, key: str, tip: str) -> None:
+        """Let an action that has started something say that it stops it; with no `tip`, what it said before."""
+        action, words = self._actions[key], _Words("Stop", "Stop", tip) if tip else self._words[key]
+        if action.iconText() != words.label:
+            _say(action, words)
 
     def __getitem__(self, key: str) -> QAction:
         """Return the action of a key. Raises KeyError."""
@@ -86,6 +108,15 @@ class Actions(QObject):
             if any(sequence in pressed for sequence in (action.shortcut(), *self._also[key])):
                 return action
         return None
+
+
+def _say(action: QAction, words: _Words) -> None:
+    keys = action.shortcut().toString()
+    action.setText(words.text)
+    # Stays, whatever is said in the menu later on.
+    action.setIconText(words.label)
+    action.setStatusTip(words.tip)
+    action.setToolTip(f"{words.tip} ({keys})" if keys else words.tip)
 
 
 def sequences_of_event(event: QKeyEvent) -> tuple[QKeySequence, ...]:

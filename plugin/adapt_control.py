@@ -13,7 +13,8 @@ from qgis.PyQt.QtCore import QObject, QTimer, QUrl, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QDesktopServices
 
 from ..models.semantic.card import PackageError, SegmenterCard, read_card
-from .adapt_panel import AdaptPanel, StepState
+from .actions import Actions
+from .adapt_panel import AdaptPanel, StepState, action_keys
 from .adapt_run import AlgorithmRun, open_dialog
 from .adapt_steps import (
     ALGORITHMS,
@@ -33,9 +34,11 @@ from .adapt_steps import (
 )
 from .adapt_story import Stories, Story
 from .adapt_words import (
+    ADAPT,
     JUDGE,
     MAP,
     SELECT,
+    SHIFT,
     STEPS,
     TO_DO,
     TUNE,
@@ -59,6 +62,20 @@ from .target import TargetChoice
 _SETTLE_MS = 150
 _NO_CLASS_COLOUR = QColor("#ffffff")
 
+_COMMANDS = {
+    SHIFT: ("Measure how far the image is", "Measure", "Measure how far the image is; takes a minute or so"),
+    ADAPT: ("Adapt without labels", "Adapt", "Let the model get used to the image; takes minutes"),
+    SELECT: (
+        "Show places to label",
+        "Show places",
+        "Mark the places to label, in a layer that clicks and the class key K write to",
+    ),
+    TUNE: ("Learn from the labels", "Learn", "Let the model learn from all labels so far; takes minutes"),
+    MAP: ("Map the whole image", "Make the map", "Map the image with the newest model that was kept"),
+    JUDGE: ("Compare the models", "Compare", "Measure the model that you began with and the newest one on labels"),
+}
+"""What starts a step: in the menu, on its button, and in the tip."""
+
 RunFactory = Callable[[str, Mapping[str, Any]], AlgorithmRun]
 OpenDialog = Callable[[str, Mapping[str, Any], Callable[[dict[str, Any]], None]], None]
 
@@ -66,17 +83,20 @@ OpenDialog = Callable[[str, Mapping[str, Any], Callable[[dict[str, Any]], None]]
 class AdaptControl(QObject):
     """`notified` carries a sentence for the message bar; `labelling_wanted` the image whose places are to be labelled.
 
+    `page_wanted`: what the page says is to be seen.
     `make_run` and `open_dialog` start algorithms: in the background, and in Processing's dialog.
     """
 
     notified = pyqtSignal(str)
     labelling_wanted = pyqtSignal(object)
+    page_wanted = pyqtSignal()
 
     def __init__(
         self,
         *,
         target: TargetChoice,
         classes: Classes,
+        actions: Actions,
         parent: QObject,
         make_run: RunFactory = AlgorithmRun,
         open_dialog: OpenDialog = open_dialog,
@@ -84,7 +104,8 @@ class AdaptControl(QObject):
         super().__init__(parent)
         self._target, self._classes = target, classes
         self.make_run, self.open_dialog = make_run, open_dialog
-        self.panel = AdaptPanel()
+        self._add_actions(actions)
+        self.panel = AdaptPanel(actions)
         self._stories = Stories()
         self._card: SegmenterCard | None = None
         self._card_problem = ""
@@ -103,10 +124,7 @@ class AdaptControl(QObject):
         panel.raster_combo.activated.connect(lambda _index: self._on_chosen())
         for combo in (panel.labels_combo, panel.check_combo, panel.source_combo, panel.source_labels_combo):
             combo.activated.connect(lambda _index: self._on_layers_chosen())
-        panel.train_button.clicked.connect(lambda _checked=False: self._train())
         for step, row in panel.rows.items():
-            row.pressed.connect(partial(self._on_pressed, step))
-            row.options_wanted.connect(partial(self._on_options, step))
             row.report_wanted.connect(partial(self._open_report, step))
         project = QgsProject.instance()
         project.readProject.connect(self._read)
@@ -157,6 +175,18 @@ class AdaptControl(QObject):
             states[following] = states[following]._replace(mark=Mark.NEXT)
         for step, state in states.items():
             self.panel.rows[step].show_state(state, is_free=not self._running)
+
+    def _add_actions(self, actions: Actions) -> None:
+        add = partial(actions.add, group="Adapt")
+        tip = "Bring a segmentation model to another image, step by step"
+        add("adapt", "Adapt a model", self.page_wanted.emit, tip=tip, icon="adaptmodel")
+        tip = "Make a model from images and labels of a place that you know"
+        add("train", "Train a model…", self._train, tip=tip, label="Train one first…")
+        for step, (text, label, tip) in _COMMANDS.items():
+            key, options_key = action_keys(step)
+            add(key, text, partial(self._on_pressed, step), tip=tip, label=label)
+            all_of_it = f"See and change everything before '{label}'"
+            add(options_key, f"{text}: options…", partial(self._on_options, step), tip=all_of_it, label="Options…")
 
     def _state(self, step: str, *, is_chosen: bool) -> StepState:
         story = self.story

@@ -14,14 +14,14 @@ from qgis.PyQt.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QProgressBar,
-    QPushButton,
     QSizePolicy,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from .actions import Actions
 from .adapt_words import ADAPT, JUDGE, MAP, SELECT, SHIFT, STEPS, TUNE, WARNING_COLOUR, Mark
+from .buttons import action_button
 
 CHOOSE_IMAGE, CHOOSE_LABELS = "Choose the image…", "Choose labels…"
 NO_SOURCE, NO_SOURCE_LABELS = "No image of the source", "No labels of the source"
@@ -33,14 +33,6 @@ _TITLES = {
     TUNE: "Learn from the labels",
     MAP: "Map the whole image",
     JUDGE: "How good is it?",
-}
-_BUTTONS = {
-    SHIFT: ("Measure", "Measure how far the image is; takes a minute or so"),
-    ADAPT: ("Adapt", "Let the model get used to the image; takes minutes"),
-    SELECT: ("Show places", "Mark the places to label, in a layer that clicks and the class key K write to"),
-    TUNE: ("Learn", "Let the model learn from all labels so far; takes minutes"),
-    MAP: ("Make the map", "Map the image with the newest model that was kept"),
-    JUDGE: ("Compare", "Measure the model that you began with and the newest one on labels"),
 }
 _STYLES = {
     Mark.DONE: "color: #2e8b57; font-weight: bold",
@@ -94,25 +86,18 @@ class Row(QWidget):
 
 
 class StepRow(Row):
-    """One step: sign, title, sentence, and the buttons. `pressed` starts it, or stops it while it runs."""
+    """One step: sign, title, sentence, and the buttons, of actions that start or stop it and ask for its options."""
 
-    pressed = pyqtSignal()
-    options_wanted = pyqtSignal()
     report_wanted = pyqtSignal()
 
-    def __init__(self, number: int, title: str, *, button: tuple[str, str], field: QWidget | None = None) -> None:
-        super().__init__(f"{number}  {title}")
+    def __init__(self, number: int, step: str, *, actions: Actions, field: QWidget | None = None) -> None:
+        super().__init__(f"{number}  {_TITLES[step]}")
+        self._actions, self._key, self._options_key = actions, *action_keys(step)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(self.bar.fontMetrics().height() // 2)
         self.bar.setMaximum(_RESOLUTION)
-        self._words = button
-        self.button = QPushButton(button[0])
-        self.button.clicked.connect(lambda _checked=False: self.pressed.emit())
-        self.options = QToolButton()
-        self.options.setText("Options…")
-        self.options.setToolTip(f"See and change everything before '{button[0]}'")
-        self.options.clicked.connect(lambda _checked=False: self.options_wanted.emit())
+        self.button, self.options = (action_button(actions[key]) for key in (self._key, self._options_key))
         self.report = QLabel('<a href="report">Open report</a>')
         self.report.setToolTip("Open the page with all that was measured")
         links = Qt.TextInteractionFlag.LinksAccessibleByMouse | Qt.TextInteractionFlag.LinksAccessibleByKeyboard
@@ -139,17 +124,16 @@ class StepRow(Row):
         self.bar.setVisible(is_running)
         self.bar.setMaximum(_RESOLUTION if state.fraction else 0)  # busy until something is known
         self.bar.setValue(round(_RESOLUTION * (state.fraction or 0)))
-        self.button.setText("Stop" if is_running else self._words[0])
-        self.button.setToolTip("Stop; everything stays as it was" if is_running else self._words[1])
-        self.button.setEnabled(is_running or (is_free and state.is_possible))
-        self.options.setEnabled(not is_running and state.is_possible)
+        self._actions.offer_stop(self._key, "Stop; everything stays as it was" if is_running else "")
+        self._actions[self._key].setEnabled(is_running or (is_free and state.is_possible))
+        self._actions[self._options_key].setEnabled(not is_running and state.is_possible)
         self.report.setVisible(state.has_report)
 
 
 class AdaptPanel(QWidget):
-    """Public widgets are filled and read by the control."""
+    """Public widgets are filled and read by the control, of whose actions the buttons are."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, actions: Actions, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.model_file = QgsFileWidget()
         self.model_file.setStorageMode(QgsFileWidget.StorageMode.GetFile)
@@ -180,8 +164,7 @@ class AdaptPanel(QWidget):
             polygons, NO_SOURCE_LABELS, "Polygons with a class on the image of the place that the model was made for"
         )
         self.choice = Row("1  Choose the model and the image")
-        self.train_button = QPushButton("Train one first…")
-        self.train_button.setToolTip("Make a model from images and labels of a place that you know")
+        self.train_button = action_button(actions["train"])
         by_tab_only(self.train_button)
         buttons = QHBoxLayout()
         buttons.addWidget(self.train_button)
@@ -194,8 +177,7 @@ class AdaptPanel(QWidget):
         self.choice.grid.addLayout(buttons, len(lines) + 1, 1)
         fields = {TUNE: self.labels_combo, JUDGE: self.check_combo}
         self.rows = {
-            step: StepRow(number, _TITLES[step], button=_BUTTONS[step], field=fields.get(step))
-            for number, step in enumerate(STEPS, 2)
+            step: StepRow(number, step, actions=actions, field=fields.get(step)) for number, step in enumerate(STEPS, 2)
         }
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -209,6 +191,11 @@ class AdaptPanel(QWidget):
         self.choice.show_mark(mark)
         self.choice.text.setText(text)
         self.train_button.setVisible(not self.model_file.filePath())
+
+
+def action_keys(step: str) -> tuple[str, str]:
+    """Return the keys of the actions that start a step, and ask for its options first."""
+    return f"adapt_{step}", f"adapt_{step}_options"
 
 
 def by_tab_only(widget: QWidget) -> None:

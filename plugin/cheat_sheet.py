@@ -119,7 +119,9 @@ class CheatSheet(QFrame):
         layout.setContentsMargins(2 * letter_px, 2 * letter_px, 2 * letter_px, 2 * letter_px)
         layout.addWidget(title)
         layout.addLayout(columns)
-        layout.addWidget(QLabel("Any key closes. Other keys: Settings > Keyboard Shortcuts, under SegAdapt."))
+        layout.addWidget(
+            QLabel("Any key closes. Settings > Keyboard Shortcuts gives other keys, to every action of the menu.")
+        )
 
     def _columns(self) -> list[list[str]]:
         """Titles of the groups by column: as few columns as the height of the canvas allows, if its width does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,6 @@ class ClassMapControl(QObject):
         super().__init__(parent)
         self._canvas, self._worker, self._scene = canvas, worker, scene
         self._class_choice = class_choice
-        self.panel = ClassMapPanel()
         self.item = ClassMapItem(canvas)
         self._band = QgsRubberBand(canvas, QgsWkbTypes.GeometryType.PolygonGeometry)
         self._band.setFillColor(QColor(0, 0, 0, 0))
@@ -87,20 +87,26 @@ class ClassMapControl(QObject):
         self._under_way: list[MapTask] = []
         """Clicks, undos and redos that no picture shows yet."""
         self._view_task: MapView | None = None
-        self.export = ClassMapExport(self.panel, worker, do=self._do, parent=self)
         self._rest = RestOfMap(worker, do=self._do, parent=self)
         self._rest.changed.connect(self._show)
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
-        self.mode_action = actions.add(
-            "class_map", "Class map", self.set_mode, group="Class map", shortcut="L", icon="classmap", checkable=True,
-            tip="Clicks and scribbles name places of a class, and the whole view is mapped",
-        )  # fmt: skip
-        self.next_action = actions.add(
-            "next_place", "Next place", self.show_next, group="Class map", shortcut="N",
-            tip="Go to the place where the class map is most in doubt",
-        )  # fmt: skip
+        add = partial(actions.add, group="Class map")
+        tip = "Clicks and scribbles name places of a class, and the whole view is mapped"
+        self.mode_action = add(
+            "class_map", "Class map", self.set_mode, tip=tip, shortcut="L", icon="classmap", checkable=True
+        )
+        tip = "Go to the place where the class map is most in doubt"
+        self.next_action = add("next_place", "Next place", self.show_next, tip=tip, shortcut="N")
+        tip = "Take the last click or scribble of the class map back"
+        self._undo_action = add("map_undo", "Undo in the class map", self.undo, tip=tip, label="Undo")
+        tip = "Whole segments of the image get one class, which draws clean borders"
+        add("map_snap", "Snap to segments", None, tip=tip, checkable=True)
+        self.export = ClassMapExport(worker, actions=actions, do=self._do, window=canvas, parent=self)
+        tip = "Map with a saved model; possible before the first click"
+        self._load_action = add("map_load", "Load class map model…", self._ask_model, tip=tip, label="Load model…")
+        self.panel = ClassMapPanel(actions)
         self._connect()
         self._show()
 
@@ -203,10 +209,9 @@ class ClassMapControl(QObject):
             self._encode_view()  # anew: what is under way describes the view for the map before
 
     def _connect(self) -> None:
-        self.panel.buttons["undo"].clicked.connect(lambda _checked=False: self.undo())
         self.export.informed.connect(self.informed)
         self.export.changed.connect(self._show)
-        self.panel.buttons["load"].clicked.connect(self._ask_model)
+        self.export.progressed.connect(self.panel.progress_bar.setValue)
         for changed in (self.panel.snap_box.toggled, self.panel.head_combo.currentIndexChanged):
             changed.connect(lambda _value: self._follow(SetOptions, **self._options()))
         self._settle.timeout.connect(self._encode_view)
@@ -350,8 +355,9 @@ class ClassMapControl(QObject):
         picture, panel = self._picture, self.panel
         n_strokes = 0 if picture is None else picture.n_strokes
         panel.status_label.setText(self._status(n_strokes))
-        panel.buttons["undo"].setEnabled(n_strokes > 0)
-        panel.buttons["load"].setEnabled(not n_strokes and not self._under_way)
+        self._undo_action.setEnabled(n_strokes > 0)
+        self._load_action.setEnabled(not n_strokes and not self._under_way)
+        panel.progress_bar.setVisible(self.export.is_writing)
         # The head of a saved model stays what it is.
         panel.head_combo.setEnabled(picture is None or not picture.is_loaded)
         self.export.show(has_map=picture is not None and picture.has_map)

@@ -10,59 +10,75 @@ from typing import Any
 from qgis.core import QgsMapLayer, QgsProject, QgsRasterLayer, QgsVectorLayer
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QFileDialog
+from qgis.PyQt.QtWidgets import QFileDialog, QWidget
 
 from ..processing.algorithms.base import with_ending
-from .class_map_panel import WRITING, ClassMapPanel
+from .actions import Actions
 from .class_map_tasks import MapTask, SaveClassModel, WriteMap, WritePolygons, Written
 from .class_style import style_classes
 from .engine_worker import EngineWorker
 from .exchange import Failure
 
-_POLYGONS = ("Polygons of the class map", "GeoPackage (*.gpkg)")
+_GEOPACKAGE = "GeoPackage (*.gpkg)"
+_WRITING = "map_raster", "map_all_polygons", "map_polygons"
+"""Actions that take a while and can be stopped."""
 MODEL_FILES = "Class map model (*.safetensors)"
 
 
 class ClassMapExport(QObject):
-    """Gives the panel's buttons for files their meaning; what is written goes into the project.
+    """Makes the actions that write files; what is written goes into the project.
 
     `do` hands the worker a task of a kind, with its values, and returns it, or None where that cannot be. `informed`
-    carries a sentence; `changed`: something is written, or nothing any more.
+    carries a sentence, `progressed` how much is written, in percent; `changed`: something is written, or nothing any
+    more. `window` is below the questions for files.
     """
 
     informed = pyqtSignal(str)
     changed = pyqtSignal()
+    progressed = pyqtSignal(int)
 
     def __init__(
-        self, panel: ClassMapPanel, worker: EngineWorker, *, do: Callable[..., MapTask | None], parent: QObject
+        self,
+        worker: EngineWorker,
+        *,
+        actions: Actions,
+        do: Callable[..., MapTask | None],
+        window: QWidget,
+        parent: QObject,
     ) -> None:
         super().__init__(parent)
-        self._panel, self._worker, self._do = panel, worker, do
+        self._worker, self._actions, self._do, self._window = worker, actions, do, window
         self._task: MapTask | None = None
-        self._button = ""
-        """The name of the button of what is written."""
-        for name, title, kinds, write in (
-            ("raster", "Class map", "GeoTIFF (*.tif)", self.write_raster),
-            ("all_polygons", *_POLYGONS, self.write_all_polygons),
-            ("polygons", *_POLYGONS, self.write_polygons),
-        ):
-            panel.buttons[name].clicked.connect(partial(self._write_or_stop, title, kinds, write))
-        panel.buttons["save"].clicked.connect(lambda: self._with_path("Class map model", MODEL_FILES, self.save_model))
+        self._key = ""
+        """Of the action that writes."""
+        add = partial(actions.add, group="Class map")
+        for key, text, label, kinds, write, tip in (
+            ("map_raster", "Map the whole raster…", "Whole raster…", "GeoTIFF (*.tif)", self.write_raster,
+             "Map the whole raster into a GeoTIFF"),
+            ("map_all_polygons", "Polygons of the whole raster…", "Raster's polygons…", _GEOPACKAGE,
+             self.write_all_polygons, "Write the areas of the whole raster into a GeoPackage"),
+            ("map_polygons", "Polygons of the view…", "View's polygons…", _GEOPACKAGE, self.write_polygons,
+             "Write the areas of the view into a GeoPackage"),
+        ):  # fmt: skip
+            add(key, text, partial(self._write_or_stop, text, kinds, write), tip=tip, label=label)
+        text, tip = "Save class map model…", "Save what was learned, to map other rasters"
+        save = partial(self._with_path, text, MODEL_FILES, self.save_model)
+        add("map_save", text, save, tip=tip, label="Save model…")
         worker.worked.connect(self._on_worked)
         worker.done.connect(self._on_ended)
         worker.failed.connect(self._on_failed)
 
     def write_raster(self, path: Path) -> None:
         """Map the whole raster into a file."""
-        self._write("raster", WriteMap, path=path)
+        self._write("map_raster", WriteMap, path=path)
 
     def write_polygons(self, path: Path) -> None:
         """Write the polygons of the view."""
-        self._write("polygons", WritePolygons, path=path)
+        self._write("map_polygons", WritePolygons, path=path)
 
     def write_all_polygons(self, path: Path) -> None:
         """Write the polygons of the whole raster."""
-        self._write("all_polygons", WritePolygons, path=path, is_whole=True)
+        self._write("map_all_polygons", WritePolygons, path=path, is_whole=True)
 
     def save_model(self, path: Path) -> None:
         """Save what was learned."""
@@ -72,21 +88,24 @@ class ClassMapExport(QObject):
         """Forget what is written: the worker has dropped it."""
         self._task = None
 
-    def show(self, *, has_map: bool) -> None:
-        """Bring the buttons and the progress bar up to date; `has_map`: there is something to write."""
-        writing = "" if self._task is None else self._button
-        self._panel.buttons["save"].setEnabled(has_map)
-        for name, text in WRITING.items():
-            button = self._panel.buttons[name]
-            button.setEnabled(name == writing or (has_map and not writing))
-            button.setText("Stop" if name == writing else text)
-        self._panel.progress_bar.setVisible(self._task is not None)
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is being written."""
+        return self._task is not None
 
-    def _write(self, button: str, kind: type[MapTask], **values: Any) -> None:
-        self._task, self._button = self._do(kind, **values), button
+    def show(self, *, has_map: bool) -> None:
+        """Bring the actions up to date; `has_map`: there is something to write."""
+        writing = self._key if self.is_writing else ""
+        self._actions["map_save"].setEnabled(has_map)
+        for key in _WRITING:
+            self._actions[key].setEnabled(key == writing or (has_map and not writing))
+            self._actions.offer_stop(key, "Stop writing" if key == writing else "")
+
+    def _write(self, key: str, kind: type[MapTask], **values: Any) -> None:
+        self._task, self._key = self._do(kind, **values), key
         self.changed.emit()
 
-    def _write_or_stop(self, title: str, kinds: str, write: Callable[[Path], None], _checked: bool = False) -> None:
+    def _write_or_stop(self, title: str, kinds: str, write: Callable[[Path], None]) -> None:
         if self._task is not None:
             self._worker.cancel(self._task)
             self._on_ended(self._task)
@@ -94,7 +113,7 @@ class ClassMapExport(QObject):
             self._with_path(title, kinds, write)
 
     def _with_path(self, title: str, kinds: str, use: Callable[[Path], None]) -> None:
-        path, _ = QFileDialog.getSaveFileName(self._panel, title, "", kinds)
+        path, _ = QFileDialog.getSaveFileName(self._window, title.rstrip("…"), "", kinds)
         if path:
             use(with_ending(path, kinds[kinds.index("*") + 1 : -1]))
 
@@ -105,7 +124,7 @@ class ClassMapExport(QObject):
             QgsProject.instance().addMapLayer(_layer(item))
             self.informed.emit(item.sentence)
         else:
-            self._panel.progress_bar.setValue(round(100 * item))
+            self.progressed.emit(round(100 * item))
 
     def _on_ended(self, task: Any) -> None:
         if self._task is not None and task is self._task:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from qgis.PyQt.QtCore import Qt
-from qgis.PyQt.QtWidgets import QCheckBox, QComboBox, QGridLayout, QLabel, QProgressBar, QPushButton, QWidget
+from qgis.PyQt.QtWidgets import QComboBox, QGridLayout, QLabel, QProgressBar, QWidget
 
 from ..processing.algorithms.class_map import HEADS
+from .actions import Actions
+from .buttons import ActionBox, action_button
 from .settings import SNAP, remember_box
 
-WRITING = {"raster": "Whole raster…", "all_polygons": "Raster's polygons…", "polygons": "View's polygons…"}
-"""What takes a while and can be stopped, by the name of its button."""
+_BUTTONS = "map_undo", "map_raster", "map_all_polygons", "map_polygons", "map_save", "map_load"
 
 
 class ClassMapPanel(QWidget):
-    """`ClassMapControl` fills and reads it."""
+    """`ClassMapControl` fills and reads it; its buttons are actions of that and of `ClassMapExport`."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, actions: Actions, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
@@ -23,8 +23,7 @@ class ClassMapPanel(QWidget):
         self.progress_bar.setTextVisible(False)
         self.progress_bar.setMaximumHeight(8)
         self.progress_bar.hide()
-        self.snap_box = QCheckBox("Snap to segments")
-        self.snap_box.setToolTip("Whole segments of the image get one class, which draws clean borders")
+        self.snap_box = ActionBox(actions["map_snap"])
         remember_box(self.snap_box, SNAP, default=True)
         self.head_combo = QComboBox()
         self.head_combo.setToolTip(
@@ -32,20 +31,13 @@ class ClassMapPanel(QWidget):
         )
         for head in HEADS:
             self.head_combo.addItem(f"Head: {head}", head)
-        self.buttons = {
-            "undo": _button("Undo", "Take the last click or scribble of the class map back"),
-            "raster": _button(WRITING["raster"], "Map the whole raster into a GeoTIFF"),
-            "all_polygons": _button(WRITING["all_polygons"], "Write the areas of the whole raster into a GeoPackage"),
-            "polygons": _button(WRITING["polygons"], "Write the areas of the view into a GeoPackage"),
-            "save": _button("Save model…", "Save what was learned, to map other rasters"),
-            "load": _button("Load model…", "Map with a saved model; possible before the first click"),
-        }
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.addWidget(self.status_label, 0, 0, 1, 2)
         grid.addWidget(self.progress_bar, 1, 0, 1, 2)
         grid.addWidget(self.snap_box, 2, 0)
         grid.addWidget(self.head_combo, 2, 1)
+        self.buttons = {key: action_button(actions[key]) for key in _BUTTONS}
         for number, button in enumerate(self.buttons.values()):
             grid.addWidget(button, 3 + number // 2, number % 2)
 
@@ -62,11 +54,3 @@ class ClassMapPanel(QWidget):
         self.snap_box.setChecked(is_snapped)
         for widget in (self.head_combo, self.snap_box):
             widget.blockSignals(False)
-
-
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    # Keys belong to the canvas.
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button

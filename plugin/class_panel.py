@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsApplication
+from functools import partial
+
 from qgis.gui import QgsColorDialog
 from qgis.PyQt.QtCore import QRect, QSize, Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QIcon, QPainter, QPixmap
@@ -12,11 +13,12 @@ from qgis.PyQt.QtWidgets import (
     QLineEdit,
     QListWidget,
     QListWidgetItem,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from .actions import Actions
+from .buttons import action_button
 from .classes import Classes
 
 _NO_CLASS = "(no class)"
@@ -27,11 +29,15 @@ _LIGHT = 0.45
 
 
 class ClassPanel(QWidget):
-    """A click chooses, a double click renames, the swatch's button recolours. `notified` carries a sentence."""
+    """A click chooses, a double click renames, the swatch's button recolours. `notified` carries a sentence.
+
+    `typing_wanted`: the page is to be seen, as a name is to be typed there.
+    """
 
     notified = pyqtSignal(str)
+    typing_wanted = pyqtSignal()
 
-    def __init__(self, classes: Classes, parent: QWidget | None = None) -> None:
+    def __init__(self, classes: Classes, actions: Actions, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._classes = classes
         self.list = QListWidget()
@@ -42,12 +48,12 @@ class ClassPanel(QWidget):
         self.list.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self.name_edit = QLineEdit()
         self.name_edit.setPlaceholderText("New class, e.g. building")
-        self.add_button = _button("symbologyAdd.svg", "Add this class (Enter)")
-        self.colour_button = _button("propertyicons/symbology.svg", "Change the colour of the chosen class")
-        self.remove_button = _button("symbologyRemove.svg", "Forget the chosen class; features that have it keep it")
+        self._add_actions(actions)
         row = QHBoxLayout()
         row.addWidget(self.name_edit, 1)
-        for button in (self.add_button, self.colour_button, self.remove_button):
+        keys = ("add_class", "colour_class", "remove_class")
+        self.buttons = {key: action_button(actions[key], is_icon=True) for key in keys}
+        for button in self.buttons.values():
             row.addWidget(button)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -58,22 +64,41 @@ class ClassPanel(QWidget):
         # Later: the list must not be filled anew while it is still moving a row.
         self.list.model().rowsMoved.connect(lambda: QTimer.singleShot(0, self._read_order))
         self.name_edit.returnPressed.connect(self.add)
-        self.add_button.clicked.connect(self.add)
-        self.colour_button.clicked.connect(self._ask_colour)
-        self.remove_button.clicked.connect(lambda: classes.remove(classes.current))
         classes.changed.connect(self._show)
         classes.chosen.connect(self._show_chosen)
         self._show()
 
     def add(self) -> None:
-        """Add what was typed and choose it."""
+        """Add what was typed and choose it; where nothing was, ask for it."""
         if self.name_edit.text().strip():
             self._classes.choose(self.name_edit.text())
             self.name_edit.clear()
+        else:
+            self.typing_wanted.emit()
+            self.name_edit.setFocus()
+
+    def edit_name(self) -> None:
+        """Ask for another name of the chosen class."""
+        self.typing_wanted.emit()
+        self.list.editItem(self.list.currentItem())
 
     def recolour(self, colour: QColor) -> None:
         """Give the chosen class this colour."""
         self._classes.set_colour(self._classes.current, colour)
+
+    def _add_actions(self, actions: Actions) -> None:
+        add = partial(actions.add, group="Classes")
+        tip = "Add the class whose name was typed, as Enter does"
+        add("add_class", "Add class", self.add, tip=tip, theme_icon="symbologyAdd.svg")
+        tip = "Give the chosen class another name; features that have it follow"
+        self._rename = add("rename_class", "Rename class", self.edit_name, tip=tip)
+        tip = "Change the colour of the chosen class"
+        add("colour_class", "Colour of class…", self._ask_colour, tip=tip, theme_icon="propertyicons/symbology.svg")
+        tip = "Forget the chosen class; features that have it keep it"
+        self._remove = add("remove_class", "Remove class", self._forget, tip=tip, theme_icon="symbologyRemove.svg")
+
+    def _forget(self) -> None:
+        self._classes.remove(self._classes.current)
 
     def _ask_colour(self) -> None:
         name = self._classes.current
@@ -108,7 +133,8 @@ class ClassPanel(QWidget):
         for row in range(self.list.count()):
             if self.list.item(row).data(_NAME) == name:
                 self.list.setCurrentRow(row)
-        self.remove_button.setEnabled(bool(name))
+        for action in (self._rename, self._remove):
+            action.setEnabled(bool(name))
 
     def _swatch_px(self) -> int:
         return int(1.2 * self.fontMetrics().height())
@@ -122,14 +148,6 @@ class ClassPanel(QWidget):
     def _read_order(self) -> None:
         names = [self.list.item(row).data(_NAME) for row in range(self.list.count())]
         self._classes.set_order([name for name in names if name])
-
-
-def _button(icon: str, tip: str) -> QToolButton:
-    button = QToolButton()
-    button.setIcon(QgsApplication.getThemeIcon(icon))
-    button.setToolTip(tip)
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button
 
 
 def _swatch(colour: QColor, number: int | None, *, side_px: int, ratio: float) -> QIcon:

@@ -74,7 +74,6 @@ class Controller(QObject):
         self._cheat_sheet: CheatSheet | None = None
         self.actions = Actions(self)
         self.classes = Classes(self)
-        self.class_panel, self.shape_panel = ClassPanel(self.classes), ShapePanel()
         self.worker = EngineWorker(backend)
         self.scene = SceneControl(canvas, self.worker, self)
         self.target = TargetChoice(dock.target_combo, ask_path=self._ask_geopackage, parent=self, classes=self.classes)
@@ -92,7 +91,6 @@ class Controller(QObject):
             self.actions,
             prompts=self.prompts,
             classes=self.classes,
-            shape_panel=self.shape_panel,
             activate=self.activate_tool,
             ask_fields=lambda: self.target.ask_fields(dock),
             parent=self,
@@ -105,7 +103,9 @@ class Controller(QObject):
             actions=self.actions,
             parent=self,
         )
-        self.learning = LearningControl(self.worker, scene=self.scene, line=dock.learning_label, parent=self)
+        # In the order of the pages, which is that of the menu.
+        self.class_panel = ClassPanel(self.classes, self.actions)
+        self.shape_panel = ShapePanel(self.actions)
         self.similar = SimilarControl(
             canvas,
             self.worker,
@@ -124,7 +124,10 @@ class Controller(QObject):
             class_choice=lambda: (self.classes.current, self.classes.colour(self.classes.current)),
             parent=self,
         )
-        self.adaptation = AdaptControl(target=self.target, classes=self.classes, parent=self)
+        self.learning = LearningControl(
+            self.worker, scene=self.scene, actions=self.actions, line=dock.learning_label, parent=self
+        )
+        self.adaptation = AdaptControl(target=self.target, classes=self.classes, actions=self.actions, parent=self)
         self.coverage = CacheOverlay(canvas, self.scene, self)
         self._add_help()
         self._fill_dock()
@@ -191,14 +194,6 @@ class Controller(QObject):
         coverage.setChecked(QgsSettings().value(f"segadapt/{COVERAGE}", False, type=bool))
         self.coverage.set_shown(coverage.isChecked())
         self.actions.add(
-            "adapt",
-            "Adapt a model",
-            self._show_adaptation,
-            tip="Bring a segmentation model to another image, step by step",
-            group="Adapt",
-            icon="adaptmodel",
-        )
-        self.actions.add(
             "cheat_sheet",
             "Keys",
             self.show_cheat_sheet,
@@ -256,6 +251,8 @@ class Controller(QObject):
         self.similar.changed.connect(prompts.show_possible)
         self.class_map.changed.connect(prompts.show_possible)
         self.adaptation.labelling_wanted.connect(self._on_labelling_wanted)
+        self.adaptation.page_wanted.connect(lambda: self._show_page("Adapt"))
+        self.class_panel.typing_wanted.connect(lambda: self._show_page("Classes"))
         self.actions["find_similar"].triggered.connect(lambda _state: self._on_similar_wanted())
         self.actions["class_map"].toggled.connect(self._on_class_map_wanted)
         for work in (prompts.has_work, self.similar.has_work, self.class_map.has_work):
@@ -269,9 +266,9 @@ class Controller(QObject):
             informed.connect(self._inform)
         self.target.layer_changed.connect(prompts.redraw)
 
-    def _show_adaptation(self) -> None:
+    def _show_page(self, title: str) -> None:
         self._dock.setUserVisible(True)
-        self._dock.open_page("Adapt")
+        self._dock.open_page(title)
 
     def _on_labelling_wanted(self, layer: QgsRasterLayer) -> None:
         """Let clicks and keys work on the image whose places are to be labelled."""

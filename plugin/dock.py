@@ -25,6 +25,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from .actions import Actions
+from .buttons import action_button
 from .modes import Mode
 from .prompt_tool import Command
 from .rendered_source import Look
@@ -206,7 +207,7 @@ class SegAdaptDock(QgsDockWidget):
             self.target_combo,
             "Where accepted objects go: a new GeoPackage that saves itself, or another layer, which keeps its fields",
         )
-        self.fields_button = _text_button()
+        self.fields_button = action_button()
         self.fields_button.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
         for combo in (self.raster_combo, self.look_combo, self.model_combo, self.target_combo):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -237,8 +238,8 @@ class SegAdaptDock(QgsDockWidget):
         self.object_label.setFont(strong)
         self.batch_bar = _thin_bar()
         self.batch_bar.setVisible(False)
-        self.buttons = {command: _text_button() for command in Command}
-        self.next_mask_button = _text_button()
+        self.buttons = {command: action_button() for command in Command}
+        self.next_mask_button = action_button()
 
     def _object_frame(self) -> QFrame:
         frame = _framed()
@@ -313,15 +314,6 @@ def _framed() -> QFrame:
     frame = QFrame()
     frame.setFrameShape(QFrame.Shape.StyledPanel)
     return frame
-
-
-def _text_button() -> QToolButton:
-    button = QToolButton()
-    button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextOnly)
-    button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-    # Keys belong to the canvas: a button with the focus would take Enter for itself.
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button
 
 
 def _small_label() -> QLabel:

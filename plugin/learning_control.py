@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qgis.PyQt.QtCore import QObject, Qt, pyqtSignal
-from qgis.PyQt.QtWidgets import (
-    QCheckBox,
-    QFileDialog,
-    QHBoxLayout,
-    QLabel,
-    QSizePolicy,
-    QToolButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qgis.PyQt.QtCore import QObject, pyqtSignal
+from qgis.PyQt.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from ..processing.algorithms.base import with_ending
+from .actions import Actions
+from .buttons import ActionBox, action_button
 from .engine_worker import EngineWorker
 from .exchange import Answer, Task
 from .scene_control import SceneControl
@@ -37,25 +31,18 @@ _TEACHES = "Every accepted object teaches the model a little."
 _NOTHING = "Nothing learned yet: every accepted object teaches the model a little."
 _OFF = "The model stays as it is, whatever is accepted."
 _ADAPTER_FILES = "Adapter (*.safetensors)"
+_BUTTONS = "reset_learning", "save_adapter", "load_adapter"
 
 
 class LearningPanel(QWidget):
-    """Widgets only."""
+    """Widgets only, of the actions of `LearningControl`."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, actions: Actions, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.is_on = QCheckBox("Learn from what I accept")
-        self.is_on.setToolTip("Adapt the model to this image with every click and every accepted object")
-        self.rectangles = QCheckBox("Rectangles where masks nearly are")
-        self.rectangles.setToolTip(
-            "Masks that are nearly rectangular become rectangles, of which a click moves whole sides; from which "
-            "likeness on is learned from what you accept. Holds from the next click on"
-        )
+        self.is_on, self.rectangles = ActionBox(actions["learning"]), ActionBox(actions["rectangles"])
         self.report = QLabel()
         self.report.setWordWrap(True)
-        self.reset = _button("Reset", "Forget what was learned")
-        self.save = _button("Save adapter…", "Write what was learned to a file, for other projects and batch jobs")
-        self.load = _button("Load…", "Go on with what was learned elsewhere, from its adapter file")
+        self.reset, self.save, self.load = (action_button(actions[key]) for key in _BUTTONS)
         row = QHBoxLayout()
         for button in (self.reset, self.save, self.load):
             row.addWidget(button)
@@ -75,18 +62,18 @@ class LearningControl(QObject):
 
     notified = pyqtSignal(str)
 
-    def __init__(self, worker: EngineWorker, *, scene: SceneControl, line: QLabel, parent: QObject) -> None:
+    def __init__(
+        self, worker: EngineWorker, *, scene: SceneControl, actions: Actions, line: QLabel, parent: QObject
+    ) -> None:
         super().__init__(parent)
-        self._worker, self._scene, self._line = worker, scene, line
+        self._worker, self._scene, self._actions, self._line = worker, scene, actions, line
         self._state: LearningState | None = None
-        self.panel = LearningPanel()
+        self._add_actions()
+        self.panel = LearningPanel(actions)
         for key, box in ((LEARNING, self.panel.is_on), (RECTANGLES, self.panel.rectangles)):
             remember_box(box, key, default=True)
         self.panel.is_on.toggled.connect(self._on_toggled)
         self.panel.rectangles.toggled.connect(lambda is_on: self._do(SetRectangles(is_on)))
-        self.panel.reset.clicked.connect(lambda: self._do(ResetLearning()))
-        self.panel.save.clicked.connect(self._save)
-        self.panel.load.clicked.connect(self._load)
         scene.ready.connect(self._on_ready)
         scene.changed.connect(self._on_scene_changed)
         worker.worked.connect(self._on_worked)
@@ -101,6 +88,22 @@ class LearningControl(QObject):
         """Learn from an outline (raster's CRS) that was accepted without prompts."""
         if self.panel.is_on.isChecked():
             self._worker.do(LearnOutline(wkb))
+
+    def _add_actions(self) -> None:
+        add = partial(self._actions.add, group="Learning")
+        tip = "Adapt the model to this image with every click and every accepted object"
+        add("learning", "Learn from what I accept", None, tip=tip, checkable=True)
+        tip = (
+            "Masks that are nearly rectangular become rectangles, of which a click moves whole sides; from which "
+            "likeness on is learned from what you accept. Holds from the next click on"
+        )
+        add("rectangles", "Rectangles where masks nearly are", None, tip=tip, checkable=True)
+        tip = "Forget what was learned"
+        add("reset_learning", "Reset learning", lambda: self._do(ResetLearning()), tip=tip, label="Reset")
+        tip = "Write what was learned to a file, for other projects and batch jobs"
+        add("save_adapter", "Save adapter…", self._save, tip=tip)
+        tip = "Go on with what was learned elsewhere, from its adapter file"
+        add("load_adapter", "Load adapter…", self._load, tip=tip, label="Load…")
 
     def _on_toggled(self, is_on: bool) -> None:
         self._show()
@@ -160,8 +163,8 @@ class LearningControl(QObject):
             report = _TEACHES if self._state is None else _NOTHING
         self.panel.report.setText(report)
         self._line.setText(" · ".join(filter(None, (f"Learning is {'on' if is_on else 'off'}", kept))))
-        for button in (self.panel.reset, self.panel.save, self.panel.load):
-            button.setEnabled(self._scene.is_ready)
+        for key in _BUTTONS:
+            self._actions[key].setEnabled(self._scene.is_ready)
 
 
 def _kept(state: LearningState | None) -> str:
@@ -171,13 +174,3 @@ def _kept(state: LearningState | None) -> str:
     objects = "1 accepted object" if state.n_learned == 1 else f"{state.n_learned} accepted objects"
     taught = f"what {objects} taught the model" if state.n_learned else ""
     return " and ".join(filter(None, (state.loaded_name, taught)))
-
-
-def _button(text: str, tip: str) -> QToolButton:
-    button = QToolButton()
-    button.setText(text)
-    button.setToolTip(tip)
-    button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-    # Keys belong to the canvas.
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button

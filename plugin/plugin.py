@@ -50,13 +50,18 @@ class SegAdaptPlugin:
         self._dock_action = QAction(QIcon(icon_path("provider")), "Segment by clicks (SegAdapt)", window)
         self._dock_action.setObjectName("SegAdaptDockAction")
         self._dock_action.setCheckable(True)
+        self._dock_action.setStatusTip("Open or close the panel of SegAdapt")
         self._dock_action.triggered.connect(self.show_dock)
         self._sample_action = QAction("Load sample scene", window)
         self._sample_action.setObjectName("SegAdaptSampleAction")
+        self._sample_action.setStatusTip("Add a small aerial image to try SegAdapt on, and open the panel on it")
         self._sample_action.triggered.connect(self.load_sample)
         self._iface.addToolBarIcon(self._dock_action)
         self._iface.addPluginToMenu(_MENU, self._dock_action)
         self._iface.addPluginToMenu(_MENU, self._sample_action)
+        for action in (self._dock_action, self._sample_action):
+            action.setToolTip(action.statusTip())
+            self._iface.registerMainWindowAction(action, "")
 
     def unload(self) -> None:
         """Take everything away: end the worker, free the engine, remove dock, entries and provider."""
@@ -69,10 +74,12 @@ class SegAdaptPlugin:
             self._dock.deleteLater()
             self._dock = None
         if self._sample_action is not None:
+            self._iface.unregisterMainWindowAction(self._sample_action)
             self._iface.removePluginMenu(_MENU, self._sample_action)
             self._sample_action.deleteLater()
             self._sample_action = None
         if self._dock_action is not None:
+            self._iface.unregisterMainWindowAction(self._dock_action)
             self._iface.removePluginMenu(_MENU, self._dock_action)
             self._iface.removeToolBarIcon(self._dock_action)
             self._dock_action.deleteLater()
@@ -141,8 +148,9 @@ class SegAdaptPlugin:
             menu.addActions(members)
             self._iface.addPluginToMenu(_MENU, menu.menuAction())
             self._menus.append(menu)
-            self._toolbar.addActions([action for action in members if not action.icon().isNull()])
-            self._toolbar.addSeparator()
+            if on_toolbar := [action for action in members if action in actions.on_toolbar]:
+                self._toolbar.addActions(on_toolbar)
+                self._toolbar.addSeparator()
             for action in members:
                 # Here QGIS puts the shortcut that the user chose in the place of ours.
                 self._iface.registerMainWindowAction(action, action.shortcut().toString())

@@ -8,12 +8,13 @@ from qgis.PyQt.QtGui import QKeyEvent
 
 from .actions import Actions, sequences_of_event
 from .qt_compat import QAction
+from .similar_panel import ANSWERS
 
 
 class ReviewKeys(QObject):
     """Claims the keys before map tools and shortcuts, to which they mean something else.
 
-    The shortcuts of `accept_candidate` and `reject_candidate` trigger these actions; `leave_wanted`: Esc was pressed.
+    The shortcuts of `ANSWERS` trigger these actions; `leave_wanted`: Esc was pressed.
     """
 
     leave_wanted = pyqtSignal()
@@ -22,7 +23,7 @@ class ReviewKeys(QObject):
         super().__init__(parent)
         self._canvas = canvas
         self._is_on = False
-        self._answers = actions["accept_candidate"], actions["reject_candidate"]
+        self._answers = [actions[key] for key in ANSWERS]
         canvas.mapToolSet.connect(self._on_tool_set)
 
     def dispose(self) -> None:

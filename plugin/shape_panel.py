@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from qgis.core import QgsSettings
 from qgis.PyQt.QtCore import pyqtSignal
-from qgis.PyQt.QtWidgets import QCheckBox, QDoubleSpinBox, QFormLayout, QWidget
+from qgis.PyQt.QtWidgets import QDoubleSpinBox, QFormLayout, QWidget
 
+from .actions import Actions
+from .buttons import ActionBox
 from .shaping import ShapeOptions
 
 _PREFIX = "segadapt/shape/"
@@ -16,18 +20,19 @@ class ShapePanel(QWidget):
 
     changed = pyqtSignal(object)
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, actions: Actions, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        add = partial(actions.add, slot=None, group="Shape", checkable=True)
         self.simplify_m = _metres("Off", maximum=100.0)
         self.simplify_m.setToolTip("Fewer corners: how far the outline may move, in metres on the ground")
-        self.right_angles = QCheckBox("Right angles")
-        self.right_angles.setToolTip("Straight walls at right angles, along the object's own direction")
+        tip = "Straight walls at right angles, along the object's own direction"
+        self.right_angles = ActionBox(add("right_angles", "Right angles", tip=tip))
         self.min_area_m2 = _metres("Off", maximum=1e6, suffix=" m²")
         self.min_area_m2.setToolTip("Parts and holes that are smaller go")
-        self.no_overlaps = QCheckBox("No overlaps")
-        self.no_overlaps.setToolTip("The object leaves to its neighbours in the target layer what they cover (O)")
-        self.new_on_top = QCheckBox("Cut the others instead")
-        self.new_on_top.setToolTip("When it is accepted, the new object is cut out of those that it overlaps")
+        tip = "The object leaves to its neighbours in the target layer what they cover"
+        self.no_overlaps = ActionBox(add("no_overlaps", "No overlaps", tip=tip, shortcut="O", icon="no_overlaps"))
+        tip = "When it is accepted, the new object is cut out of those that it overlaps"
+        self.new_on_top = ActionBox(add("new_on_top", "Cut the others instead", tip=tip))
         self.snap_m = _metres("Off", maximum=100.0)
         self.snap_m.setToolTip("Borders that are nearer to a neighbour's than this become one, in metres")
         form = QFormLayout(self)
@@ -56,12 +61,7 @@ class ShapePanel(QWidget):
             new_on_top=self.no_overlaps.isChecked() and self.new_on_top.isChecked(),
         )
 
-    def toggle_no_overlaps(self) -> bool:
-        """Switch overlaps off or on and return whether they are off now (a key does this)."""
-        self.no_overlaps.toggle()
-        return bool(self.no_overlaps.isChecked())
-
-    def _boxes(self) -> tuple[QCheckBox, ...]:
+    def _boxes(self) -> tuple[ActionBox, ...]:
         return self.right_angles, self.no_overlaps, self.new_on_top
 
     def _spins(self) -> tuple[QDoubleSpinBox, ...]:
@@ -73,10 +73,10 @@ class ShapePanel(QWidget):
             getattr(self, name).setChecked(settings.value(_PREFIX + name, False, type=bool))
         for name in ("simplify_m", "min_area_m2", "snap_m"):
             getattr(self, name).setValue(settings.value(_PREFIX + name, 0.0, type=float))
-        self.new_on_top.setEnabled(self.no_overlaps.isChecked())
+        self.new_on_top.action.setEnabled(self.no_overlaps.isChecked())
 
     def _on_changed(self) -> None:
-        self.new_on_top.setEnabled(self.no_overlaps.isChecked())
+        self.new_on_top.action.setEnabled(self.no_overlaps.isChecked())
         options = self.options
         settings = QgsSettings()
         # The tick itself, which comes back with "No overlaps".

@@ -62,7 +62,8 @@ class SimilarControl(QObject):
         super().__init__(parent)
         self._canvas, self._scene, self._target = canvas, scene, target
         self._classes, self._shape_options = classes, shape_options
-        self.panel = SimilarPanel()
+        self._add_actions(actions)
+        self.panel = SimilarPanel(actions)
         self.overlay = CandidateOverlay(canvas)
         self.review: Review | None = None
         self.current: int | None = None
@@ -75,7 +76,6 @@ class SimilarControl(QObject):
         self._redraw = QTimer(self)
         self._redraw.setSingleShot(True)
         self._redraw.setInterval(_REDRAW_MS)
-        self._add_actions(actions)
         self._keys = ReviewKeys(canvas, actions, self)
         self._connect()
         self._show()
@@ -250,24 +250,25 @@ class SimilarControl(QObject):
 
     def _add_actions(self, actions: Actions) -> None:
         add = partial(actions.add, group="Find similar")
-        tip = "Look for objects like the accepted ones, or come back to the review"
+        tip = "Look for objects like the examples, or come back to the review"
         add("find_similar", "Find similar", self.start, tip=tip, shortcut="F", icon="findsimilar")
-        tip = "Add the candidate in white to the target layer"
-        add("accept_candidate", "Accept candidate", self.accept, tip=tip, shortcut="A")
-        tip = "The candidate in white is none; learn from it"
-        add("reject_candidate", "Reject candidate", self.reject, tip=tip, shortcut="R")
+        tip = "Stop looking; what was found stays"
+        add("stop_search", "Stop looking", self.stop, tip=tip, label="Stop")
+        tip = "Take the examples back that were chosen with X"
+        add("forget_examples", "Forget examples", self.forget_examples, tip=tip, label="Forget")
+        tip = "Look where the map shows now, not in the whole raster"
+        add("view_only", "Only in this view", None, tip=tip, checkable=True)
+        tip = "The candidate in white is one: add it to the target layer"
+        add("accept_candidate", "Accept candidate", self.accept, tip=tip, shortcut="A", label="Accept")
+        tip = "The candidate in white is none; the ranking learns from it"
+        add("reject_candidate", "Reject candidate", self.reject, tip=tip, shortcut="R", label="Reject")
+        tip = "Leave the review, as Esc does; F comes back to it"
+        add("leave_review", "Leave the review", self.leave, tip=tip, label="Leave")
         tip = "Accept all candidates above the slider"
         add("accept_all", "Accept all likely ones", self.accept_all, tip=tip)
 
     def _connect(self) -> None:
         panel = self.panel
-        panel.search_wanted.connect(self.start)
-        panel.stop_wanted.connect(self.stop)
-        panel.forget_wanted.connect(self.forget_examples)
-        panel.accept_wanted.connect(self.accept)
-        panel.reject_wanted.connect(self.reject)
-        panel.leave_wanted.connect(self.leave)
-        panel.accept_all_wanted.connect(self.accept_all)
         panel.above_changed.connect(lambda _probability: self._show())
         self._redraw.timeout.connect(self._draw)
         self._canvas.destinationCrsChanged.connect(self._draw)

@@ -9,10 +9,15 @@ from qgis.core import QgsGeometry, QgsRectangle, QgsSettings, QgsWkbTypes
 from qgis.gui import QgsMapCanvas, QgsRubberBand
 from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtGui import QColor
-from qgis.PyQt.QtWidgets import QCheckBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QSlider, QVBoxLayout, QWidget
+from qgis.PyQt.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QSlider, QVBoxLayout, QWidget
 
+from .actions import Actions
+from .buttons import ActionBox, action_button
 from .settings import ACCEPT_ABOVE, VIEW_ONLY, remember_box, write_setting
 from .similar_review import Review
+
+ANSWERS = "accept_candidate", "reject_candidate"
+"""Actions for the candidate that is asked about."""
 
 # Viridis in five steps, from unlikely to likely: told apart without colour vision, by brightness.
 _COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
@@ -88,36 +93,23 @@ class CandidateOverlay:
 
 
 class SimilarPanel(QWidget):
-    """The page in the dock. Signals carry what the user wants; `above_changed` a probability, 0 to 1."""
+    """The page in the dock, of the actions of `SimilarControl`. `above_changed` carries a probability, 0 to 1."""
 
-    search_wanted = pyqtSignal()
-    stop_wanted = pyqtSignal()
-    forget_wanted = pyqtSignal()
-    accept_wanted = pyqtSignal()
-    reject_wanted = pyqtSignal()
-    leave_wanted = pyqtSignal()
-    accept_all_wanted = pyqtSignal()
     above_changed = pyqtSignal(float)
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, actions: Actions, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._actions = actions
         self.example_label = _label("No example yet: accept an object, or press X on one.")
         self.status_label = _label("")
         self.progress_bar = QProgressBar()
         self.progress_bar.setTextVisible(False)
         self.progress_bar.setMaximumHeight(8)
         self.progress_bar.setMaximum(1000)
-        self.view_only_check = QCheckBox("Only in this view")
-        self.view_only_check.setToolTip("Look where the map shows now, not in the whole raster")
-        self.view_only_check.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.view_only_check = ActionBox(actions["view_only"])
         remember_box(self.view_only_check, VIEW_ONLY, default=False)
-        self.search_button = _button("Find", "Look for objects like the examples (F)", self.search_wanted)
-        self.stop_button = _button("Stop", "Stop looking; what was found stays", self.stop_wanted)
-        self.forget_button = _button("Forget", "Take the examples back that were chosen with X", self.forget_wanted)
-        self.accept_button = _button("Accept", "It is one: add it to the target layer (A)", self.accept_wanted)
-        self.reject_button = _button("Reject", "It is none; the ranking learns from it (R)", self.reject_wanted)
-        self.leave_button = _button("Leave", "Leave the review; F comes back to it (Esc)", self.leave_wanted)
-        self.accept_all_button = _button("Accept all", "Accept all candidates above the slider", self.accept_all_wanted)
+        search, answer = ("find_similar", "stop_search", "forget_examples"), (*ANSWERS, "leave_review")
+        self.buttons = {key: action_button(actions[key]) for key in (*search, *answer, "accept_all")}
         self.above_slider = QSlider(Qt.Orientation.Horizontal)
         self.above_slider.setRange(0, 100)
         self.above_slider.setValue(QgsSettings().value(f"segadapt/{ACCEPT_ABOVE}", 80, type=int))
@@ -130,12 +122,12 @@ class SimilarPanel(QWidget):
         for row in (
             (self.example_label,),
             (self.view_only_check,),
-            (self.search_button, self.stop_button, self.forget_button),
+            [self.buttons[key] for key in search],
             (self.progress_bar,),
             (self.status_label,),
-            (self.accept_button, self.reject_button, self.leave_button),
+            [self.buttons[key] for key in answer],
             (self.above_slider,),
-            (self.accept_all_button,),
+            (self.buttons["accept_all"],),
         ):
             line = QHBoxLayout()
             for widget in row:
@@ -165,15 +157,17 @@ class SimilarPanel(QWidget):
             self.example_label.setText(f"{n_examples} {'example' if n_examples == 1 else 'examples'} chosen with X.")
         else:
             self.example_label.setText("Examples: the accepted objects of the class, or what you choose with X.")
-        self.forget_button.setEnabled(n_examples > 0)
-        self.stop_button.setEnabled(is_searching)
-        self.progress_bar.setVisible(is_searching)
-        for button in (self.accept_button, self.reject_button):
-            button.setEnabled(current is not None)
-        self.leave_button.setEnabled(is_reviewing)
         n_above = 0 if review is None else len(review.above(self.above))
-        self.accept_all_button.setText(f"Accept all from {self.above:.2f} ({n_above})")
-        self.accept_all_button.setEnabled(n_above > 0 and not is_accepting)
+        for key, is_possible in (
+            ("stop_search", is_searching),
+            ("forget_examples", n_examples > 0),
+            *((key, current is not None) for key in ANSWERS),
+            ("leave_review", is_reviewing),
+            ("accept_all", n_above > 0 and not is_accepting),
+        ):
+            self._actions[key].setEnabled(is_possible)
+        self._actions["accept_all"].setIconText(f"Accept all from {self.above:.2f} ({n_above})")
+        self.progress_bar.setVisible(is_searching)
         self.status_label.setText("" if review is None else review.text(current=current, is_searching=is_searching))
 
 
@@ -207,12 +201,3 @@ def _label(text: str) -> QLabel:
     label = QLabel(text)
     label.setWordWrap(True)
     return label
-
-
-def _button(text: str, tip: str, signal: pyqtSignal) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    # Keys belong to the canvas: a button with the focus would take Enter for itself.
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    button.clicked.connect(lambda _checked=False: signal.emit())
-    return button

@@ -15,7 +15,6 @@ from .prompt_control import PromptControl
 from .prompt_tool import Command
 from .qt_compat import QActionGroup
 from .settings import MODE, write_setting
-from .shape_panel import ShapePanel
 
 # Modes that one goes on with tomorrow; the others are for one occasion.
 _REMEMBERED = (Mode.POINT, Mode.BOX, Mode.SCRIBBLE, Mode.POLYGON, Mode.REFINE)
@@ -37,17 +36,14 @@ class ToolActions(QObject):
         *,
         prompts: PromptControl,
         classes: Classes,
-        shape_panel: ShapePanel,
         activate: Callable[[bool], None],
         ask_fields: Callable[[], None],
         parent: QObject,
     ) -> None:
         super().__init__(parent)
         self._actions, self._prompts, self._classes = actions, prompts, classes
-        self._add(activate, shape_panel, ask_fields=ask_fields)
+        self._add(activate, ask_fields=ask_fields)
         prompts.tool.setAction(actions["tool"])
-        actions["no_overlaps"].setChecked(shape_panel.options.no_overlaps)
-        shape_panel.changed.connect(lambda options: actions["no_overlaps"].setChecked(options.no_overlaps))
         classes.changed.connect(self._show_classes)
         self._show_classes()
 
@@ -59,9 +55,7 @@ class ToolActions(QObject):
         self._actions[mode.value.name].setChecked(True)
         self._prompts.redraw()
 
-    def _add(
-        self, activate: Callable[[bool], None], shape_panel: ShapePanel, *, ask_fields: Callable[[], None]
-    ) -> None:
+    def _add(self, activate: Callable[[bool], None], *, ask_fields: Callable[[], None]) -> None:
         add = self._actions.add
         add(
             "tool",
@@ -112,16 +106,6 @@ class ToolActions(QObject):
             icon="batch",
         )
         add(
-            "no_overlaps",
-            "No overlaps",
-            lambda _is_on: shape_panel.toggle_no_overlaps(),
-            tip="Leave to the neighbours in the target layer what they cover",
-            shortcut="O",
-            group="Shape",
-            icon="no_overlaps",
-            checkable=True,
-        )
-        add(
             "fields",
             "Fields…",
             ask_fields,
@@ -135,7 +119,7 @@ class ToolActions(QObject):
                 lambda number=number: self._on_class_number(number),
                 tip=f"Choose class {number} of the list",
                 shortcut=str(number),
-                group="Class",
+                group="Classes",
             )
 
     def _on_mode_chosen(self, mode: Mode) -> None:

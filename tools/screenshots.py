@@ -250,7 +250,7 @@ class Photographer:
         controller.classes.choose("building")
         self._press(_key("F"))
         similar = controller.similar
-        yield lambda: similar.review is not None and not similar.panel.stop_button.isEnabled()
+        yield lambda: similar.review is not None and not similar.panel.buttons["stop_search"].isEnabled()
         buildings = [one.geometry() for one in objects.values() if one["class"] == "building"] + self._others()
         answers = ""
         while len(answers) < MOST_ANSWERS and similar.current is not None:

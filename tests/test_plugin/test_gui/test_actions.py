@@ -10,7 +10,16 @@ from qgis.gui import QgsGui
 from qgis.PyQt.QtCore import QEvent, Qt
 from qgis.PyQt.QtGui import QKeyEvent, QKeySequence
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QApplication, QComboBox, QLabel, QShortcut, QStyle, QStyleOptionComboBox, QWidget
+from qgis.PyQt.QtWidgets import (
+    QApplication,
+    QComboBox,
+    QLabel,
+    QLineEdit,
+    QShortcut,
+    QStyle,
+    QStyleOptionComboBox,
+    QWidget,
+)
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.cheat_sheet import CheatSheet
 from segadapt.plugin.class_map_control import HINT as CLASS_MAP_HINT
@@ -174,6 +183,54 @@ def test_the_status_bar_says_what_the_next_click_does(gui: Any, at: Any) -> None
     gui.controller.activate_tool(False)
     assert shown[-1] == ""
     assert "Choose a raster" in gui.dock.hint_label.text()
+
+
+def test_a_check_box_and_its_action_are_one(gui: Any) -> None:
+    box, action = gui.controller.learning.panel.is_on, gui.controller.actions["learning"]
+    assert box.isChecked()
+    assert action.isChecked()
+    action.trigger()
+    assert not box.isChecked()
+    assert not QgsSettings().value("segadapt/learning", type=bool)
+    assert gui.dock.learning_label.text() == "Learning is off"
+    box.click()
+    assert action.isChecked()
+    action.setEnabled(False)
+    assert not box.isEnabled()
+
+
+def test_a_key_for_an_action_without_one_works_in_the_whole_window_and_once(gui: Any) -> None:
+    action = gui.controller.actions["coverage"]
+    gui.window.menuBar().addMenu("SegAdapt").addAction(action)  # as the plugin does
+    gui.wait_for(gui.window.menuBar().isVisible)
+    triggered: list[bool] = []
+    action.triggered.connect(triggered.append)
+    action.setShortcut(QKeySequence("Ctrl+Alt+J"))
+    gui.dock.setFocus()
+    QTest.keyClick(gui.dock, Qt.Key.Key_J, CTRL | Qt.KeyboardModifier.AltModifier)
+    assert triggered == [True]
+    gui.start()
+    gui.key(Qt.Key.Key_J, CTRL | Qt.KeyboardModifier.AltModifier)
+    assert triggered == [True, False]
+
+
+def test_add_and_rename_class_open_their_page(gui: Any) -> None:
+    page, panel, actions = gui.dock.page("Classes"), gui.controller.class_panel, gui.controller.actions
+    page.setCollapsed(True)
+    actions["add_class"].trigger()
+    assert not page.isCollapsed()
+    assert panel.name_edit.hasFocus()
+    QTest.keyClicks(panel.name_edit, "roof")
+    actions["add_class"].trigger()
+    assert gui.controller.classes.current == "roof"
+    page.setCollapsed(True)
+    actions["rename_class"].trigger()
+    (editor,) = panel.list.findChildren(QLineEdit)
+    QTest.keyClicks(editor, "house")
+    QTest.keyClick(editor, Qt.Key.Key_Return)
+    gui.wait_for(lambda: gui.controller.classes.names() == ["house"])
+    gui.controller.classes.choose("")
+    assert not actions["rename_class"].isEnabled()
 
 
 def test_buttons_of_the_dock_are_the_actions(gui: Any, at: Any) -> None:

@@ -225,11 +225,11 @@ def test_next_place_moves_the_canvas_and_is_not_shown_twice(
 
 
 def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> None:
-    assert not control.panel.buttons["undo"].isEnabled()
+    assert not control.panel.buttons["map_undo"].isEnabled()
     control.mode_action.trigger()
     control.click((1.0, 2.0), True)
     worker.worked.emit(worker.last(AddStroke), halves(at))
-    control.panel.buttons["undo"].click()
+    control.panel.buttons["map_undo"].click()
     assert worker.last(UndoStroke)
     control.panel.snap_box.click()
     assert (worker.last(SetOptions).head, worker.last(SetOptions).is_snapped) == ("ridge", False)
@@ -239,7 +239,7 @@ def test_buttons(control: Any, worker: FakeWorker, at: Any, tmp_path: Any) -> No
     task = worker.last(WriteMap)
     worker.worked.emit(task, 0.5)
     assert control.panel.progress_bar.value() == 50
-    control.panel.buttons["raster"].click()
+    control.panel.buttons["map_raster"].click()
     assert task in worker.cancelled
     control.export.write_raster(tmp_path / "map.tif")
     worker.done.emit(worker.last(WriteMap))
@@ -254,7 +254,7 @@ def test_a_saved_model_maps_until_the_first_click(
     panel, told = control.panel, []
     control.informed.connect(told.append)
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(tmp_path / "my_city.safetensors"), ""))
-    panel.buttons["load"].click()
+    panel.buttons["map_load"].click()
     assert control.wants_clicks()
     load, view = worker.tasks[-2:]
     assert (type(load), load.path.stem, type(view)) == (LoadClassModel, "my_city", MapView)
@@ -265,14 +265,14 @@ def test_a_saved_model_maps_until_the_first_click(
     assert (panel.head, panel.snap_box.isChecked(), panel.head_combo.isEnabled()) == ("logistic", False, False)
     assert worker.tasks[-1] is view  # options that were only shown
     assert "saved model" in panel.status_label.text()
-    assert panel.buttons["raster"].isEnabled()
-    assert not panel.buttons["undo"].isEnabled()
+    assert panel.buttons["map_raster"].isEnabled()
+    assert not panel.buttons["map_undo"].isEnabled()
     control.show_next()
     assert worker.last(FindNext)
     control.click((1.0, 2.0), True)
     worker.worked.emit(worker.last(AddStroke), halves(at))
     assert panel.head_combo.isEnabled()
-    assert not panel.buttons["load"].isEnabled()  # its clicks would be lost
+    assert not panel.buttons["map_load"].isEnabled()  # its clicks would be lost
 
 
 def test_a_map_begins_as_the_box_was_left_in_the_session_before(

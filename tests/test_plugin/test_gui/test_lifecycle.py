@@ -14,7 +14,8 @@ from qgis.core import QgsApplication, QgsCoordinateReferenceSystem, QgsProject, 
 from qgis.gui import QgsStatusBar
 from qgis.PyQt import sip
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QToolBar
+from qgis.PyQt.QtWidgets import QAbstractButton, QToolBar, QWidget
+from segadapt.plugin.buttons import ActionBox
 from segadapt.plugin.prompt_tool import Command
 from segadapt.plugin.status import Phase
 
@@ -196,6 +197,7 @@ class FakeIface:
     def __init__(self, gui: Any) -> None:
         self._gui = gui
         self.menu: list[str] = []
+        self.in_menu: list[Any] = []
         self.toolbar: list[str] = []
         self.shortcuts: dict[str, str] = {}
         self.status_bar = QgsStatusBar()
@@ -233,6 +235,7 @@ class FakeIface:
 
     def addPluginToMenu(self, _menu: str, action: Any) -> None:
         self.menu.append(action.text())
+        self.in_menu += action.menu().actions() if action.menu() is not None else [action]
 
     def removePluginMenu(self, _menu: str, action: Any) -> None:
         self.menu.remove(action.text())
@@ -294,6 +297,41 @@ def test_plugin_unmakes_what_it_makes_and_loads_again(
         assert sip.isdeleted(toolbar)
         assert iface.shortcuts == {}
         assert iface.status_bar.currentMessage() == ""
+
+
+def is_of_qgis(button: QAbstractButton) -> bool:
+    """Whether a button is part of a field, a group box or a dock as QGIS and Qt make them."""
+    names = {type(ancestor).__name__ for ancestor in ancestors(button)}
+    is_arrow = button.metaObject().className() == "QgsGroupBoxCollapseButton"
+    return is_arrow or button.objectName().startswith("qt_dockwidget") or bool(names & {"QgsFileWidget", "QLineEdit"})
+
+
+def ancestors(widget: QWidget) -> Iterator[QWidget]:
+    while (widget := widget.parentWidget()) is not None:
+        yield widget
+
+
+def test_every_button_of_the_dock_is_an_action_of_menu_and_shortcut_list(
+    gui: Any, iface: FakeIface, make_plugin: Any
+) -> None:
+    plugin = make_plugin(iface)
+    plugin.initGui()
+    plugin.show_dock()
+    settings = plugin.dock.settings_panel
+    buttons = [
+        button
+        for button in plugin.dock.findChildren(QAbstractButton)
+        if not is_of_qgis(button) and not settings.isAncestorOf(button)
+    ]
+    assert len(buttons) > 50
+    for button in buttons:
+        action = button.action if isinstance(button, ActionBox) else getattr(button, "defaultAction", lambda: None)()
+        assert action in iface.in_menu, button.text()
+        assert button.toolTip() == action.toolTip() != action.text()
+        assert button.isEnabled() == action.isEnabled()
+        assert action.objectName() in iface.shortcuts
+    texts = [action.text() for action in iface.in_menu]
+    assert len(set(texts)) == len(texts)  # QGIS's list shows nothing else
 
 
 def test_plugin_without_gui_adds_the_provider_only(make_plugin: Any, qgis_app: Any) -> None:

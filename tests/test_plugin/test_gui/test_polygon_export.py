@@ -78,7 +78,7 @@ def control(gui: Any, worker: FakeWorker) -> Iterator[Any]:
     control.dispose()
 
 
-@pytest.mark.parametrize(("button", "is_whole"), [("polygons", False), ("all_polygons", True)])
+@pytest.mark.parametrize(("button", "is_whole"), [("map_polygons", False), ("map_all_polygons", True)])
 def test_polygons_are_written_with_progress_and_can_be_stopped(
     control: Any, worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, button: str, is_whole: bool
 ) -> None:
@@ -91,7 +91,7 @@ def test_polygons_are_written_with_progress_and_can_be_stopped(
     assert (task.path, task.is_whole) == (tmp_path / "areas.gpkg", is_whole)
     worker.worked.emit(task, 0.25)
     assert control.panel.progress_bar.value() == 25
-    writing = ("raster", "all_polygons", "polygons")
+    writing = ("map_raster", "map_all_polygons", "map_polygons")
     assert [name for name in writing if buttons[name].isEnabled()] == [button]
     assert buttons[button].text() == "Stop"
     buttons[button].click()
@@ -101,10 +101,10 @@ def test_polygons_are_written_with_progress_and_can_be_stopped(
     buttons[button].click()
     worker.done.emit(worker.tasks[-1])
     assert not control.panel.progress_bar.isVisibleTo(control.panel)
-    buttons["raster"].click()
+    buttons["map_raster"].click()
     assert isinstance(worker.tasks[-1], WriteMap)
     worker.failed.emit(Failure("The disk is full; free some space.", task=worker.tasks[-1]))
-    assert buttons["raster"].text() == "Whole raster…"
+    assert buttons["map_raster"].text() == "Whole raster…"
 
 
 class FakeMapper:

@@ -165,7 +165,7 @@ class Run:
 
     def is_searched(self) -> bool:
         """Whether the search has come to its end."""
-        return not self.gui.controller.similar.panel.stop_button.isEnabled()
+        return not self.gui.controller.similar.panel.buttons["stop_search"].isEnabled()
 
     def review(self, names: list[str]) -> list[str]:
         """Answer for the candidates with A and R; return the building among `names` of each, "" for none of them."""
@@ -173,7 +173,8 @@ class Run:
         answers: list[str] = []
         while len(answers) < MOST_ANSWERS:
             gui.wait_for(
-                lambda: similar.current is not None or not similar.panel.stop_button.isEnabled(), seconds=PATIENCE_S
+                lambda: similar.current is not None or not similar.panel.buttons["stop_search"].isEnabled(),
+                seconds=PATIENCE_S,
             )
             if similar.current is None:
                 break

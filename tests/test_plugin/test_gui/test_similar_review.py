@@ -290,14 +290,14 @@ def test_an_older_ranking_is_not_taken(gui: Any, review: Any, worker: FakeWorker
 def test_accept_all_above_the_slider(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
     begin(review, worker, at, (0.4, 0.9, 0.6, 0.85))
     review.panel.above_slider.setValue(60)
-    assert "(3)" in review.panel.accept_all_button.text()
+    assert "(3)" in review.panel.buttons["accept_all"].text()
     review.panel.above_slider.setValue(80)
-    assert review.panel.accept_all_button.text() == "Accept all from 0.80 (2)"
-    review.panel.accept_all_button.click()
+    assert review.panel.buttons["accept_all"].text() == "Accept all from 0.80 (2)"
+    review.panel.buttons["accept_all"].click()
     gui.wait_for(lambda: len(features(gui)) == 2)
     gui.wait_for(lambda: worker.learned.accepted == (2, 4))
-    assert "(0)" in review.panel.accept_all_button.text()
-    assert not review.panel.accept_all_button.isEnabled()
+    assert "(0)" in review.panel.buttons["accept_all"].text()
+    assert not review.panel.buttons["accept_all"].isEnabled()
 
 
 def test_leaving_loses_nothing(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
@@ -464,9 +464,9 @@ def test_examples_can_be_forgotten(gui: Any, review: Any, at: Any) -> None:
     review.add_example(square(at(100, 100)), "building")
     review.add_example(square(at(300, 100)), "building")
     assert review.panel.example_label.text() == "2 examples chosen with X."
-    review.panel.forget_button.click()
+    review.panel.buttons["forget_examples"].click()
     assert review.n_examples == 0
-    assert not review.panel.forget_button.isEnabled()
+    assert not review.panel.buttons["forget_examples"].isEnabled()
 
 
 def test_the_next_search_knows_what_was_rejected(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
@@ -496,10 +496,10 @@ def test_stop_keeps_what_was_found(gui: Any, review: Any, worker: FakeWorker, at
     assert review.panel.progress_bar.value() == 250
     worker.worked.emit(worker.search, None)
     worker.worked.emit(worker.search, Found(1, square(at(100, 300)), 0.9, 0.9, 400.0, 0.7, "fake"))
-    review.panel.stop_button.click()
+    review.panel.buttons["stop_search"].click()
     assert worker.cancelled == [worker.search]
     assert review.review.queue() == [1]
-    assert not review.panel.stop_button.isEnabled()
+    assert not review.panel.buttons["stop_search"].isEnabled()
 
 
 def test_failures_and_empty_results_are_sentences(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
@@ -508,7 +508,7 @@ def test_failures_and_empty_results_are_sentences(gui: Any, review: Any, worker:
     review.start()
     worker.failed.emit(Failure("The example lies outside.", task=worker.search))
     assert review.said[-1] == "The example lies outside."
-    assert not review.panel.stop_button.isEnabled()
+    assert not review.panel.buttons["stop_search"].isEnabled()
     worker.failed.emit(Failure("Of somebody else.", task=LearnAnswers(SearchHandle())))
     assert "somebody" not in review.said[-1]
 
@@ -558,7 +558,7 @@ def test_with_the_real_model(make_gui: Any, real_backend: Any, at: Any) -> None:
     example.convertToMultiType()
     review.add_example(bytes(example.asWkb()), "building")
     gui.controller.actions["find_similar"].trigger()
-    gui.wait_for(lambda: review.review.candidates and not review.panel.stop_button.isEnabled(), seconds=240)
+    gui.wait_for(lambda: review.review.candidates and not review.panel.buttons["stop_search"].isEnabled(), seconds=240)
     assert review.is_reviewing
     truth = QgsGeometry.fromRect(QgsRectangle(corners[0], corners[1]))
     found = review.review.geometries.values()

@@ -11,6 +11,7 @@ from qgis.core import QgsCategorizedSymbolRenderer, QgsFillSymbol, QgsProject, Q
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QColor, QIcon, QPixmap
 from qgis.PyQt.QtTest import QTest
+from segadapt.plugin.actions import Actions
 from segadapt.plugin.class_panel import ClassPanel
 from segadapt.plugin.class_style import palette_colour, symbol_colour
 from segadapt.plugin.classes import Classes
@@ -153,7 +154,8 @@ def test_classes_given_and_renamed_have_their_colours_on_the_map_and_in_the_file
 
 @pytest.fixture
 def panel(classes: Classes) -> Iterator[ClassPanel]:
-    panel = ClassPanel(classes)
+    actions = Actions()
+    panel = ClassPanel(classes, actions)
     panel.show()
     yield panel
     panel.close()
@@ -201,10 +203,10 @@ def test_the_list_adds_chooses_and_removes(panel: ClassPanel, classes: Classes) 
     assert classes.current == "roof"
     classes.choose_number(2)
     assert panel.list.currentItem().text() == "tree"
-    QTest.mouseClick(panel.remove_button, Qt.MouseButton.LeftButton)
+    QTest.mouseClick(panel.buttons["remove_class"], Qt.MouseButton.LeftButton)
     assert rows(panel) == ["(no class)", "roof"]
     assert classes.current == ""
-    assert not panel.remove_button.isEnabled()
+    assert not panel.buttons["remove_class"].isEnabled()
 
 
 def test_the_list_renames_and_says_why_not(panel: ClassPanel, classes: Classes) -> None:

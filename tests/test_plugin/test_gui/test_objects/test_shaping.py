@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from qgis.core import QgsCoordinateReferenceSystem, QgsGeometry, QgsPointXY, QgsSettings
+from qgis.PyQt.QtCore import QObject
+from segadapt.plugin.actions import Actions
 from segadapt.plugin.crs import transformed
 from segadapt.plugin.shape_panel import ShapePanel
 from segadapt.plugin.shaping import ShapeOptions, metric_frame, shaped
@@ -235,31 +238,38 @@ def test_five_hundred_corners_take_no_noticeable_time(shapes: Any) -> None:
     assert min(seconds) < 0.04
 
 
-def test_the_panel_remembers(qgis_app: Any) -> None:
+@pytest.fixture
+def make_panel(qgis_app: Any) -> Callable[[], ShapePanel]:
+    parent = QObject()
+    return lambda: ShapePanel(Actions(parent))
+
+
+def test_the_panel_remembers(make_panel: Any) -> None:
     QgsSettings().remove("segadapt/shape")
-    panel = ShapePanel()
+    panel = make_panel()
     assert panel.options == ShapeOptions()
     seen: list[ShapeOptions] = []
     panel.changed.connect(seen.append)
     panel.right_angles.click()
     panel.simplify_m.setValue(0.75)
-    assert panel.toggle_no_overlaps()
+    panel.no_overlaps.action.trigger()
     expected = ShapeOptions(right_angles=True, simplify_m=0.75, no_overlaps=True)
     assert seen[-1] == panel.options == expected
-    assert ShapePanel().options == expected
+    assert make_panel().options == expected
     assert panel.new_on_top.isEnabled()
-    assert not panel.toggle_no_overlaps()
+    panel.no_overlaps.action.trigger()
     assert not panel.new_on_top.isEnabled()
+    assert not panel.new_on_top.action.isEnabled()
 
 
-def test_others_are_cut_only_where_overlaps_are_off(qgis_app: Any) -> None:
-    panel = ShapePanel()
+def test_others_are_cut_only_where_overlaps_are_off(make_panel: Any) -> None:
+    panel = make_panel()
     panel.no_overlaps.click()
     panel.new_on_top.click()
     assert panel.options == ShapeOptions(no_overlaps=True, new_on_top=True)
-    panel.toggle_no_overlaps()
+    panel.no_overlaps.click()
     assert panel.options == ShapeOptions()
-    later = ShapePanel()
+    later = make_panel()
     assert later.options == ShapeOptions()
-    later.toggle_no_overlaps()  # what was ticked comes back
+    later.no_overlaps.click()  # what was ticked comes back
     assert later.options == ShapeOptions(no_overlaps=True, new_on_top=True)
