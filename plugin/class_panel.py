@@ -48,6 +48,7 @@ class ClassPanel(QWidget):
         self.list.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self.name_edit = QLineEdit()
         self.name_edit.setPlaceholderText("New class, e.g. building")
+        self.name_edit.setToolTip("Name of a new class; Enter adds and chooses it")
         self._add_actions(actions)
         row = QHBoxLayout()
         row.addWidget(self.name_edit, 1)

@@ -364,6 +364,11 @@ class Controller(QObject):
             status.headline(), device=status.device_line(), cache=status.cache_line(), bar=status.bar()
         )
 
+    def show_hint_again(self, message: str) -> None:
+        """Say it again when the tip of a menu or a button that was in its place has gone (`message` is empty)."""
+        if not message:
+            self._show_hint()
+
     def _show_hint(self) -> None:
         """Say what the next click does, while it does something of ours."""
         text = self.prompts.hint if self._canvas.mapTool() is self.prompts.tool else ""

@@ -66,6 +66,7 @@ class SegAdaptPlugin:
     def unload(self) -> None:
         """Take everything away: end the worker, free the engine, remove dock, entries and provider."""
         if self._controller is not None:
+            self._iface.mainWindow().statusBar().messageChanged.disconnect(self._controller.show_hint_again)
             self._remove_actions(self._controller.actions)
             self._controller.dispose()
             self._controller = None
@@ -135,6 +136,7 @@ class SegAdaptPlugin:
             status_bar=self._iface.statusBarIface(),
         )
         self._show_actions(self._controller.actions)
+        self._iface.mainWindow().statusBar().messageChanged.connect(self._controller.show_hint_again)
         self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self._dock)
         self._dock.closed.connect(self._on_dock_closed)
 

@@ -199,6 +199,7 @@ class PromptControl(QObject):
         self.gestures.exemplar_chosen.connect(lambda wkb, name: self.exemplar_chosen.emit(wkb, name, None))
         self.gestures.notified.connect(self.notified)
         self.tool.cycled.connect(self.next_mask)
+        self.tool.drawing_changed.connect(self.show_hint)
         self.batch.next.connect(self._ask_seed)
         self.batch.progressed.connect(self.batch_progressed)
         self.batch.finished.connect(self._on_batch_finished)
@@ -388,10 +389,11 @@ class PromptControl(QObject):
         return hint_text(
             self.tool.mode,
             is_begun=not self.session.is_empty,
+            is_drawing=self.tool.is_drawing,
             is_correction=self._object.is_correction,
             class_name=self._classes.current,
             raster_name=self._scene.name,
-            target_name="a new layer" if target is None else f"'{target.name()}'",
+            target_name="" if target is None else f"'{target.name()}'",
             is_batch=self.batch.is_running,
             taken_hint="" if guest is None else guest.hint,
         )

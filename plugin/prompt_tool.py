@@ -46,7 +46,8 @@ class PromptTool(QgsMapTool):
 
     Signals carry points in the CRS of the canvas: `clicked` (QgsPointXY, is foreground), `boxed` (four
     corners), `scribbled` (points of a line, is foreground), `outlined` (vertices of a polygon), `hovered`
-    (QgsPointXY), `left` (the mouse went away), `cycled` (1 or -1, by Alt and wheel), `mode_changed` (Mode).
+    (QgsPointXY), `left` (the mouse went away), `cycled` (1 or -1, by Alt and wheel), `mode_changed` (Mode),
+    `drawing_changed`: `is_drawing` is another.
     """
 
     clicked = pyqtSignal(QgsPointXY, bool)
@@ -57,6 +58,7 @@ class PromptTool(QgsMapTool):
     left = pyqtSignal()
     cycled = pyqtSignal(int)
     mode_changed = pyqtSignal(object)
+    drawing_changed = pyqtSignal()
 
     def __init__(self, canvas: QgsMapCanvas, actions: Actions) -> None:
         super().__init__(canvas)
@@ -231,9 +233,11 @@ class PromptTool(QgsMapTool):
         if self.mode is Mode.POLYGON and is_foreground:
             self._state = ToolState.DRAWING
             self._drawing.show_polygon(self._drawn)
+            self.drawing_changed.emit()
             return
         if self.mode is Mode.BOX and self._state is ToolState.PRESSED and is_foreground:
             self._state = ToolState.CORNER
+            self.drawing_changed.emit()
             return
         was_dragged, drawn = self._state is ToolState.DRAGGING, self._drawn
         corners, start = self._corners(event.pos()), self._drawn[0]
@@ -276,6 +280,9 @@ class PromptTool(QgsMapTool):
         return self._button == _RIGHT or bool(event.modifiers() & modifiers)
 
     def _rest(self) -> None:
+        was_drawing = self.is_drawing
         self._state, self._button, self._drawn = ToolState.HOVERING, _LEFT, []
         self._box.hide()
         self._drawing.hide()
+        if was_drawing:
+            self.drawing_changed.emit()

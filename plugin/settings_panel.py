@@ -36,6 +36,7 @@ class SettingsPanel(QgsCollapsibleGroupBox):
         form.addRow(self.offline)
         self.environment.setToolTip("Folder of the Python environment with torch and rasterio")
         self.checkpoint_folder.setToolTip("Folder with the models' weights, looked into before anything is downloaded")
+        self.offline.setToolTip("Download nothing: weights that are missing have to be put into their folder")
         self.device.setToolTip("Where models run; auto takes the fastest device that passes a self-test")
         self.cache_gb.setToolTip("Disk space for embeddings; the oldest are removed first")
         self.device.textActivated.connect(lambda text: self.changed.emit("device", text))

@@ -14,6 +14,7 @@ NAMES = ("point", "box", "scribble", "polygon", "refine", "exemplar", "cut", "me
 def hint(name: str = "point", **changes: Any) -> str:
     usual = {
         "is_begun": False,
+        "is_drawing": False,
         "is_correction": False,
         "class_name": "",
         "raster_name": "scene",
@@ -46,6 +47,18 @@ def test_a_polygon_that_is_corrected_goes_nowhere_else() -> None:
 def test_edits_do_not_care_about_the_object_in_the_making() -> None:
     for name in ("exemplar", "cut", "merge"):
         assert hint(name, is_begun=True) == hint(name)
+
+
+def test_without_a_target_layer_objects_go_into_a_new_one_and_there_is_nothing_to_edit() -> None:
+    assert "into a new layer" in hint(is_begun=True, target_name="")
+    for name in ("cut", "merge"):
+        assert hint(name, target_name="").startswith(f"There is no target layer to {name} in yet")
+
+
+def test_what_is_being_drawn_is_gone_on_with() -> None:
+    assert "opposite corner" in hint("box", is_drawing=True)
+    assert "closes the polygon" in hint("polygon", is_drawing=True, is_begun=True)
+    assert hint("box", is_drawing=True, taken_hint="Elsewhere.") == "Elsewhere."
 
 
 def test_batch_and_other_takers_of_clicks_go_first_and_without_raster_there_is_nothing() -> None:

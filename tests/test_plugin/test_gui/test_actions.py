@@ -11,11 +11,14 @@ from qgis.PyQt.QtCore import QEvent, Qt
 from qgis.PyQt.QtGui import QKeyEvent, QKeySequence
 from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import (
+    QAbstractButton,
+    QAbstractSpinBox,
     QApplication,
     QComboBox,
     QLabel,
     QLineEdit,
     QShortcut,
+    QSlider,
     QStyle,
     QStyleOptionComboBox,
     QWidget,
@@ -185,6 +188,17 @@ def test_the_status_bar_says_what_the_next_click_does(gui: Any, at: Any) -> None
     assert "Choose a raster" in gui.dock.hint_label.text()
 
 
+def test_the_next_click_is_told_while_a_box_or_a_polygon_is_drawn(gui: Any, at: Any) -> None:
+    gui.start()
+    for key, hint in ((Qt.Key.Key_B, "Click on the opposite corner"), (Qt.Key.Key_G, "Click on the next corner")):
+        gui.key(key)
+        before = gui.dock.hint_label.text()
+        gui.click(at(300, 400))
+        assert gui.dock.hint_label.text().startswith(hint)
+        gui.key(Qt.Key.Key_Escape)
+        assert gui.dock.hint_label.text() == before
+
+
 def test_a_check_box_and_its_action_are_one(gui: Any) -> None:
     box, action = gui.controller.learning.panel.is_on, gui.controller.actions["learning"]
     assert box.isChecked()
@@ -231,6 +245,18 @@ def test_add_and_rename_class_open_their_page(gui: Any) -> None:
     gui.wait_for(lambda: gui.controller.classes.names() == ["house"])
     gui.controller.classes.choose("")
     assert not actions["rename_class"].isEnabled()
+
+
+def test_everything_in_the_dock_that_can_be_used_has_a_tool_tip(gui: Any) -> None:
+    for widget in gui.dock.widget().findChildren(QWidget):
+        is_arrow = widget.metaObject().className() == "QgsGroupBoxCollapseButton"
+        if isinstance(widget, QAbstractButton | QComboBox | QLineEdit | QAbstractSpinBox | QSlider) and not is_arrow:
+            assert tool_tip(widget), widget.objectName() or widget
+
+
+def tool_tip(widget: QWidget | None) -> str:
+    """What Qt shows: the tip of the widget, or of what it is part of."""
+    return "" if widget is None else widget.toolTip() or tool_tip(widget.parentWidget())
 
 
 def test_buttons_of_the_dock_are_the_actions(gui: Any, at: Any) -> None:

@@ -334,6 +334,25 @@ def test_every_button_of_the_dock_is_an_action_of_menu_and_shortcut_list(
     assert len(set(texts)) == len(texts)  # QGIS's list shows nothing else
 
 
+def test_the_hint_comes_back_after_the_tip_of_a_button(gui: Any, iface: FakeIface, make_plugin: Any) -> None:
+    window_bar = gui.window.statusBar()
+    iface.status_bar.setParentStatusBar(window_bar)  # as in QGIS
+    plugin = make_plugin(iface)
+    plugin.initGui()
+    plugin.show_dock()
+    gui.wait_for(lambda: plugin.controller.scene.is_ready)
+    hint = iface.status_bar.currentMessage()
+    assert hint.startswith("Click on an object")
+    window_bar.showMessage("What a button does")
+    assert iface.status_bar.currentMessage() == "What a button does"
+    window_bar.clearMessage()
+    assert iface.status_bar.currentMessage() == hint
+    plugin.unload()
+    window_bar.showMessage("What a button does")
+    window_bar.clearMessage()
+    assert iface.status_bar.currentMessage() == ""
+
+
 def test_plugin_without_gui_adds_the_provider_only(make_plugin: Any, qgis_app: Any) -> None:
     plugin = make_plugin(None)
     plugin.initProcessing()
