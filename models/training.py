@@ -6,8 +6,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from itertools import starmap
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .metrics import mean_iou
 from .progress import NullProgress, Progress, duration
 from .semantic.prediction import autocast, device_of, evaluate_chips, precision_of
 from .semantic.segmenter import Segmenter
+from .training_state import Keeper, decisive_text, learned_state
 
 _LONGEST = 5.0
 _LOSS_SCALE = 2.0**12
@@ -89,6 +91,21 @@ class Training:
     is_cancelled: bool
 
 
+@dataclass
+class _Course:
+    """How far training is, in plain values, which a `Keeper` can keep; `waiting`: chips of the `_Order`s."""
+
+    best_state: dict[str, torch.Tensor]
+    best_score: float
+    best_step: int = 0
+    n_since_best: int = 0
+    checks: list[tuple[int, float, float, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    waiting: list[int] = field(default_factory=list)
+    replay_waiting: list[int] = field(default_factory=list)
+
+
 LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, labels) -> loss."""
 
@@ -102,6 +119,7 @@ def fit(
     parameters: Iterable[nn.Parameter] | None = None,
     freeze_statistics: bool = False,
     replay: Chips | None = None,
+    keeper: Keeper | None = None,
     progress: Progress | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> Training:
@@ -109,9 +127,10 @@ def fit(
 
     Without chips held out the last state checked is kept. `parameters`: train only these (all by default). With
     `freeze_statistics` batch normalisation keeps its averages, as few chips of another domain would spoil them.
-    `replay`: chips of the source domain, of which every batch takes another half, so that it is not forgotten. A
-    cancel ends training early and keeps the best state so far; before the first check that is the one it started from.
-    Raises `ChipError` where nothing is labelled, and `ModelError` as `Descent` does.
+    `replay`: chips of the source domain, of which every batch takes another half, so that it is not forgotten. With a
+    `keeper` training goes on where a run with the same arguments was killed, to the same result. A cancel ends training
+    early and keeps the best state so far; before the first check that is the one it started from. Raises `ChipError`
+    where nothing is labelled, and `ModelError` as `Descent` does.
     """
     options, progress = options or TrainingOptions(), progress or NullProgress()
     if not chips.n_labelled_px():
@@ -125,18 +144,33 @@ def fit(
     n_classes = len(model.card.classes)
     weights = class_weights_of(chips.labels, n_classes).to(device) if options.is_balanced else None
     every = max(1, options.n_steps // options.n_checks)
-    checks: list[Check] = []
-    losses: list[float] = []
-    best_state, best_step = copy.deepcopy(model.state_dict()), 0
-    best_score = score_of(model, held_out)
-    start, n_since_best, is_cancelled = time.perf_counter(), 0, False
-    order = _Order(len(chips), generator)
-    replayed = None if replay is None else _Order(len(replay), generator)
+    n_done, is_cancelled = 0, False
+    kept: dict[str, Any] = {}
     with _trainable(model, chosen):
-        for step in range(1, options.n_steps + 1):
+        best_state = copy.deepcopy(learned_state(model))
+        if keeper is not None:
+            n_done, kept = keeper.take_up(
+                f"{decisive_text(model.card)} {options} {freeze_statistics}",
+                [chips, held_out, replay],
+                n_steps=options.n_steps,
+                model=model,
+                generator=generator,
+                optimiser=optimiser,
+                schedule=schedule,
+                descent=descent,
+            )
+        course = _Course(**kept) if kept else _Course(best_state, score_of(model, held_out))
+        order = _Order(len(chips), generator, course.waiting)
+        replayed = None if replay is None else _Order(len(replay), generator, course.replay_waiting)
+        start = time.perf_counter() - course.seconds
+        for step in range(n_done + 1, options.n_steps + 1):
             if progress.is_cancelled():
                 is_cancelled = True
                 break
+            if keeper is not None and keeper.is_due():
+                course.seconds, course.waiting = time.perf_counter() - start, order.waiting
+                course.replay_waiting = [] if replayed is None else replayed.waiting
+                keeper.keep(step - 1, vars(course))
             set_training(model, freeze_statistics=freeze_statistics)
             pixels, labels = draw(chips, order.next(options.batch), options.augmentation, generator, device)
             if replay is not None and replayed is not None:
@@ -146,27 +180,28 @@ def fit(
                 logits = model(pixels)
             loss = segmentation_loss(logits.float(), labels, class_weights=weights, dice=options.dice)
             if descent.step(loss):
-                losses.append(float(loss.detach()))
+                course.losses.append(float(loss.detach()))
             schedule.step()
             progress.set_fraction(step / options.n_steps)
             if step % every and step != options.n_steps:
                 continue
-            mean_loss = float(np.mean(losses)) if losses else float("nan")
+            mean_loss = float(np.mean(course.losses)) if course.losses else float("nan")
             check = Check(step, mean_loss, score_of(model, held_out), time.perf_counter() - start)
-            losses.clear()
-            checks.append(check)
+            course.losses.clear()
+            course.checks.append((*check,))
             if on_check is not None:
                 on_check(check)
-            if held_out is None or not check.score <= best_score:
-                best_score, best_step, n_since_best = check.score, step, 0
-                best_state = copy.deepcopy(model.state_dict())
+            if held_out is None or not check.score <= course.best_score:
+                course.best_score, course.best_step, course.n_since_best = check.score, step, 0
+                course.best_state = copy.deepcopy(learned_state(model))
             else:
-                n_since_best += 1
-            if options.patience is not None and n_since_best >= options.patience:
+                course.n_since_best += 1
+            if options.patience is not None and course.n_since_best >= options.patience:
                 break
-    model.load_state_dict(best_state)
+    # What did not learn is no part of it.
+    model.load_state_dict(course.best_state, strict=False)
     model.eval()
-    return Training(tuple(checks), best_step, best_score, is_cancelled)
+    return Training(tuple(starmap(Check, course.checks)), course.best_step, course.best_score, is_cancelled)
 
 
 def score_of(model: Segmenter, chips: Chips | None) -> float:
@@ -251,18 +286,29 @@ class Descent:
             )
         return is_number
 
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps depend on beside the optimiser and the model."""
+        return {"scaler": self._scaler.state_dict(), "n_left_out": self._n_left_out}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take such a state over, once the model has its own."""
+        self._scaler.load_state_dict(state_dict["scaler"])
+        self._n_left_out = state_dict["n_left_out"]
+        for average, good in zip(self._averages, self._last_good, strict=True):
+            good.copy_(average)
+
 
 class _Order:
-    """Chips in a random order, over and over: each is seen before any is seen again."""
+    """Chips in a random order, over and over: each is seen before any is seen again; those in `waiting` come first."""
 
-    def __init__(self, n_chips: int, generator: torch.Generator) -> None:
+    def __init__(self, n_chips: int, generator: torch.Generator, waiting: Sequence[int]) -> None:
         self._n_chips, self._generator = n_chips, generator
-        self._waiting: list[int] = []
+        self.waiting = list(waiting)
 
     def next(self, n: int) -> list[int]:
-        while len(self._waiting) < n:
-            self._waiting += torch.randperm(self._n_chips, generator=self._generator).tolist()
-        chosen, self._waiting = self._waiting[:n], self._waiting[n:]
+        while len(self.waiting) < n:
+            self.waiting += torch.randperm(self._n_chips, generator=self._generator).tolist()
+        chosen, self.waiting = self.waiting[:n], self.waiting[n:]
         return chosen
 
 

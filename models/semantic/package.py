@@ -45,7 +45,7 @@ def save_segmenter(
     tensors = {name: _plain(value) for name, value in weights.items()}
     tensors |= {_EXTRA + name: _plain(value) for name, value in (extra or {}).items()}
     text = model.card.to_json()
-    digest = _digest(text, tensors)
+    digest = content_sha256(text, tensors)
     part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(save(tensors, metadata={CARD_KEY: text, _DIGEST_KEY: digest}))
@@ -85,6 +85,16 @@ def load_extra(path: Path) -> dict[str, torch.Tensor]:
 def package_sha256(path: Path) -> str:
     """The sha256 of a package's content, checked against it. Raises `PackageError`."""
     return _read(path)[2]
+
+
+def content_sha256(text: str, tensors: Tensors) -> str:
+    """One digest of a text and of tensors with their names, in any order."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def merged(base: Tensors, adapter: Tensors) -> dict[str, torch.Tensor]:
@@ -151,7 +161,7 @@ def _read(path: Path) -> tuple[SegmenterCard, dict[str, torch.Tensor], str]:
         ) from error
     text = metadata.get(CARD_KEY, "")
     card = card_from_json(text, path=path)
-    digest = _digest(text, tensors)
+    digest = content_sha256(text, tensors)
     if metadata.get(_DIGEST_KEY) != digest:
         raise PackageError(f"{path} is damaged: its content is not what was saved. Get another copy of the model.")
     return card, tensors, digest
@@ -169,12 +179,3 @@ def _fill(model: Segmenter, tensors: Tensors, path: Path) -> None:
 def _plain(value: torch.Tensor) -> torch.Tensor:
     # Views and channels_last layouts would be refused, or change the digest.
     return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-
-
-def _digest(text: str, tensors: Tensors) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import DEFAULT_ENCODER, FPN_WIDTHS, Outputs, Segmenter, build_segmenter
 from ..semantic.tokens import TOKENS
 from ..training import Descent, draw, set_training
+from ..training_state import Keeper, decisive_text
 from .adapting import drawn, seeded, usable_chips, with_data_as_labels
 from .base import TransferError
 
@@ -163,13 +165,14 @@ def distil(
     held_out: Chips,
     options: Distillation | None = None,
     *,
+    keeper: Keeper | None = None,
     progress: Progress | None = None,
 ) -> Distilled:
     """Teach a copy of `student` what `teachers` answer; their mean probabilities where there are several.
 
     `chips`: unlabelled chips of the target at the teachers' resolution; `held_out`: others, to compare both on. All
-    models are on one device. Raises `TransferError` where models do not go together or chips are no multiple of the
-    student's pixels, and `Cancelled` between steps.
+    models are on one device. `keeper`: as for `training.fit`. Raises `TransferError` where models do not go together or
+    chips are no multiple of the student's pixels, and `Cancelled` between steps.
     """
     options, progress = options or Distillation(), progress or NullProgress()
     factor = _common_factor(teachers, student, chips)
@@ -184,7 +187,15 @@ def distil(
         teacher.eval()
     with seeded(options.seed, device) as generator:
         losses = _teach(
-            teachers, student, chips, options, guide=guide, factor=factor, generator=generator, progress=progress
+            teachers,
+            student,
+            chips,
+            options,
+            guide=guide,
+            factor=factor,
+            generator=generator,
+            keeper=keeper,
+            progress=progress,
         )
     student.eval()
     names = [teacher.card.name for teacher in teachers]
@@ -253,6 +264,7 @@ def _teach(
     guide: int | None,
     factor: int,
     generator: torch.Generator,
+    keeper: Keeper | None,
     progress: Progress,
 ) -> tuple[float, ...]:
     """Take all steps; the mean losses."""
@@ -265,9 +277,25 @@ def _teach(
     optimiser = torch.optim.AdamW(learning, lr=options.rate, weight_decay=1e-4)
     descent = Descent(optimiser, student)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.n_steps)
-    losses: list[float] = []
-    for step in range(options.n_steps):
+    n_done = 0
+    kept: dict[str, Any] = {}
+    if keeper is not None:
+        cards = [decisive_text(model.card) for model in (student, *teachers)]
+        n_done, kept = keeper.take_up(
+            f"{cards} {options} {guide}",
+            [chips, *teachers],
+            n_steps=options.n_steps,
+            model=nn.ModuleList([student, project or nn.Identity()]),
+            generator=generator,
+            optimiser=optimiser,
+            schedule=schedule,
+            descent=descent,
+        )
+    losses: list[float] = kept.get("losses", [])
+    for step in range(n_done, options.n_steps):
         raise_if_cancelled(progress)
+        if keeper is not None and keeper.is_due():
+            keeper.keep(step, {"losses": losses})
         set_training(student, freeze_statistics=step >= _SETTLED_FROM * options.n_steps)
         n = min(options.batch, len(usable)) if len(usable) > 1 else 2
         pixels, labels = draw(masked, drawn(n, usable, generator), None, generator, device)

@@ -23,6 +23,7 @@ from ..semantic.prediction import device_of
 from ..semantic.segmenter import Segmenter
 from ..semantic.tokens import N_TOKENS, RANK, TOKENS
 from ..training import Check, Training, TrainingOptions, fit, score_of
+from ..training_state import Keeper
 from .adapting import NORMS, seeded
 from .base import TransferError
 from .low_rank import inject_low_rank, low_rank_layers, low_rank_tensors
@@ -108,14 +109,15 @@ def fine_tune(
     training: TrainingOptions | None = None,
     *,
     replay: Chips | None = None,
+    keeper: Keeper | None = None,
     progress: Progress | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> FineTuned:
     """Adapt a copy of `model` to the labelled ones of `chips`; the model itself is not changed.
 
     Of the states checked on `held_out` the best is kept, and only if it beats the source model there (no harm).
-    `replay`: labelled chips of the source domain to rehearse. A cancel ends it early, with the best state so far.
-    Raises `TransferError` where `held_out` has no label, `ChipError` where `chips` has none.
+    `replay`: labelled chips of the source domain to rehearse. `keeper`: as for `fit`. A cancel ends it early, with the
+    best state so far. Raises `TransferError` where `held_out` has no label, `ChipError` where `chips` has none.
     """
     options = options or FineTuning()
     training = training or usual_training(options.layers)
@@ -132,6 +134,7 @@ def fine_tune(
             parameters=chosen,
             freeze_statistics=options.is_statistics_frozen,
             replay=replay,
+            keeper=keeper,
             progress=progress,
             on_check=on_check,
         )
