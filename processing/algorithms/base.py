@@ -15,6 +15,7 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProcessingOutputDefinition,
     QgsProcessingParameterDefinition,
+    QgsProcessingUtils,
 )
 from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QIcon
@@ -156,6 +157,11 @@ def check_folder(path: Path, what: str) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise JobError(f"The folder of {path} cannot be written to; choose another one for the {what}.") from error
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether QGIS made the name of this output up: every run has another, so that none goes on with another's work."""
+    return path.is_relative_to(QgsProcessingUtils.tempFolder())
 
 
 def sentence_for_error(error: Exception, feedback: QgsProcessingFeedback) -> str:

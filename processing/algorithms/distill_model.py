@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingParameterMultipleLayers,
 )
 
+from .base import is_temporary
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
 from .settings import EngineSettings
@@ -70,7 +71,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
                 "The light model is kept if the mean overlap (IoU, 0 to 1) of its classes with those of the large "
                 "model reaches this; 0 keeps every one."
             ),
-            self.OUTPUT: self.tr("File for the light model (.safetensors)."),
+            self.OUTPUT: f"{self.tr('File for the light model (.safetensors).')} {self.going_on_help()}",
             self.IS_KEPT: self.tr("Whether the light model was saved, and not the large one."),
             self.SPEEDUP: self.tr("How many times faster the light model maps the same ground."),
             self.AGREEMENT: self.tr("Mean overlap (IoU, 0 to 1) of its classes with those of the large model."),
@@ -129,6 +130,7 @@ class DistillModelAlgorithm(ModelAlgorithm):
             teachers=teachers,
             rasters=[TargetRaster(raster.path, raster.crs_wkt) for raster in self.rasters(self.RASTERS)],
             output=output,
+            is_temporary=is_temporary(output),
             student=self.parameterAsEnumString(parameters, self.STUDENT, context),
             least_agreement=self.parameterAsDouble(parameters, self.LEAST_AGREEMENT, context),
             options=Distillation(

@@ -12,6 +12,7 @@ from qgis.core import (
 )
 
 from ...models.progress import StepProgress
+from .base import is_temporary
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
 from .training_source import READ, LabelledAlgorithm
@@ -85,7 +86,7 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
                 "Save only what changed: a small file that is used as a model as long as the source model lies beside "
                 "it or where it is now."
             ),
-            self.OUTPUT: self.tr("File for the fine-tuned model (.safetensors)."),
+            self.OUTPUT: f"{self.tr('File for the fine-tuned model (.safetensors).')} {self.going_on_help()}",
             self.IS_ADAPTED: self.tr("Whether the fine-tuned model was saved, and not the source model."),
             self.MEAN_IOU_BEFORE: self.tr("Mean IoU of the source model on the chips held out."),
             self.MEAN_IOU_AFTER: self.tr("Mean IoU of the fine-tuned model there, whether it was kept or not."),
@@ -130,9 +131,11 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
 
         report = self.file_output(parameters, context, self.REPORT)
         model, card = self.package(parameters, context)
+        output = self.model_output(parameters, context)
         job = FineTuneJob(
             model=model,
-            output=self.model_output(parameters, context),
+            output=output,
+            is_temporary=is_temporary(output),
             tuning=self._tuning(parameters, context),
             n_steps=self.parameterAsInt(parameters, self.STEPS, context),
             batch=self.parameterAsInt(parameters, self.BATCH, context),

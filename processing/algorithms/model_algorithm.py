@@ -176,6 +176,13 @@ class ModelAlgorithm(SegAdaptAlgorithm):
             )
         )
 
+    def going_on_help(self) -> str:
+        """Say what becomes of a training that a crash ends; for the help of its output."""
+        return self.tr(
+            "If QGIS or the computer crashes, a run with the same parameters and the same file (not a temporary one) "
+            "goes on where training was about a minute before."
+        )
+
     def add_choice(self, name: str, label: str, options: Sequence[str], *, advanced: bool = False) -> None:
         """Add a choice by name (not by index, which would change with the list); the first is the default."""
         choice = QgsProcessingParameterEnum(

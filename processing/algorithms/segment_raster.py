@@ -21,7 +21,6 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterRasterDestination,
-    QgsProcessingUtils,
     QgsRendererCategory,
 )
 from qgis.PyQt import sip
@@ -30,6 +29,7 @@ from ...models.progress import raise_if_cancelled
 from ...models.semantic.card import SegmenterClass
 from ..errors import JobError
 from . import outputs
+from .base import is_temporary
 from .class_map import ClassMapAlgorithm
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm
@@ -169,7 +169,7 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         places = SegmentOutputs(
             labels=Path(output),
             **{name.lower(): Path(path) for name, path in extras.items()},
-            is_temporary=Path(output).is_relative_to(QgsProcessingUtils.tempFolder()),
+            is_temporary=is_temporary(Path(output)),
         )
         options = SegmentOptions(
             overlap=self.parameterAsDouble(parameters, self.OVERLAP, context),

@@ -11,6 +11,7 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
 )
 
+from .base import is_temporary
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
 from .training_source import LabelledAlgorithm, parse_bands
@@ -107,7 +108,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             self.LICENCE: self.tr("Under what licence the model may be used; it is written into the model."),
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],
-            self.OUTPUT: self.tr("File for the model (.safetensors)."),
+            self.OUTPUT: f"{self.tr('File for the model (.safetensors).')} {self.going_on_help()}",
             self.REPORT: self.tr("Page with the course of training and the quality of each class."),
             self.MEAN_IOU: self.tr("Mean IoU on the chips held out; not there where none were."),
             self.ACCURACY: self.tr("Share of right pixels on the chips held out; not there where none were."),
@@ -170,6 +171,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             output,
             options,
             device=self.device(parameters, context, settings),
+            is_temporary=is_temporary(output),
             checkpoint_folder=settings.checkpoint_folder,
             offline=settings.offline,
             progress=progress,

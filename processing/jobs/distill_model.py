@@ -12,6 +12,7 @@ from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.semantic.card import SegmenterCard, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
+from ...models.training_state import Keeper
 from ...models.transfer.distillation import (
     SMALL_DECODER,
     SMALL_ENCODER,
@@ -44,6 +45,7 @@ class DistillModel:
 
     `teachers`: packages, one or more of the same bands, classes and resolution. `student`: one of `STUDENTS`. `device`:
     as for `choose_device`. `least_agreement`: a student below this mean IoU with its teachers, 0 to 1, is not kept.
+    `is_temporary`: every run has another output, so that none can go on with the training of another.
     """
 
     teachers: Sequence[Path]
@@ -53,6 +55,7 @@ class DistillModel:
     least_agreement: float = LEAST_AGREEMENT
     options: Distillation = field(default_factory=Distillation)
     device: str = "auto"
+    is_temporary: bool = False
 
     def __post_init__(self) -> None:
         """Check what is given. Raises `JobError`."""
@@ -73,9 +76,9 @@ class DistillModel:
 def distill_model(job: DistillModel, *, report_path: Path | None = None, progress: Progress | None = None) -> Distilled:
     """Distil and save the student at `output`; a fifth of the blocks of ground is kept to compare both.
 
-    To do no harm, the first teacher is saved there unchanged where the student does not agree with it enough. Raises
-    `JobError` for too little ground, `ModelError` for models that do not go together, `RasterError`, `Cancelled`;
-    nothing is written then.
+    To do no harm, the first teacher is saved there unchanged where the student does not agree with it enough. After a
+    kill or an error a call for the same job goes on with the training. Raises `JobError` for too little ground,
+    `ModelError` for models that do not go together, `RasterError`, `Cancelled`; no model is written then.
     """
     progress = progress or NullProgress()
     choice = choose_device(job.device)
@@ -101,27 +104,36 @@ def distill_model(job: DistillModel, *, report_path: Path | None = None, progres
     learned, held_out = split_by_block(chips, held_out=_HELD_OUT, seed=job.options.seed)
     progress.info(f"{len(learned)} chips to learn from, {len(held_out)} to compare both models on.")
     student = new_student(card, seed=job.options.seed).to(choice.name)
-    result = distil(teachers, student, learned, held_out, job.options, progress=StepProgress(progress, _READ, _LEARN))
-    raise_if_cancelled(progress)
-    digests = [package_sha256(path) for path in job.teachers]
-    model = result.model
-    model.card = with_event(
-        replace(
-            model.card,
-            metrics={"agreement": round(result.agreement, 4), "speedup": round(result.speedup, 2)},
-            segadapt_version=version(),
-        ),
-        "saved as a student",
-        sha256_of_teachers=digests,
-        rasters=[Path(raster.path).name for raster in job.rasters],
-    )
-    text = _report(job, result, teacher=seen, n_chips=(len(learned), len(held_out)), device=choice.name)
-    if job.keeps(result):
-        save_segmenter(model, job.output)
-    else:
-        save_unchanged(teachers[0].cpu(), job.teachers[0], job.output, extra=load_extra(job.teachers[0]))
-    if report_path is not None:
-        write_report(text, report_path)
+    with Keeper(job.output, version=version(), is_temporary=job.is_temporary, progress=progress) as keeper:
+        result = distil(
+            teachers,
+            student,
+            learned,
+            held_out,
+            job.options,
+            keeper=keeper,
+            progress=StepProgress(progress, _READ, _LEARN),
+        )
+        raise_if_cancelled(progress)
+        digests = [package_sha256(path) for path in job.teachers]
+        model = result.model
+        model.card = with_event(
+            replace(
+                model.card,
+                metrics={"agreement": round(result.agreement, 4), "speedup": round(result.speedup, 2)},
+                segadapt_version=version(),
+            ),
+            "saved as a student",
+            sha256_of_teachers=digests,
+            rasters=[Path(raster.path).name for raster in job.rasters],
+        )
+        text = _report(job, result, teacher=seen, n_chips=(len(learned), len(held_out)), device=choice.name)
+        if job.keeps(result):
+            save_segmenter(model, job.output)
+        else:
+            save_unchanged(teachers[0].cpu(), job.teachers[0], job.output, extra=load_extra(job.teachers[0]))
+        if report_path is not None:
+            write_report(text, report_path)
     progress.info(
         f"The student agrees with its teacher on {100 * result.same:.1f} % of the pixels (mean IoU "
         f"{result.agreement:.3f}) and maps the same ground {result.speedup:.1f} times faster."

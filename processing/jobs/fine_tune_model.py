@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +16,14 @@ from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, read_card, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.training import Training
+from ...models.training_state import Keeper
 from ...models.transfer.fine_tuning import FineTuned, FineTuning, fine_tune, usual_training
 from ...models.transfer.statistics import source_statistics
 from ..errors import JobError
 from .class_scheme import ClassScheme, background_of
 from .evaluate_model import Evaluation, EvaluationOptions, judge
 from .model_rasters import read_labelled_chips
+from .page import version
 from .training_data import LabelledRaster, split_chips
 from .unchanged_model import save_unchanged
 
@@ -37,8 +38,9 @@ class FineTuneJob:
     `model`: package of the source model. `output`: where the result goes. `tuning`: which layers learn. `n_steps`
     batches of `batch` chips. `held_out`: share of the labelled chips that decide whether the result is kept.
     `n_most`: at most about so many labelled chips, those with nothing but background only where there is room.
-    `is_adapter_only`: save what changed, to be laid over the source model, and not the whole. Raises `JobError` for
-    values that make no sense.
+    `is_adapter_only`: save what changed, to be laid over the source model, and not the whole. `is_temporary`: every run
+    has another output, so that none can go on with the training of another. Raises `JobError` for values that make no
+    sense.
     """
 
     model: Path
@@ -49,6 +51,7 @@ class FineTuneJob:
     held_out: float = 0.3
     n_most: int = 4000
     is_adapter_only: bool = False
+    is_temporary: bool = False
     device: str = "auto"
     seed: int = 0
 
@@ -112,10 +115,10 @@ def fine_tune_model(
     adapter the values and the shares of classes, on its card.
 
     `scheme`: how the labels name the classes of the model (`class_scheme.scheme_of_card`). `source`: labelled chips of
-    the source to rehearse, as the model sees them. A cancel during training
-    saves the best state so far if it is better than the source model; else `Cancelled` is raised and nothing written.
-    Raises `JobError` for labels that do not reach for a split, and for an adapter that is to be laid over an adapter;
-    `RasterError`, `TransferError` and `PackageError`.
+    the source to rehearse, as the model sees them. A cancel during training saves the best state so far if it is better
+    than the source model; else `Cancelled` is raised and no model written. After a kill or an error a call for the same
+    job with the same inputs goes on with training. Raises `JobError` for labels that do not reach for a split, and for
+    an adapter that is to be laid over an adapter; `RasterError`, `TransferError` and `PackageError`.
     """
     progress = progress or NullProgress()
     source_card = read_card(job.model)
@@ -140,34 +143,35 @@ def fine_tune_model(
         f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out."
     )
     model.to(choice.name)
-    start = time.perf_counter()
-    tuned = fine_tune(
-        model,
-        learned,
-        held_out,
-        job.tuning,
-        usual_training(job.tuning.layers, n_steps=job.n_steps, batch=job.batch, seed=job.seed),
-        replay=source,
-        progress=StepProgress(progress, _READ, _TUNED),
-        on_check=lambda check: progress.info(check.told(job.n_steps)),
-    )
-    seconds = time.perf_counter() - start
-    if tuned.training.is_cancelled:
-        if not tuned.is_accepted:
-            raise Cancelled("Stopped before anything better than the source model was reached; nothing was saved.")
-        progress.info(f"Stopped: the best state so far, of step {tuned.training.best_step}, is saved.")
-    n_rehearsed = 0 if source is None else len(source)
-    # From here on a cancel is not asked for: what was learned is to be saved.
-    options = EvaluationOptions(batch=job.batch, seed=job.seed)
-    before = judge(model, held_out, name="source model", options=options)
-    after = judge(tuned.model, held_out, name="fine-tuned model", options=options) if tuned.is_accepted else None
-    progress.info(verdict(tuned.before, tuned.after, is_adapted=tuned.is_accepted))
-    if after is not None:
-        card = _card(job, tuned, after, rasters, learned, held_out, n_rehearsed, seconds)
-        card = _save(tuned, card, learned, job)
-    else:
-        card = source_card
-        save_unchanged(model, job.model, job.output, extra=load_extra(job.model))
+    with Keeper(job.output, version=version(), is_temporary=job.is_temporary, progress=progress) as keeper:
+        tuned = fine_tune(
+            model,
+            learned,
+            held_out,
+            job.tuning,
+            usual_training(job.tuning.layers, n_steps=job.n_steps, batch=job.batch, seed=job.seed),
+            replay=source,
+            keeper=keeper,
+            progress=StepProgress(progress, _READ, _TUNED),
+            on_check=lambda check: progress.info(check.told(job.n_steps)),
+        )
+        if tuned.training.is_cancelled:
+            if not tuned.is_accepted:
+                raise Cancelled("Stopped before anything better than the source model was reached; nothing was saved.")
+            progress.info(f"Stopped: the best state so far, of step {tuned.training.best_step}, is saved.")
+        n_rehearsed = 0 if source is None else len(source)
+        # From here on a cancel is not asked for: what was learned is to be saved.
+        seconds = tuned.training.checks[-1].seconds
+        options = EvaluationOptions(batch=job.batch, seed=job.seed)
+        before = judge(model, held_out, name="source model", options=options)
+        after = judge(tuned.model, held_out, name="fine-tuned model", options=options) if tuned.is_accepted else None
+        progress.info(verdict(tuned.before, tuned.after, is_adapted=tuned.is_accepted))
+        if after is not None:
+            card = _card(job, tuned, after, rasters, learned, held_out, n_rehearsed, seconds)
+            card = _save(tuned, card, learned, job)
+        else:
+            card = source_card
+            save_unchanged(model, job.model, job.output, extra=load_extra(job.model))
     progress.set_fraction(1.0)
     progress.info(f"Saved {job.output}.")
     return FineTuneResult(

@@ -31,6 +31,7 @@ from ...models.semantic.segmenter import (
     published_licence,
 )
 from ...models.training import Training, TrainingOptions, fit
+from ...models.training_state import Keeper
 from ...models.transfer.statistics import source_statistics
 from ..errors import JobError
 from ..raster.band_names import has_palette, read_band_names
@@ -125,6 +126,7 @@ def train_model(
     options: ModelOptions | None = None,
     *,
     device: str = "auto",
+    is_temporary: bool = False,
     checkpoint_folder: Path | None = None,
     offline: bool = False,
     progress: Progress | None = None,
@@ -132,8 +134,10 @@ def train_model(
     """Train on labelled rasters and write the package `output`, whole or not at all.
 
     A cancel during training keeps the best state so far, saves it and says so; before the first check there is none,
-    and `Cancelled` is raised. `checkpoint_folder` and `offline`: as for `load_published_encoder`. Raises `ModelError`s
-    for parts that do not exist or weights that cannot be had, `JobError` and `RasterError` for labels and rasters.
+    and `Cancelled` is raised. After a kill or an error a call with the same inputs and output goes on with training;
+    an output that `is_temporary` is another one each time. `checkpoint_folder` and `offline`: as for
+    `load_published_encoder`. Raises `ModelError`s for parts that do not exist or weights that cannot be had, `JobError`
+    and `RasterError` for labels and rasters.
     """
     options, progress = options or ModelOptions(), progress or NullProgress()
     if not rasters:
@@ -172,53 +176,55 @@ def train_model(
     card = _card(options, scheme, names=names, gsd_m=gsd_m, chips=kept, output=output)
     card = replace(card, training_stretch=stretch)
     n_steps = options.n_steps or math.ceil(len(kept) / options.batch) * options.epochs
-    with _seeded(options.seed):
-        model = _build(card)
-        start = _load_weights(model, options.weights, checkpoint_folder, offline=offline, progress=progress)
-        model.to(choice.name)
-        with _memory_sentence():
-            training = fit(
-                model,
-                kept,
-                held_out,
-                _training_options(options, n_steps, start=start),
-                progress=StepProgress(progress, _READ, _TRAINED),
-                on_check=lambda check: progress.info(check.told(n_steps)),
-            )
-    if training.is_cancelled:
-        if not training.checks:
-            raise Cancelled("Stopped before the model had learned anything; nothing was saved.")
-        progress.info(f"Stopped: the best state so far, of step {training.best_step}, is saved.")
-    elif training.checks and training.checks[-1].step < n_steps:
-        progress.info(f"Stopped early: nothing better came after step {training.best_step}.")
-    # From here on a cancel is not asked for: what was learned is to be saved.
-    evaluation = None
-    if held_out is not None:
-        evaluation = judge(model, held_out, name=card.name, options=EvaluationOptions(seed=options.seed))
-        progress.info(f"On the chips held out: {in_words(evaluation)}.")
-    statistics, tensors = source_statistics(model, kept, seed=options.seed)
-    model.card = with_event(
-        replace(
-            card,
-            statistics=statistics,
-            metrics={} if evaluation is None else {"held_out": evaluation.metrics()},
-        ),
-        "trained",
-        rasters=[Path(raster.path).name for raster in rasters],
-        n_chips=len(kept),
-        n_held_out=len(held_out or ()),
-        split=options.split,
-        weights=start,
-        **({"weights_licence": published_licence(card.encoder)} if start == "published" else {}),
-        n_steps=training.checks[-1].step,
-        best_step=training.best_step,
-        is_cancelled=training.is_cancelled,
-        seconds=round(training.checks[-1].seconds, 1),
-        rate=options.rate,
-        batch=options.batch,
-        seed=options.seed,
-    )
-    save_segmenter(model, output, extra=tensors)
+    with Keeper(output, version=version(), is_temporary=is_temporary, progress=progress) as keeper:
+        with _seeded(options.seed):
+            model = _build(card)
+            start = _load_weights(model, options.weights, checkpoint_folder, offline=offline, progress=progress)
+            model.to(choice.name)
+            with _memory_sentence():
+                training = fit(
+                    model,
+                    kept,
+                    held_out,
+                    _training_options(options, n_steps, start=start),
+                    keeper=keeper,
+                    progress=StepProgress(progress, _READ, _TRAINED),
+                    on_check=lambda check: progress.info(check.told(n_steps)),
+                )
+        if training.is_cancelled:
+            if not training.checks:
+                raise Cancelled("Stopped before the model had learned anything; nothing was saved.")
+            progress.info(f"Stopped: the best state so far, of step {training.best_step}, is saved.")
+        elif training.checks and training.checks[-1].step < n_steps:
+            progress.info(f"Stopped early: nothing better came after step {training.best_step}.")
+        # From here on a cancel is not asked for: what was learned is to be saved.
+        evaluation = None
+        if held_out is not None:
+            evaluation = judge(model, held_out, name=card.name, options=EvaluationOptions(seed=options.seed))
+            progress.info(f"On the chips held out: {in_words(evaluation)}.")
+        statistics, tensors = source_statistics(model, kept, seed=options.seed)
+        model.card = with_event(
+            replace(
+                card,
+                statistics=statistics,
+                metrics={} if evaluation is None else {"held_out": evaluation.metrics()},
+            ),
+            "trained",
+            rasters=[Path(raster.path).name for raster in rasters],
+            n_chips=len(kept),
+            n_held_out=len(held_out or ()),
+            split=options.split,
+            weights=start,
+            **({"weights_licence": published_licence(card.encoder)} if start == "published" else {}),
+            n_steps=training.checks[-1].step,
+            best_step=training.best_step,
+            is_cancelled=training.is_cancelled,
+            seconds=round(training.checks[-1].seconds, 1),
+            rate=options.rate,
+            batch=options.batch,
+            seed=options.seed,
+        )
+        save_segmenter(model, output, extra=tensors)
     progress.set_fraction(1.0)
     progress.info(f"Saved {output}.")
     class_px = np.bincount(kept.labels.ravel(), minlength=256)[: len(scheme.classes)]

@@ -132,3 +132,27 @@ def test_students_are_those_of_the_job() -> None:
     from segadapt.processing.jobs.distill_model import LEAST_AGREEMENT, STUDENTS
 
     assert (algorithm_module.STUDENTS, algorithm_module.LEAST_AGREEMENT) == (STUDENTS, LEAST_AGREEMENT)
+
+
+def test_after_an_error_the_student_goes_on_learning(
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the state that is kept beside its file, which is removed in the end."""
+    from segadapt.models import training_state
+    from segadapt.models.transfer import distillation
+
+    monkeypatch.setattr(training_state.Keeper, "is_due", lambda _: True)
+    (out := tmp_path / "out").mkdir()
+    parameters = {"MODEL": str(roof_model), "RASTERS": [str(scene_file)], "STEPS": 4, "DEVICE": "cpu"}
+    parameters["OUTPUT"] = str(out / "light.safetensors")
+    taught = []
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation, "compared", lambda *_, **__: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            run("distillmodel", parameters)
+    assert len(list(out.iterdir())) == 1
+    draw = distillation.draw
+    monkeypatch.setattr(distillation, "draw", lambda *given: taught.append(given) or draw(*given))
+    run("distillmodel", parameters)
+    assert len(taught) == 1
+    assert [file.name for file in out.iterdir()] == ["light.safetensors"]

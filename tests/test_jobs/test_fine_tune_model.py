@@ -262,3 +262,19 @@ def test_what_cannot_be_done_is_told(source, target, tmp_path):
     with pytest.raises(JobError, match="'roof' alone"):
         fine_tune_model(rasters, scheme, job(source, tmp_path))
     assert list(tmp_path.glob("*safetensors*")) == []
+
+
+def test_after_an_error_tuning_goes_on_with_what_is_kept(source, target, tmp_path, recorder, monkeypatch):
+    monkeypatch.setattr("segadapt.models.training_state.Keeper.is_due", lambda _: True)
+    (out := tmp_path / "out").mkdir()
+    one, told = job(source, out, n_steps=4), recorder()
+    whole = tuned([target()], replace(one, output=tmp_path / "whole.safetensors"))
+    with monkeypatch.context() as patch:
+        patch.setattr("segadapt.processing.jobs.fine_tune_model.judge", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tuned([target()], one, progress=told)
+    assert f"The state of the training is kept in {next(out.iterdir())}" in told.texts[-1]
+    again = tuned([target()], one, progress=told)
+    assert "Going on from step 3 of 4 of a training that was stopped." in told.texts
+    assert (again.mean_iou_after, again.n_bytes) == (whole.mean_iou_after, whole.n_bytes)
+    assert list(out.iterdir()) == [one.output]

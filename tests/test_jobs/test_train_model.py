@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -592,3 +597,88 @@ def test_what_cannot_be_trained_is_said_before_anything_is_read(houses, tmp_path
     fails("'resnet18' does not go with the decoder 'dpt'", decoder="dpt", encoder="resnet18")
     fails("takes no chips of 32 px", decoder="fpn", encoder="swin_tiny_patch4_window7_224")
     assert not output.exists()
+
+
+_KILLED = """
+import json, os, runpy, signal, sys, torch
+runpy.run_path(sys.argv[1])
+test = runpy.run_path(sys.argv[2])
+from pathlib import Path
+from segadapt.models import training_state
+torch.set_num_threads(1)
+training_state.Keeper.is_due = lambda _: True
+write, n = training_state._write, []
+def kill(state, file):
+    if len(n) == 4:
+        file.write_bytes(b"half a state")
+        os.kill(os.getpid(), signal.SIGKILL)
+    n.append(file)
+    write(state, file)
+training_state._write = kill
+test["briefly"](sys.argv[3], json.loads(sys.argv[4]), Path(sys.argv[5]))
+"""
+
+
+def briefly(path, boxes, output, progress=None):
+    """Eight steps with a check after each."""
+    rasters = [labelled(path, boxes)]
+    options = replace(QUICK, name="roofs", encoder="lcnet_035", n_steps=8, patience=None)
+    return train_model(rasters, scheme_of_labels(rasters), output, options, device="cpu", progress=progress)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills")
+def test_after_a_kill_training_goes_on_to_the_same_model(houses, tmp_path, recorder):
+    """In a process that is killed while it writes the state after its fourth step."""
+    path, boxes, _ = houses()
+    out, told = tmp_path / "out", recorder()
+    out.mkdir()
+    conftest = Path(__file__).resolve().parents[1] / "conftest.py"
+    command = [
+        sys.executable,
+        "-c",
+        _KILLED,
+        str(conftest),
+        __file__,
+        path,
+        json.dumps(boxes),
+        str(out / "m.safetensors"),
+    ]
+    ended = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(list(out.iterdir())) == 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        again = briefly(path, boxes, out / "m.safetensors", told)
+        whole = briefly(path, boxes, tmp_path / "whole.safetensors")
+    finally:
+        torch.set_num_threads(threads)
+    assert "Going on from step 3 of 8 of a training that was stopped." in told.texts
+    assert [file.name for file in out.iterdir()] == ["m.safetensors"]
+    assert [check[:3] for check in again.training.checks] == [check[:3] for check in whole.training.checks]
+    assert again.training.best_step == whole.training.best_step
+    expected = load_segmenter(tmp_path / "whole.safetensors").state_dict()
+    found = load_segmenter(out / "m.safetensors").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_temporary_output_keeps_nothing(houses, tmp_path, monkeypatch):
+    monkeypatch.setattr("segadapt.models.training_state.Keeper.is_due", lambda _: True)
+    path, boxes, _ = houses()
+    (out := tmp_path / "out").mkdir()
+    monkeypatch.setattr(job, "save_segmenter", lambda *_, **__: 1 / 0)
+    rasters = [labelled(path, boxes)]
+    options = replace(QUICK, encoder="lcnet_035", n_steps=2)
+    for is_temporary, n_left in ((True, 0), (False, 1)):
+        with pytest.raises(ZeroDivisionError):
+            train_model(
+                rasters,
+                scheme_of_labels(rasters),
+                out / "m.safetensors",
+                options,
+                device="cpu",
+                is_temporary=is_temporary,
+            )
+        assert len(list(out.iterdir())) == n_left
