@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from torch import nn
 
 from .chips import Chips
 from .errors import Cancelled
+from .file_lock import file_lock
 from .progress import Progress
 from .semantic.card import SegmenterCard
 from .semantic.package import content_sha256
@@ -47,7 +48,8 @@ class Stateful(Protocol):
 class Keeper:
     """Keeps the state of the training of the model `output`; a context that ends once the model is saved.
 
-    Left after a cancel or without an error it removes the state; after an error the state stays for another run.
+    Of two trainings of one output the second waits for the first. Left after a cancel or without an error it removes
+    the state; after an error the state stays for another run.
     `is_temporary`: every run has another output, so that no state would be found, and none is kept. `version`: of
     SegAdapt. A state that cannot be written is told once and does no further harm.
     """
@@ -58,22 +60,29 @@ class Keeper:
         self._is_temporary = is_temporary
         self._due = math.inf
         self._has_warned = False
+        self._lock = ExitStack()
 
     def __enter__(self) -> Keeper:
-        """Begin; `take_up` makes it work."""
+        """Begin; `take_up` makes it work. Raises `Cancelled` where the user stops the wait for another training."""
+        if not self._is_temporary:
+            # Where no lock can be made no state can be kept either, which is told then.
+            with suppress(OSError):
+                path = self._output.with_name(f".{self._output.name}.lock")
+                self._lock.enter_context(file_lock(path, progress=self._progress))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Remove the state, or say that it stays."""
-        if self._file is None:
-            return
-        if kind is None or issubclass(kind, Cancelled):
-            self._remove_remains(spared="")
-        elif self._file.exists():
-            self._progress.info(
-                f"The state of the training is kept in {self._file}: a run with the same inputs and the same output "
-                "file goes on with it."
-            )
+        with self._lock:
+            if self._file is None:
+                return
+            if kind is None or issubclass(kind, Cancelled):
+                self._remove_remains(spared="")
+            elif self._file.exists():
+                self._progress.info(
+                    f"The state of the training is kept in {self._file}: a run with the same inputs and the same "
+                    "output file goes on with it."
+                )
 
     def take_up(
         self,

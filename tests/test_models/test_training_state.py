@@ -385,3 +385,15 @@ def test_distilling_goes_on(path):
     told = Told()
     distilled(path, told, temperature=3.0)
     assert told.n_steps == 12
+
+
+def test_of_two_trainings_of_one_output_the_second_waits(tmp_path):
+    output = tmp_path / "model.safetensors"
+    with Keeper(output, version="1", progress=Told()):
+        waiting = Told(cancelled_at=0)
+        with pytest.raises(Cancelled), Keeper(output, version="1", progress=waiting):
+            pass
+    assert "Waiting for another SegAdapt" in waiting.texts[0]
+    assert list(tmp_path.iterdir()) == []
+    run(output)
+    assert list(tmp_path.iterdir()) == []
