@@ -224,6 +224,7 @@ class MapRest(MapTask):
     """
 
     is_urgent: ClassVar[bool] = False
+    is_idle: ClassVar[bool] = True
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[RestState | None]:
         """Encode."""

@@ -122,7 +122,7 @@ class EngineWorker(QThread):
 
     def do(self, task: Task) -> None:
         """Queue a task. It ends with `done` or `failed`, or is dropped with its scene or by `cancel`."""
-        self._mailbox.put_task(task, is_urgent=task.is_urgent)
+        self._mailbox.put_task(task, is_urgent=task.is_urgent, is_idle=task.is_idle)
 
     def cancel(self, task: Task) -> None:
         """Stop a task or take it out of the queue; nothing of it is emitted from now on."""

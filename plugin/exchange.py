@@ -141,10 +141,11 @@ class Task:
     """Anything else that the worker does; frozen dataclasses derive from it, each in the file of its feature.
 
     Two tasks are the same only where they are one object, so derive with `eq=False`. Where `is_urgent` it goes
-    before the tasks that are not, even between two items of one that runs.
+    before the tasks that are not, even between two items of one that runs; where `is_idle` it goes after all else.
     """
 
     is_urgent: ClassVar[bool] = False
+    is_idle: ClassVar[bool] = False
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[Any]:
         """Do it, in the worker thread, and yield partial results.

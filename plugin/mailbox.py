@@ -30,8 +30,9 @@ class Message(NamedTuple):
 class Mailbox:
     """At most one message per kind, a queue of tasks and one of chips. Thread-safe; `take` blocks until work is there.
 
-    Urgent tasks go before the others; among themselves tasks are taken in the order in which they came. A task
-    stays at the head of its queue until `finish` takes it out, so that longer ones are taken again and again.
+    Urgent tasks go before the others, idle ones after all else; among themselves tasks are taken in the order in which
+    they came. A task stays at the head of its queue until `finish` takes it out, so that longer ones are taken again
+    and again.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class Mailbox:
         self._newest: dict[Kind, Any] = {}
         self._urgent_tasks: deque[Any] = deque()
         self._tasks: deque[Any] = deque()
+        self._idle_tasks: deque[Any] = deque()
         self._chips: deque[Any] = deque()
         self._put_off: deque[Any] = deque()
 
@@ -47,23 +49,23 @@ class Mailbox:
         with self._changed:
             if kind in (Kind.OPEN, Kind.STOP):
                 self._newest.clear()
-                self._urgent_tasks.clear()
-                self._tasks.clear()
+                for tasks in (self._urgent_tasks, self._tasks, self._idle_tasks):
+                    tasks.clear()
             if kind in (Kind.OPEN, Kind.STOP, Kind.VIEW):
                 self._forget_chips()
             self._newest[kind] = content
             self._changed.notify()
 
-    def put_task(self, task: Any, *, is_urgent: bool = False) -> None:
+    def put_task(self, task: Any, *, is_urgent: bool = False, is_idle: bool = False) -> None:
         """Queue a task behind those of its urgency."""
         with self._changed:
-            (self._urgent_tasks if is_urgent else self._tasks).append(task)
+            (self._urgent_tasks if is_urgent else self._idle_tasks if is_idle else self._tasks).append(task)
             self._changed.notify()
 
     def finish(self, task: Any) -> bool:
         """Take a task out of its queue. Return False where it is in none (any more)."""
         with self._changed:
-            for queue in (self._urgent_tasks, self._tasks):
+            for queue in (self._urgent_tasks, self._tasks, self._idle_tasks):
                 for position, queued in enumerate(queue):
                     if queued is task:
                         del queue[position]
@@ -113,7 +115,9 @@ class Mailbox:
                 return Message(Kind.TASK, task)
             if self._newest:
                 return Message(kind, self._newest.pop(kind))
-            return Message(Kind.CHIP, self._chips.popleft())
+            if self._chips:
+                return Message(Kind.CHIP, self._chips.popleft())
+            return Message(Kind.TASK, self._idle_tasks[0])
 
     def is_waiting(self, *kinds: Kind) -> bool:
         """Say whether a message of one of these kinds waits (those that replace each other)."""
@@ -121,7 +125,7 @@ class Mailbox:
             return any(kind in self._newest for kind in kinds)
 
     def _has_work(self) -> bool:
-        return bool(self._newest or self._urgent_tasks or self._tasks or self._chips)
+        return bool(self._newest or self._urgent_tasks or self._tasks or self._chips or self._idle_tasks)
 
     def _forget_chips(self) -> int:
         n_chips = len(self._chips) + len(self._put_off)

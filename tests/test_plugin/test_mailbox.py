@@ -89,6 +89,23 @@ def test_tasks_queue_between_clicks_and_the_view_until_they_are_finished() -> No
     assert not mailbox.finish("second")
 
 
+def test_an_idle_task_waits_for_all_else() -> None:
+    mailbox = Mailbox()
+    mailbox.put_task("idle", is_idle=True)
+    assert mailbox.take() == Message(Kind.TASK, "idle")
+    mailbox.put(Kind.VIEW, "view")
+    assert mailbox.take() == Message(Kind.VIEW, "view")
+    mailbox.put_chips(["a"])
+    mailbox.put_task("first")
+    assert mailbox.take() == Message(Kind.TASK, "first")
+    assert mailbox.finish("first")
+    assert mailbox.take() == Message(Kind.CHIP, "a")
+    assert mailbox.take() == Message(Kind.TASK, "idle")
+    mailbox.put(Kind.OPEN, "scene")
+    assert mailbox.take() == Message(Kind.OPEN, "scene")
+    assert not mailbox.finish("idle")
+
+
 def test_chips_that_are_put_off_come_back_when_resumed_and_go_with_their_view() -> None:
     mailbox = Mailbox()
     mailbox.put_chips(["a", "b"])
