@@ -66,7 +66,7 @@ PUBLIC = {
     ),
     "segmentraster": (
         {"INPUT", "MODEL", "BANDS", "EXTENT", "OVERLAP", "FLIPS", "BATCH", "DEVICE", "SCHEDULER", "OUTPUT"}
-        | {"PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS"},
+        | {"WINDOW", "PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS"},
         {"OUTPUT", "PROBABILITIES", "CONFIDENCE", "ENTROPY", "POLYGONS", "COUNT", "SECONDS"},
     ),
     "checkpoint": ({"MODEL", "FILE"}, {"FILE", "SHA256"}),
