@@ -72,7 +72,10 @@ def run_on_cluster(
                     name = f"segadapt-{run}-{block.name}"
                     running[client.submit(work_out, task, block, key=name, retries=_RETRIES)] = block
                 for future in _finished(running):
-                    tile, n_windows, model_s = _result(future, address)
+                    found = _result(future, address, progress)
+                    if found is None:
+                        continue
+                    tile, n_windows, model_s = found
                     keep(running.pop(future), tile)
                     spent = Spent(spent.n_windows + n_windows, spent.model_s + model_s)
                 progress.set_fraction(1 - (len(waiting) + len(running)) / len(blocks))
@@ -114,19 +117,26 @@ def _finished(running: dict[_Future, Block]) -> list[_Future]:
     return [future for future in running if future in done.done]
 
 
-def _result(future: _Future, address: str) -> tuple[bytes, int, float]:
-    try:
-        result: tuple[bytes, int, float] = future.result()
-    except (ModelError, RasterError, JobError):
-        raise
-    except distributed.KilledWorker as error:
-        raise JobError(
-            f"Several workers of {address} ended while they worked on one block; give them more memory, or choose a "
-            "smaller batch."
-        ) from error
-    except Exception as error:
-        raise JobError(
-            f"A worker of {address} failed ({type(error).__name__}: {error}); give the workers the same SegAdapt and "
-            "its environment, and the same paths."
-        ) from error
-    return result
+def _result(future: _Future, address: str, progress: Progress) -> tuple[bytes, int, float] | None:
+    """What a worker found; None where it was lost with its answer, which another one has to find again."""
+    while True:
+        try:
+            result: tuple[bytes, int, float] = future.result(timeout=_POLL_S)
+        except (ModelError, RasterError, JobError):
+            raise
+        except distributed.KilledWorker as error:
+            raise JobError(
+                f"Several workers of {address} ended while they worked on one block; give them more memory, or choose "
+                "a smaller batch."
+            ) from error
+        except Exception as error:
+            if isinstance(error, distributed.TimeoutError) and future.status != "error":
+                raise_if_cancelled(progress)
+                if future.status == "finished":
+                    continue  # still on its way
+                return None
+            raise JobError(
+                f"A worker of {address} failed ({type(error).__name__}: {error}); give the workers the same SegAdapt "
+                "and its environment, and the same paths."
+            ) from error
+        return result

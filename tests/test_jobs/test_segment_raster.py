@@ -709,6 +709,32 @@ def test_a_cluster_whose_workers_all_ended_is_told(model, package, raster_factor
     assert sum("has no workers; waiting" in text for text in heard.texts) == 1
 
 
+@pytest.mark.parametrize("statuses", [["pending"], ["finished", "finished", "lost"]])
+def test_an_answer_that_is_lost_with_its_worker_is_not_waited_for(statuses):
+    """It seemed to be there when the workers were asked; without workers nobody would ever find it again."""
+
+    class Future:
+        @property
+        def status(self):
+            return statuses[0] if len(statuses) == 1 else statuses.pop(0)
+
+        def result(self, timeout):
+            raise TimeoutError
+
+    assert segment_distributed._result(Future(), "tcp://there", NullProgress()) is None
+
+
+def test_a_block_that_fails_for_want_of_time_is_no_lost_answer():
+    class Future:
+        status = "error"
+
+        def result(self, timeout):
+            raise TimeoutError("the disk was asleep")
+
+    with pytest.raises(JobError, match=r"A worker of tcp://there failed \(TimeoutError: the disk was asleep\)"):
+        segment_distributed._result(Future(), "tcp://there", NullProgress())
+
+
 def test_a_cluster_can_be_cancelled_and_must_be_there(model, package, raster_factory, tmp_path, monkeypatch, cluster):
     out = tmp_path / "out"
     out.mkdir()
