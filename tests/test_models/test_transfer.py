@@ -553,7 +553,7 @@ def test_a_class_that_becomes_another_is_noticed(world):
     assert kept[0] > 0.95
     assert max(kept[1:]) < 0.1
     before = measure_agreement(world.model, world.at_home)
-    assert measure_agreement(swapped, world.at_home).score == pytest.approx(before.score)
+    assert measure_agreement(swapped, world.at_home).score == pytest.approx(before.score, abs=1e-3)
     verdict = judge(before, before, world.model.card, kept=kept)
     assert not verdict.is_kept
     assert "surest to be 'roof', the adapted one calls only" in verdict.reason

@@ -66,7 +66,7 @@ def test_click_box_background_and_hover(real_gui: Any, at: Any, truth: Any) -> N
     start(gui, building.centroid().asPoint())
 
     gui.move(building.centroid().asPoint())
-    gui.wait_for(lambda: not gui.overlay.hover.isEmpty(), seconds=10)
+    gui.wait_for(lambda: not gui.overlay.hover.isEmpty(), seconds=60)
     assert iou(gui.overlay.hover, building) > 0.9
 
     gui.click(building.centroid().asPoint())
