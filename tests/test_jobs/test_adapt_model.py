@@ -350,9 +350,6 @@ def test_what_is_recommended_helps(town_model, target, tmp_path):
     assert adapt_model(
         [target[0]], AdaptJob(model=town_model, output=output, methods=(first,), device="cpu")
     ).is_adapted
-    assert (
-        domain_shift([target[0]], output, device="cpu").shift.frechet
-        < 0.5 * domain_shift([target[0]], town_model, device="cpu").shift.frechet
-    )
+    assert domain_shift([target[0]], output, device="cpu").shift.overall < 0.2  # before above 0.6
     # Values are mapped to those of the source, so that the network and its features stay what they were.
     assert torch.equal(load_extra(output)[FEATURE_MEAN], load_extra(town_model)[FEATURE_MEAN])
