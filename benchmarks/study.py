@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -204,32 +205,33 @@ class Study:
         self.run("target alone", self._target_alone)
         for chain, is_rehearsed in METHODS:
             name = f"{chain}, source rehearsed" if is_rehearsed else chain
-            self.run(name, lambda c=chain, r=is_rehearsed: self._unlabelled(c, is_rehearsed=r))  # type: ignore[misc]
+            self.run(name, partial(self._unlabelled, chain, is_rehearsed=is_rehearsed))
         for weight, is_rehearsed in SOURCE_WEIGHTS:
             name = f"{FIRST}, source rehearsed" if is_rehearsed else FIRST
             self.run(
                 f"{name}, {100 - 100 * weight:.0f} % of the way",
-                lambda w=weight, r=is_rehearsed: self._unlabelled(FIRST, is_rehearsed=r, source_weight=w),  # type: ignore[misc]
+                partial(self._unlabelled, FIRST, is_rehearsed=is_rehearsed, source_weight=weight),
             )
         for budget in BUDGETS:
             for strategy in self.size.strategies:
-                self.run(f"{strategy} {100 * budget:g} %", lambda b=budget, s=strategy: self._few(b, s))  # type: ignore[misc]
+                self.run(f"{strategy} {100 * budget:g} %", partial(self._few, budget, strategy))
         self.run("student", self._student)
-        self.run(f"{CLEANED}, cleaned by segments", lambda: self._cleaned(is_rehearsed=False))
-        self.run(f"{CLEANED}, source rehearsed, cleaned by segments", lambda: self._cleaned(is_rehearsed=True))
+        for name, is_rehearsed in ((CLEANED, False), (f"{CLEANED}, source rehearsed", True)):
+            cleaned = partial(self._unlabelled, CLEANED, is_rehearsed=is_rehearsed, is_cleaned=True)
+            self.run(f"{name}, cleaned by segments", cleaned)
         self.run("target alone, from random weights", lambda: self._target_alone(is_published=False))
         usual = f"{USUAL_STRATEGY} {100 * USUAL_BUDGET:g} %"
         self.run(f"{usual}, adapted first", self._adapted_then_few)
         self.run(f"{usual}, squares of {SHIPPED_PX} px", lambda: self._few(region_px=SHIPPED_PX))
         self.run(f"{usual}, segments", lambda: self._few(is_segments=True))
         for layers in LAYERS:
-            self.run(f"{usual}, {layers}", lambda n=layers: self._few(layers=n))  # type: ignore[misc]
+            self.run(f"{usual}, {layers}", partial(self._few, layers=layers))
         self.run(
             f"{usual}, {LAYERS[0]}, squares of {SHIPPED_PX} px, nothing rehearsed",
             lambda: self._few(layers=LAYERS[0], region_px=SHIPPED_PX, is_rehearsed=False),
         )
         for layers in LAYERS_OF_ALL_LABELS:
-            self.run(f"full labels, {layers}", lambda n=layers: self._tuned(self.pair.pool, layers=n))  # type: ignore[misc]
+            self.run(f"full labels, {layers}", partial(self._tuned, self.pair.pool, layers=layers))
 
     def _source_only(self) -> tuple[Segmenter, dict[str, Any]]:
         """The source model, and how far *Measure domain shift* finds the target from it."""
@@ -256,9 +258,6 @@ class Study:
             replay=self.pair.source if is_rehearsed else None,
         )
         return done.model, {"trainable": done.n_trainable, "labelled_px": chips.n_labelled_px()}
-
-    def _cleaned(self, *, is_rehearsed: bool) -> tuple[Segmenter, dict[str, Any]]:
-        return self._unlabelled(CLEANED, is_rehearsed=is_rehearsed, is_cleaned=True)
 
     def _unlabelled(self, chain: str, *, is_rehearsed: bool, **more: Any) -> tuple[Segmenter, dict[str, Any]]:
         """Adapt, and judge on ground that was not learned from, as *Adapt model* does."""

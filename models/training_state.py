@@ -49,9 +49,9 @@ class Keeper:
     """Keeps the state of the training of the model `output`; a context that ends once the model is saved.
 
     Of two trainings of one output the second waits for the first. Left after a cancel or without an error it removes
-    the state; after an error the state stays for another run.
-    `is_temporary`: every run has another output, so that no state would be found, and none is kept. `version`: of
-    SegAdapt. A state that cannot be written is told once and does no further harm.
+    the state; after an error the state stays for another run. `is_temporary`: every run has another output, so that no
+    state would be found, and none is kept. `version`: of SegAdapt. A state that cannot be written is told once and does
+    no further harm.
     """
 
     def __init__(self, output: Path, *, version: str, progress: Progress, is_temporary: bool = False) -> None:

@@ -18,7 +18,7 @@ from .actions import Actions
 from .class_map_export import MODEL_FILES, ClassMapExport
 from .class_map_overlay import PIECES, ClassMapItem
 from .class_map_panel import ClassMapPanel
-from .class_map_rest import RestOfMap
+from .class_map_rest import MapRest, RestOfMap
 from .class_map_tasks import (
     AddStroke,
     FindNext,
@@ -26,7 +26,6 @@ from .class_map_tasks import (
     LoadedModel,
     MapHandle,
     MapPicture,
-    MapRest,
     MapTask,
     MapView,
     NextPlace,

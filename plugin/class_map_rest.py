@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 
-from .class_map_tasks import MapRest, RestState
+from .class_map_tasks import MapTask, view_px
 from .engine_worker import EngineWorker
 from .exchange import Failure
 
+if TYPE_CHECKING:
+    from ..models.progress import Progress
+    from ..processing.jobs.interactive import InteractiveSegmenter
+
 # Who clicks does so every few seconds, and would wait for the step at hand.
 _IDLE_MS = 4000
+
+
+@dataclass(frozen=True)
+class RestState:
+    """How far the raster beyond the view is encoded: `n_done` of `n_windows`, as many as memory holds."""
+
+    n_done: int
+    n_windows: int
+
+
+@dataclass(frozen=True, eq=False)
+class MapRest(MapTask):
+    """Encode the raster beyond the view, nearest first. Yields None between steps, a `RestState` for each window.
+
+    Of what is drawn for the window (an online layer) nothing beyond the view is asked for.
+    """
+
+    is_urgent: ClassVar[bool] = False
+    is_idle: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[RestState | None]:
+        """Encode."""
+        from ..models.progress import raise_if_cancelled
+        from ..processing.raster.rendered import RenderedReader
+
+        if isinstance(segmenter.scene.reader, RenderedReader):
+            return
+        mapper = self.handle.mapper(segmenter, progress)
+        bounds = view_px(mapper, self.view_map)
+        if bounds is None:
+            return
+        cells = mapper.beyond(bounds)
+        for n_done, cell in enumerate(cells):
+            yield RestState(n_done, len(cells))
+            for _ in mapper.encoding(cell):
+                raise_if_cancelled(progress)
+                yield None
 
 
 class RestOfMap(QObject):

@@ -208,43 +208,6 @@ class MapView(MapTask):
             yield picture(mapper, self.view_map)
 
 
-@dataclass(frozen=True)
-class RestState:
-    """How far the raster beyond the view is encoded: `n_done` of `n_windows`, as many as memory holds."""
-
-    n_done: int
-    n_windows: int
-
-
-@dataclass(frozen=True, eq=False)
-class MapRest(MapTask):
-    """Encode the raster beyond the view, nearest first. Yields None between steps, a `RestState` for each window.
-
-    Of what is drawn for the window (an online layer) nothing beyond the view is asked for.
-    """
-
-    is_urgent: ClassVar[bool] = False
-    is_idle: ClassVar[bool] = True
-
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[RestState | None]:
-        """Encode."""
-        from ..models.progress import raise_if_cancelled
-        from ..processing.raster.rendered import RenderedReader
-
-        if isinstance(segmenter.scene.reader, RenderedReader):
-            return
-        mapper = self.handle.mapper(segmenter, progress)
-        bounds = view_px(mapper, self.view_map)
-        if bounds is None:
-            return
-        cells = mapper.beyond(bounds)
-        for n_done, cell in enumerate(cells):
-            yield RestState(n_done, len(cells))
-            for _ in mapper.encoding(cell):
-                raise_if_cancelled(progress)
-                yield None
-
-
 @dataclass(frozen=True, eq=False)
 class FindNext(MapTask):
     """Where to look next; yields a `NextPlace`, or None. `visited_map`: places shown before."""

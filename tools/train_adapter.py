@@ -125,6 +125,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         harmed = harmed_places(results)
         if harmed:
+            on_all.cancel()
             print(f"{', '.join(harmed)} would be worse with it; {arguments.out} stays as it is.", file=sys.stderr)
             return 1
         refiner = on_all.result()

@@ -17,17 +17,16 @@ from segadapt.models.progress import NullProgress
 from segadapt.plugin import class_map_tasks
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.class_map_control import ClassMapControl
+from segadapt.plugin.class_map_rest import MapRest, RestState
 from segadapt.plugin.class_map_tasks import (
     AddStroke,
     FindNext,
     LoadClassModel,
     LoadedModel,
     MapPicture,
-    MapRest,
     MapView,
     NextPlace,
     RedoStroke,
-    RestState,
     SetOptions,
     UndoStroke,
     WriteMap,
