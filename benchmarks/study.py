@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from segadapt.benchmarks.study_data import CHIP_PX, DATA, PAIRS, Pair
-from segadapt.benchmarks.study_tables import append_row, rows_of, tables
+from segadapt.benchmarks.study_tables import append_row, overview, rows_of, tables
 from segadapt.models.chips import Chips, joined_chips, split_by_block
 from segadapt.models.metrics import bootstrap_interval, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
@@ -75,6 +75,8 @@ USUAL_BUDGET, USUAL_STRATEGY = 0.01, "clusters"
 # and with it.
 FIRST = "masked_consistency"
 SOURCE_WEIGHTS = ((3 / 4, False), (2 / 3, False), (1 / 2, False), (0.0, False), (2 / 3, True), (1 / 3, True))
+# What is also run with more steps, and how many times as many.
+LONGER, LONGER_BY = ("self_training", "masked_consistency"), 3
 # The method whose pseudo-labels are also cleaned by segments.
 CLEANED = "self_training"
 # Which layers learn beside all of them: from few labels, and from all.
@@ -94,7 +96,7 @@ class Size:
     source: int = 300
     adapt: int = 80
     tune: int = 80
-    distil: int = 300
+    distil: int = 900
     encoder: str = DEFAULT_ENCODER
     strategies: tuple[str, ...] = STRATEGIES[:2]
 
@@ -212,6 +214,11 @@ class Study:
                 f"{name}, {100 - 100 * weight:.0f} % of the way",
                 partial(self._unlabelled, FIRST, is_rehearsed=is_rehearsed, source_weight=weight),
             )
+        for chain in LONGER:
+            self.run(
+                f"{chain}, source rehearsed, {LONGER_BY} times the steps",
+                partial(self._unlabelled, chain, is_rehearsed=True, factor=LONGER_BY),
+            )
         for budget in BUDGETS:
             for strategy in self.size.strategies:
                 self.run(f"{strategy} {100 * budget:g} %", partial(self._few, budget, strategy))
@@ -288,6 +295,7 @@ class Study:
         is_rehearsed: bool,
         source_weight: float | None = None,
         is_cleaned: bool = False,
+        factor: int = 1,
     ) -> Segmenter:
         adapted = copy.deepcopy(self.source)
         problem = Problem(
@@ -295,7 +303,7 @@ class Study:
             source=self.pair.source if is_rehearsed else None,
             statistics=self.statistics,
             segments=superpixels(chips) if is_cleaned else None,
-            n_steps=self.size.adapt,
+            n_steps=self.size.adapt * factor,
             seed=self.seed,
             source_weight=source_weight,
         )
@@ -399,7 +407,7 @@ def main() -> None:
             ]
             for one in started:
                 one.result()
-    print("\n".join(tables(chosen.pairs, chosen.out)))
+    print("\n".join([*overview(chosen.pairs, chosen.out), "", *tables(chosen.pairs, chosen.out)]))
 
 
 if __name__ == "__main__":

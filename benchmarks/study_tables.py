@@ -36,12 +36,34 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def tables(names: list[str], out: Path) -> Iterator[str]:
+def overview(names: Sequence[str], out: Path) -> Iterator[str]:
+    """Markdown lines: what each row gains on each pair, in points of mean IoU against the source model.
+
+    Means over the seeds, then over the pairs that have the row; last with what the rule of no harm refused as nothing
+    gained, where it judged.
+    """
+    found = {name: by_seed for name in names if (by_seed := _by_seed(name, out))}
+    yield "| points of mean IoU | " + " | ".join(found) + " | mean | under the rule of no harm |"
+    yield "|---" * (len(found) + 3) + "|"
+    for what in dict.fromkeys(key for by_seed in found.values() for rows in by_seed for key in rows):
+        seeds = [[rows for rows in by_seed if what in rows] for by_seed in found.values()]
+        if what == "source only":
+            values = [np.mean([rows[what]["mean_iou"] for rows in by_seed]) for by_seed in seeds]
+            yield "| " + " | ".join([what, *(f"{value:.3f}" for value in (*values, np.mean(values))), ""]) + " |"
+            continue
+        gains = [np.array([rows[what]["mean_iou"] - rows["source only"]["mean_iou"] for rows in one]) for one in seeds]
+        kept = [[rows[what].get("kept") for rows in one] for one in seeds]
+        cells = [f"{100 * one.mean():+.1f}" if one.size else "" for one in gains]
+        cells.append(f"{100 * np.mean([one.mean() for one in gains if one.size]):+.1f}")
+        ruled = [one * verdicts for one, verdicts in zip(gains, kept, strict=True) if one.size and None not in verdicts]
+        cells.append(f"{100 * np.mean([one.mean() for one in ruled]):+.1f}" if ruled else "")
+        yield f"| {what} | " + " | ".join(cells) + " |"
+
+
+def tables(names: Sequence[str], out: Path) -> Iterator[str]:
     """Markdown lines: for each pair the mean over the seeds of each row, their spread, the share of the gap closed."""
     for name in names:
-        files = sorted(out.glob(f"{name}_[0-9]*.jsonl"))
-        by_seed = [{row["row"]: row for row in rows_of(file)} for file in files]
-        by_seed = [rows for rows in by_seed if {"source only", "full labels"} <= set(rows)]
+        by_seed = _by_seed(name, out)
         if not by_seed:
             continue
         seconds = np.mean([rows["source only"]["seconds"] for rows in by_seed])
@@ -55,6 +77,12 @@ def tables(names: list[str], out: Path) -> Iterator[str]:
         for sentence in _verdicts(by_seed):
             yield sentence
             yield ""
+
+
+def _by_seed(name: str, out: Path) -> list[dict[str, dict[str, Any]]]:
+    """The rows of each seed of a pair by their names, of the seeds that are far enough to be compared."""
+    by_seed = [{row["row"]: row for row in rows_of(file)} for file in sorted(out.glob(f"{name}_[0-9]*.jsonl"))]
+    return [rows for rows in by_seed if {"source only", "full labels"} <= set(rows)]
 
 
 def _shift(by_seed: Sequence[dict[str, Any]]) -> str:

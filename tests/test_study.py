@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from segadapt.benchmarks import study
 from segadapt.benchmarks.study import Size, Study
-from segadapt.benchmarks.study_tables import append_row, rows_of, tables
+from segadapt.benchmarks.study_tables import append_row, overview, rows_of, tables
 from segadapt.models.chips import Chips
 
 
@@ -90,3 +90,16 @@ def test_verdicts_of_the_rule_are_counted(table: list[str]) -> None:
         "Of 6 results without the rule of no harm kept 3, 2 better than the source model and 1 worse by more than a "
         "point; of 3 refused 1 were better."
     ) in said
+
+
+def test_the_overview_tells_gains_and_what_the_rule_leaves_of_them(table: list[str], tmp_path: Path) -> None:
+    """Reinhard loses two points on both seeds and is refused on one of them."""
+    assert table
+    append_row(row("source only", 0.5), tmp_path / "zanzibar_0.jsonl")
+    append_row(row("full labels", 0.7), tmp_path / "zanzibar_0.jsonl")
+    append_row(row("quantile", 0.44, kept=False), tmp_path / "zanzibar_0.jsonl")
+    lines = list(overview(["banepa", "zanzibar"], tmp_path))
+    assert lines[0] == "| points of mean IoU | banepa | zanzibar | mean | under the rule of no harm |"
+    assert "| source only | 0.400 | 0.500 | 0.450 |  |" in lines
+    assert "| quantile | +10.0 | -6.0 | +2.0 | +5.0 |" in lines
+    assert "| reinhard | -2.0 |  | -2.0 | -1.0 |" in lines
