@@ -89,7 +89,8 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
             ),
             self.WINDOW: self.tr(
                 "Side of the windows in the model's pixels, 0 for what the model was trained with. Larger ones see "
-                "more around each place, so that the answer depends less on where they lie, and take less time in all."
+                "more around each place, so that the answer depends less on where they lie, and take less time in all, "
+                "but on ground unlike that of the training they can cost accuracy."
             ),
             self.FLIPS: self.tr("Take the mean over four mirror images of each window: better, and four times slower."),
             self.BATCH: shared[self.BATCH],
