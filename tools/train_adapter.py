@@ -140,7 +140,7 @@ def harmed_places(results: Mapping[str, Mapping[str, Sequence[float]]]) -> list[
     at_five, to_85 = _MEASURES.index("mIoU@5"), _MEASURES.index("NoC@85")
     found = []
     for place, result in results.items():
-        alone, adapted = result["SAM alone"], result["with the adapter"]
+        alone, adapted = result["without the adapter"], result["with the adapter"]
         if adapted[at_five] < alone[at_five] - _MOST_LOST or adapted[to_85] > alone[to_85]:
             found.append(place)
     return found
@@ -279,7 +279,7 @@ def _test(objects: Sequence[LabelledObject], refiner: MaskRefiner, *, most: int)
     half = engine.precision == "bf16"
     chosen = [objects[n] for n in np.random.default_rng(0).permutation(len(objects))[:most]]
     result = {}
-    for name, used in (("SAM alone", None), ("with the adapter", refiner)):
+    for name, used in (("without the adapter", None), ("with the adapter", refiner)):
         curves = [simulate(engine, one, refiner=used, n_clicks=TESTED_CLICKS, half=half)[1] for one in chosen]
         ious = np.array(curves)
         values = [ious[:, n - 1].mean() for n in (1, 3, 5, 10)]

@@ -4,7 +4,9 @@ The analyst is simulated (`clicker`); encoder and decoder stay as they are, so t
 are the states that such an analyst meets: an answer to the first correction or a later one, the clicks so far, and the
 truth. The answer to the first prompt is not among them: what the object is, a place teaches for itself only. Clicks
 follow from the answers that they correct, so that after a first round the analyst is simulated again with what was
-learned, and both rounds are learned from (DAgger, Ross et al. 2011, https://arxiv.org/abs/1011.0686).
+learned, and both rounds are learned from (DAgger, Ross et al. 2011, https://arxiv.org/abs/1011.0686). Answers are shown
+as the tool shows them, repaired and straightened: a refiner that had never seen a rectangle before a correction lost on
+places with many of them half of what rectangles won (docs/interactive.md).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from affine import Affine
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
+from ...models.adaptation.clicks import respect_clicks, without_specks
 from ...models.adaptation.online import example_loss, look
+from ...models.adaptation.rectangles import USUAL_THRESHOLD, straightened
 from ...models.adaptation.refiner import MaskRefiner, RefinerInput
 from ...models.engine import InferenceEngine
 from ...models.masks import logits_from_mask
@@ -122,10 +126,22 @@ def simulate(
         truth = view.seen.crop.cut(torch.from_numpy(found.truth).float()[None]).round()
         if view.seen.is_correction:
             examples.append(Example(found.place, view.seen, truth))
-        previous = view.refined(refiner, half=half).numpy()
+        previous = _settled(view.refined(refiner, half=half).numpy(), previous, points, labels)
         mask = previous > 0
         ious.append(iou(found.truth, mask))
     return examples, ious
+
+
+def _settled(
+    logits: npt.NDArray[np.float32],
+    previous: npt.NDArray[np.float32] | None,
+    points: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float32]:
+    """The answer as the tool gives it: the refiner then sees before a correction what it will see in use."""
+    logits = without_specks(respect_clicks(logits, points, labels), points, labels)
+    straight = straightened(logits, previous, points, labels, threshold=USUAL_THRESHOLD)
+    return logits if straight is logits else respect_clicks(straight, points, labels)
 
 
 def train_in_rounds(

@@ -47,6 +47,16 @@ def test_states_of_the_first_round_may_be_made_before(objects, fake_engine, monk
     assert refiner.stem.weight.device.type == "cpu"
 
 
+def test_the_simulated_analyst_corrects_what_the_tool_would_show(objects, fake_engine, monkeypatch):
+    """A correction sees the answer before as it was shown: as a rectangle, where it became one."""
+    shown = np.full((256, 256), -5.0, np.float32)
+    shown[40:90, 50:100] = 5
+    monkeypatch.setattr("segadapt.processing.jobs.adapter_training.straightened", lambda *_, **__: shown)
+    (first, *_), _ = simulate(fake_engine, objects[0], refiner=None, n_clicks=2)
+    before = first.seen.inputs[8] > 0
+    assert torch.equal(before, first.seen.crop.cut(torch.from_numpy(shown)[None])[0] > 0)
+
+
 def test_no_round_trains_nothing(objects, fake_engine):
     with pytest.raises(ValueError, match="0 rounds"):
         train_in_rounds(fake_engine, objects, n_rounds=0, n_clicks=4, n_steps=2)
@@ -59,7 +69,7 @@ def test_an_adapter_that_harms_a_place_does_not_ship():
     alone = [0.60, 0.80, 0.85, 0.90, 2.5, 4.0, 6.0]
 
     def result(at_five, to_85):
-        return {"SAM alone": alone, "with the adapter": [0.60, 0.80, at_five, 0.90, 2.5, to_85, 6.0]}
+        return {"without the adapter": alone, "with the adapter": [0.60, 0.80, at_five, 0.90, 2.5, to_85, 6.0]}
 
     found = {
         "Better": result(0.86, 3.5),
