@@ -140,6 +140,11 @@ def base_files(path: Path) -> list[Path]:
     return [path.parent / named.name, named]
 
 
+def replaces(output: Path, model: Path) -> bool:
+    """Whether writing `output` would replace the file `model`, by whatever names and links both are called."""
+    return output.exists() and model.exists() and output.samefile(model)
+
+
 def read_card(path: Path) -> SegmenterCard:
     """The card of a package, from the file's header alone: no weights are read, and only the standard library.
 

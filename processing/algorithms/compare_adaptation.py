@@ -12,6 +12,7 @@ from qgis.core import (
     QgsProcessingOutputString,
 )
 
+from ...models.semantic.card import replaces
 from ..errors import JobError
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
@@ -140,7 +141,7 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
         table, report = (self.file_output(parameters, context, name) for name in (self.TABLE, self.REPORT))
         path, card = self.package(parameters, context)
         output = self.model_output(parameters, context) if parameters.get(self.OUTPUT) else None
-        if output is not None and output.absolute() == path.absolute():
+        if output is not None and replaces(output, path):
             raise JobError(f"{output} is the model that is compared; save the best one in another file.")
         job = self._job(parameters, context)
         rasters = self.labelled_rasters(parameters, context, progress=progress)

@@ -25,7 +25,7 @@ from qgis.core import (
     QgsRasterLayer,
 )
 
-from ...models.semantic.card import SUFFIX, SegmenterCard, base_files, read_card
+from ...models.semantic.card import SUFFIX, SegmenterCard, base_files, read_card, replaces
 from ..errors import JobError, RasterError
 from .base import SegAdaptAlgorithm, check_folder, with_ending
 from .raster_algorithm import AUTO, DEVICES
@@ -273,7 +273,7 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         check_folder(path, "model")
         given = [Path(self.parameterAsFile(parameters, self.MODEL, context))] if parameters.get(self.MODEL) else []
         for model in (*given, *others):
-            if path.is_file() and any(file.is_file() and file.samefile(path) for file in base_files(model)):
+            if any(replaces(path, file) for file in base_files(model)):
                 raise JobError(
                     f"{model} is an adapter that is laid over {path}, which the result would replace; save the result "
                     "in another file."

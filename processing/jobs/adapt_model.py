@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...models.chips import Chips, split_by_block
 from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
-from ...models.semantic.card import SegmenterCard, with_event
+from ...models.semantic.card import SegmenterCard, replaces, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.semantic.prediction import predict_labels
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement, surest_kept
@@ -79,7 +79,7 @@ class AdaptJob:
                 f"{self.n_steps} steps of {self.batch} chips with the share {self.held_out} held out; give at least "
                 "one of each and a share between 0 and 1."
             )
-        if self.output.exists() and self.output.samefile(self.model):
+        if replaces(self.output, self.model):
             raise JobError(f"{self.output} is the model that is to be adapted; save the result in another file.")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...models.chips import split_by_block
 from ...models.device import choose_device
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
-from ...models.semantic.card import SegmenterCard, with_event
+from ...models.semantic.card import SegmenterCard, replaces, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.training_state import Keeper
 from ...models.transfer.distillation import (
@@ -63,7 +63,7 @@ class DistillModel:
             raise JobError("Distilling needs one or more models and one or more rasters; choose some.")
         if self.student not in STUDENTS:
             raise JobError(f"There is no student '{self.student}'; choose from {', '.join(STUDENTS)}.")
-        if any(self.output.absolute() == teacher.absolute() for teacher in self.teachers):
+        if any(replaces(self.output, teacher) for teacher in self.teachers):
             raise JobError(f"The student would overwrite its teacher {self.output}; choose another file.")
         if not 0 <= self.least_agreement <= 1:
             raise JobError(f"An agreement of {self.least_agreement:g} does not exist; give a number from 0 to 1.")

@@ -13,7 +13,7 @@ from ...models.chips import Chips
 from ...models.device import choose_device
 from ...models.errors import Cancelled
 from ...models.progress import NullProgress, Progress, StepProgress
-from ...models.semantic.card import SegmenterCard, read_card, with_event
+from ...models.semantic.card import SegmenterCard, read_card, replaces, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.training import Training
 from ...models.training_state import Keeper
@@ -62,7 +62,7 @@ class FineTuneJob:
                 f"{self.n_steps} steps of {self.batch} chips with the share {self.held_out:g} held out; give at "
                 "least 1 step, 2 chips and a share above 0, at most 0.9."
             )
-        if self.output.exists() and self.output.samefile(self.model):
+        if replaces(self.output, self.model):
             raise JobError(f"{self.output} is the model that is to be fine-tuned; save the result in another file.")
         if not self.output.parent.is_dir():
             raise JobError(f"The folder of {self.output} does not exist; choose another one for the model.")

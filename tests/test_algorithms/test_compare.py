@@ -132,7 +132,10 @@ def test_bad_input_is_told(failure: Any, package: Path, labels: Any, scene_file:
     given = {"MODEL": str(package), "RASTERS": [str(scene_file)], "LABELS": labels, "CLASS_FIELD": "class"}
     assert "'encoder'" in failure("compareadaptation", {**given, "LAYERS": "head, encoder"})
     before = package.read_bytes()
-    assert "another file" in failure("compareadaptation", {**given, "OUTPUT": str(package)})
+    (tmp_path / "link.safetensors").symlink_to(package)
+    for path in (package, package.parent / ".." / package.parent.name / package.name, tmp_path / "link.safetensors"):
+        said = failure("compareadaptation", given | {"OUTPUT": str(path)})
+        assert f"{path} is the model that is compared" in said
     assert package.read_bytes() == before
 
 

@@ -119,12 +119,18 @@ def test_bad_input_is_told_and_nothing_is_left(
     assert list(tmp_path.glob("*light*")) == []
 
 
-def test_the_teacher_is_never_overwritten(failure: Any, roof_model: Path, scene_file: Path) -> None:
-    """The same file as teacher and student."""
-    before = roof_model.read_bytes()
-    parameters = {"MODEL": str(roof_model), "RASTERS": [str(scene_file)], "STEPS": 1, "OUTPUT": str(roof_model)}
+@pytest.mark.parametrize("name", ["teacher.safetensors", "sub/../teacher.safetensors", "link.safetensors"])
+def test_the_teacher_is_never_overwritten(
+    failure: Any, roof_model: Path, scene_file: Path, tmp_path: Path, name: str
+) -> None:
+    """The same file as teacher and student, by whatever name."""
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(roof_model.read_bytes())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.safetensors").symlink_to(teacher)
+    parameters = {"MODEL": str(teacher), "RASTERS": [str(scene_file)], "STEPS": 1, "OUTPUT": str(tmp_path / name)}
     assert "overwrite its teacher" in failure("distillmodel", parameters)
-    assert roof_model.read_bytes() == before
+    assert teacher.read_bytes() == roof_model.read_bytes()
 
 
 def test_students_are_those_of_the_job() -> None:
