@@ -21,7 +21,7 @@ from . import outputs
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm, RasterInput
 from .settings import EngineSettings
-from .training_source import read_polygons
+from .training_source import SAMPLE_CLASS, read_polygons
 
 if TYPE_CHECKING:
     from ..jobs.select_samples import SampleRaster, Selection
@@ -32,13 +32,12 @@ STRATEGIES = ("clusters", "hybrid", "impurity", "entropy", "diversity", "random"
 REGION_KINDS = ("squares", "segments")
 BUDGET_UNITS = ("clicks", "m2", "percent")
 
-CLASS_FIELD = "class"
 _FIELDS = {
     "rank": outputs.INTEGER,
     "score": outputs.DOUBLE,
     "area_m2": outputs.DOUBLE,
     "predicted": outputs.TEXT,
-    CLASS_FIELD: outputs.TEXT,
+    SAMPLE_CLASS: outputs.TEXT,
     "raster": outputs.TEXT,
     "model": outputs.TEXT,
 }
@@ -194,7 +193,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         for raster in rasters:
             labelled: list[Any] = []
             if source is not None:
-                field = CLASS_FIELD if source.fields().lookupField(CLASS_FIELD) >= 0 else ""
+                field = SAMPLE_CLASS if source.fields().lookupField(SAMPLE_CLASS) >= 0 else ""
                 polygons = read_polygons(source, field, raster=raster, context=context, progress=progress)
                 labelled = [polygon for polygon, name in polygons if name is not None]
             found.append(SampleRaster(path=raster.path, crs_wkt=raster.crs_wkt, labelled=tuple(labelled)))
@@ -231,7 +230,7 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
                 "score": sample.score,
                 "area_m2": area_m2,
                 "predicted": sample.class_name,
-                CLASS_FIELD: None,
+                SAMPLE_CLASS: None,
                 "raster": Path(rasters[sample.raster].path).name,
                 "model": chosen.card.name,
             }

@@ -43,6 +43,8 @@ OF_SOURCE = "SOURCE_"
 """What the names of labels of the source begin with, beside labels of the target."""
 # What the layers of `selectsamples` are known by, also after the analyst has drawn in them.
 SAMPLE_FIELDS = ("rank", "predicted")
+SAMPLE_CLASS = "class"
+"""Their field that the analyst fills in."""
 
 
 class LabelledAlgorithm(ModelAlgorithm):
@@ -66,7 +68,8 @@ class LabelledAlgorithm(ModelAlgorithm):
             ),
             self.CLASS_FIELD: self.tr(
                 "Field of the polygons that holds the name of the class; polygons without a value are unknown ground. "
-                "Without the field every polygon is of one class, and the rest is background."
+                "Without the field every polygon is of one class, and the rest is background; in a layer of Select "
+                "samples to label it is the field class."
             ),
             self.LABEL_RASTERS: self.tr(
                 "Rasters of whole class ids instead of polygons: one for each raster, of the same file name (a word "
@@ -219,7 +222,11 @@ class LabelledAlgorithm(ModelAlgorithm):
                 LabelledRaster(path=one.path, label_path=Path(path), crs_wkt=one.crs_wkt, label_crs_wkt=shown[path])
                 for one, path in zip(chosen, paths, strict=True)
             ]
+        is_sampled = is_of_samples(source)
         field = self.parameterAsString(parameters, of + self.CLASS_FIELD, context)
+        if not field and is_sampled and source.fields().lookupField(SAMPLE_CLASS) >= 0:
+            # Without it the places themselves would be of the class that is looked for.
+            field = SAMPLE_CLASS
         if field and source.fields().lookupField(field) < 0:
             raise JobError(f"'{source.sourceName()}' has no field '{field}'; choose the one that names the class.")
         if not source.featureCount():
@@ -227,7 +234,6 @@ class LabelledAlgorithm(ModelAlgorithm):
         area = self.parameterAsSource(parameters, of + self.AREA, context)
         if area is None and parameters.get(of + self.AREA):
             raise JobError(self.invalidSourceError(parameters, of + self.AREA))
-        is_sampled = set(SAMPLE_FIELDS) <= set(source.fields().names())
         is_auto = self.parameterAsEnumString(parameters, self.BACKGROUND, context) == "auto"
         found = []
         for raster in chosen:
@@ -323,6 +329,11 @@ def paired(rasters: Sequence[str], labels: Sequence[str]) -> tuple[list[str], bo
             "the same order, or a single one for all."
         )
     return list(labels), True
+
+
+def is_of_samples(source: QgsProcessingFeatureSource) -> bool:
+    """Whether a layer of polygons is one of `selectsamples`, also after the analyst has drawn in it."""
+    return set(SAMPLE_FIELDS) <= set(source.fields().names())
 
 
 def read_polygons(

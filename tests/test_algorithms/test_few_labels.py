@@ -224,9 +224,10 @@ def test_labels_within_selected_regions_teach_the_model(
     assert f"{results['MEAN_IOU_AFTER']:.3f} after" in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("field", ["class", ""])
 @pytest.mark.parametrize("background", ["auto", "class"])
 def test_what_is_outlined_in_a_place_makes_the_rest_of_that_place_background(
-    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, background: str
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, background: str, field: str
 ) -> None:
     """Six places, an outline in one of them, and no area: the other places are unknown, and so is the ground beside."""
     import csv
@@ -245,7 +246,7 @@ def test_what_is_outlined_in_a_place_makes_the_rest_of_that_place_background(
     outline["class"] = "roof"
     assert layer.dataProvider().addFeature(outline)
     table = tmp_path / "table.csv"
-    judged = {"MODELS": [str(roof_model)], "RASTERS": [str(scene_file)], "LABELS": layer, "CLASS_FIELD": "class"}
+    judged = {"MODELS": [str(roof_model)], "RASTERS": [str(scene_file)], "LABELS": layer, "CLASS_FIELD": field}
     run("evaluatemodel", judged | {"BACKGROUND": background, "DEVICE": "cpu", "TABLE": str(table)})
     with table.open(encoding="utf-8", newline="") as file:
         pixels = {row["class"]: int(row["pixels"]) for row in csv.DictReader(file)}
