@@ -21,7 +21,7 @@ from . import outputs
 from .feedback import FeedbackProgress
 from .model_algorithm import ModelAlgorithm, RasterInput
 from .settings import EngineSettings
-from .training_source import SAMPLE_CLASS, read_polygons
+from .training_source import SAMPLE_CLASS, is_of_samples, read_polygons
 
 if TYPE_CHECKING:
     from ..jobs.select_samples import SampleRaster, Selection
@@ -93,8 +93,8 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
             ),
             self.LABELLED: self.tr(
                 "Polygons that are labelled already, in any CRS: regions there are left out. If the layer has a field "
-                "class, polygons where it is empty do not count, so the output of an earlier round serves as it is; "
-                "the new regions go into another file."
+                "class, polygons where it is empty do not count unless classes were drawn within them, so the output "
+                "of an earlier round serves as it is; the new regions go into another file."
             ),
             self.OUTPUT: self.tr(
                 "Regions by rank, in the CRS of the first raster, with score (0 to 1, how doubtful the model is), "
@@ -183,8 +183,9 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
         rasters: list[RasterInput],
         progress: FeedbackProgress,
     ) -> list[SampleRaster]:
-        """The rasters with what is labelled on each."""
+        """The rasters with what is labelled on each; where the analyst drew in a place, all of that place."""
         from ..jobs.select_samples import SampleRaster
+        from ..jobs.training_data import LabelledRaster, with_places
 
         source = self.parameterAsSource(parameters, self.LABELLED, context)
         if source is None and parameters.get(self.LABELLED):
@@ -196,6 +197,10 @@ class SelectSamplesAlgorithm(ModelAlgorithm):
                 field = SAMPLE_CLASS if source.fields().lookupField(SAMPLE_CLASS) >= 0 else ""
                 polygons = read_polygons(source, field, raster=raster, context=context, progress=progress)
                 labelled = [polygon for polygon, name in polygons if name is not None]
+                if is_of_samples(source):
+                    shapes, names = zip(*polygons, strict=True) if polygons else ((), ())
+                    drawn = LabelledRaster(path=raster.path, polygons=shapes, names=names)
+                    labelled += with_places(drawn, is_rest_unknown=True).area or ()
             found.append(SampleRaster(path=raster.path, crs_wkt=raster.crs_wkt, labelled=tuple(labelled)))
         return found
 

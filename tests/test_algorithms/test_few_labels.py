@@ -93,6 +93,26 @@ def test_the_next_round_takes_the_output_of_the_last_one(
     assert left <= asked
 
 
+def test_a_place_that_was_drawn_in_is_not_asked_for_again(
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path
+) -> None:
+    """However small the outline in it; places without one are asked for again."""
+    from qgis.core import QgsFeature, QgsGeometry, QgsVectorLayer
+
+    first = run("selectsamples", samples(roof_model, scene_file, tmp_path / "first.gpkg"))["OUTPUT"]
+    places = [one.geometry() for one in features_of(first)]
+    layer = QgsVectorLayer(first, "first", "ogr")
+    outline = QgsFeature(layer.fields())
+    outline.setGeometry(QgsGeometry.fromPointXY(places[0].centroid().asPoint()).buffer(1, 8))
+    outline["class"] = "roof"
+    assert layer.dataProvider().addFeature(outline)
+    parameters = samples(
+        roof_model, scene_file, tmp_path / "all.gpkg", LABELLED=layer, BUDGET=100, BUDGET_UNIT="percent"
+    )
+    asked = {one.geometry().asWkt() for one in features_of(run("selectsamples", parameters)["OUTPUT"])}
+    assert [place.asWkt() in asked for place in places] == [False, *[True] * 5]
+
+
 @pytest.mark.parametrize("way", ["layer", "path", "path|layername", "definition"])
 def test_the_labels_of_the_last_round_are_not_overwritten(
     failure: Any, roof_model: Path, scene_file: Path, roofs: Any, tmp_path: Path, way: str
