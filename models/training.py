@@ -33,9 +33,9 @@ _MOST_LEFT_OUT = 10
 class TrainingOptions:
     """How to train.
 
-    `n_steps` batches of `batch` chips; the score is asked for `n_checks` times, evenly spread, and training stops
-    after `patience` checks without a better one (None: never). `is_balanced` lifts rare classes. `encoder_rate` times
-    `rate` is the encoder's learning rate: published weights need to move less.
+    `n_steps` batches of `batch` chips; the score is asked for `n_checks` times, evenly spread (after each step where
+    there are fewer), and training stops after `patience` checks without a better one (None: never). `is_balanced` lifts
+    rare classes. `encoder_rate` times `rate` is the encoder's learning rate: published weights need to move less.
     """
 
     n_steps: int = 500
@@ -143,7 +143,6 @@ def fit(
     schedule = one_cycle(optimiser, options.n_steps)
     n_classes = len(model.card.classes)
     weights = class_weights_of(chips.labels, n_classes).to(device) if options.is_balanced else None
-    every = max(1, options.n_steps // options.n_checks)
     n_done, is_cancelled = 0, False
     kept: dict[str, Any] = {}
     with _trainable(model, chosen):
@@ -183,7 +182,7 @@ def fit(
                 course.losses.append(float(loss.detach()))
             schedule.step()
             progress.set_fraction(step / options.n_steps)
-            if step % every and step != options.n_steps:
+            if step * options.n_checks // options.n_steps == (step - 1) * options.n_checks // options.n_steps:
                 continue
             mean_loss = float(np.mean(course.losses)) if course.losses else float("nan")
             check = Check(step, mean_loss, score_of(model, held_out), time.perf_counter() - start)

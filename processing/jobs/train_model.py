@@ -362,7 +362,7 @@ def _training_options(options: ModelOptions, n_steps: int, *, start: str) -> Tra
         encoder_rate=1.0 if start == "none" else 0.3,
         is_balanced=options.is_balanced,
         augmentation=options.augmentation,
-        n_checks=min(n_steps, _MOST_CHECKS),
+        n_checks=_MOST_CHECKS,
         patience=options.patience,
         seed=options.seed,
     )

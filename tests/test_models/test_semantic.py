@@ -215,6 +215,14 @@ def test_training_stops_when_it_gets_no_better(monkeypatch, patience, n_checks):
     assert (training.best_step, training.best_score) == (4, 0.5)
 
 
+@pytest.mark.parametrize(("n_steps", "steps"), [(7, [2, 4, 6, 7]), (8, [2, 4, 6, 8]), (3, [1, 2, 3])])
+def test_scores_are_asked_for_as_often_as_is_said(n_steps, steps):
+    """Evenly spread, whether or not their number divides that of the steps."""
+    options = TrainingOptions(n_steps=n_steps, batch=1, n_checks=4)
+    training = fit(build_segmenter(make_card(encoder="lcnet_035")), squares(2), None, options)
+    assert [check.step for check in training.checks] == steps
+
+
 def trained(chips, **options):
     """A tiny model after some steps without changes of the chips, unless they are asked for."""
     torch.manual_seed(0)
