@@ -18,8 +18,8 @@ from .adapting import chips_of_network, whole_chips
 
 QUANTILES = np.linspace(0, 1, 33)
 """Shares of pixels at which the values of a band are remembered."""
-FEATURE_MEAN, FEATURE_COVARIANCE, AMPLITUDE = "feature_mean", "feature_covariance", "amplitude"
-"""Names of the tensors beside the weights: (E,), (E, E) of the encoder's deepest features; (bands, rows, cols)."""
+FEATURE_MEAN, FEATURE_COVARIANCE = "feature_mean", "feature_covariance"
+"""Names of the tensors beside the weights: (E,), (E, E) of the encoder's deepest features."""
 
 _MOST_CHIPS = 256
 
@@ -60,27 +60,18 @@ def deep_features(
     return np.concatenate(found)
 
 
-def amplitude_of(chips: Chips) -> npt.NDArray[np.float64]:
-    """Mean amplitude of the Fourier transform, (bands, rows, cols // 2 + 1), as FDA exchanges it."""
-    total = np.zeros((chips.n_bands, chips.pixels.shape[2], chips.pixels.shape[3] // 2 + 1))
-    for chip in chips.pixels:
-        total += np.abs(np.fft.rfft2(chip.astype(np.float64)))
-    return total / len(chips)
-
-
 def source_statistics(
     model: Segmenter, chips: Chips, *, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What goes onto the card (`band_quantiles`, `class_shares`) and beside the weights (features, amplitude).
+    """What goes onto the card (`band_quantiles`, `class_shares`) and beside the weights (features).
 
     `chips`: labelled chips of the source domain, of which at most 256 are looked at; values are remembered as the
-    network sees them, through the model's input map. Features and amplitude are of those without missing data, unless
-    these are few (`adapting.whole_chips`).
+    network sees them, through the model's input map. Features are of those without missing data, unless these are few
+    (`adapting.whole_chips`).
     """
     chosen = np.random.default_rng(seed).permutation(len(chips))[:_MOST_CHIPS]
     sample = chips.take(np.sort(chosen))
-    whole = whole_chips(sample)
-    features = deep_features(model, sample.take(whole))
+    features = deep_features(model, sample.take(whole_chips(sample)))
     seen = chips_of_network(model, sample)
     card = {
         "band_quantiles": [[round(float(value), 2) for value in row] for row in band_quantiles(seen)],
@@ -90,7 +81,6 @@ def source_statistics(
     tensors = {
         FEATURE_MEAN: features.mean(axis=0),
         FEATURE_COVARIANCE: np.cov(features, rowvar=False),
-        AMPLITUDE: amplitude_of(seen.take(whole)),
     }
     return card, {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in tensors.items()}
 

@@ -22,7 +22,7 @@ from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter
 from segadapt.models.semantic.prediction import predict_labels
 from segadapt.models.semantic.segmenter import published_licence
-from segadapt.models.transfer.statistics import AMPLITUDE, FEATURE_MEAN
+from segadapt.models.transfer.statistics import FEATURE_COVARIANCE, FEATURE_MEAN
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import train_model as job
 from segadapt.processing.jobs.class_scheme import ClassScheme, parse_value_names, scheme_of_card, scheme_of_labels
@@ -448,7 +448,7 @@ def test_training_learns_and_the_package_tells_of_it(houses, tmp_path, recorder)
     assert card.history[-1]["event"] == "trained"
     assert card.history[-1]["rasters"] == ["scene.tif"]
     assert sum(card.statistics["class_shares"]) == pytest.approx(1, abs=1e-3)
-    assert {AMPLITUDE, FEATURE_MEAN} <= set(load_extra(output))
+    assert set(load_extra(output)) == {FEATURE_MEAN, FEATURE_COVARIANCE}
     assert any("Step 24 of 24" in text and "mean IoU" in text and "left" in text for text in told.texts)
     # What was saved is what was measured, on ground that it has not seen.
     other = houses("other.tif", seed=9)
