@@ -46,7 +46,7 @@ class SelfTraining(Method):
     """
 
     title = "Self-training (mean teacher, ClassMix)"
-    summary = "Learns from its own sure answers on the target, cleaned by segments; strong, and slow."
+    summary = "Learns from its own sure answers on the target; strong, and slow."
     reference = (
         "Tranheden et al. 2021, DACS, https://arxiv.org/abs/2007.08702; Hoyer et al. 2022, DAFormer, arXiv 2111.14887; "
         "Zou et al. 2018, CBST, arXiv 1810.07911"

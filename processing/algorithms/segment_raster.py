@@ -68,8 +68,8 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
         """Say what the algorithm does."""
         return self.tr(
             "Gives every pixel of a raster the class that a segmentation model sees there. The model looks at "
-            "overlapping windows in its own resolution, whose answers are blended without seams and brought back to "
-            "the raster's pixels. Rasters of any size are worked out block by block; after a crash or an error a run "
+            "overlapping windows in its own resolution, whose answers are blended and brought back to the raster's "
+            "pixels. Rasters of any size are worked out block by block; after a crash or an error a run "
             "with the same inputs and the same output file goes on with the blocks that are finished, which lie in a "
             "hidden folder beside it. Another output file and a temporary one start anew."
         )
