@@ -86,7 +86,9 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             ),
             self.GSD: self.tr("Metres per pixel that the model sees; without it the first raster's own resolution."),
             self.BANDS: self.tr(
-                "Numbers of the bands that the model sees, such as 1, 2, 3; without it all bands but transparency."
+                "Numbers of the bands that the model sees, such as 1, 2, 3; without it all bands of the first raster, "
+                "but for transparency, and in the others those of the same names where every raster has them, else of "
+                "the same numbers."
             ),
             self.CHIP: self.tr("Side of the squares that the model is shown, in pixels."),
             self.EPOCHS: self.tr("How often every chip is seen, at the most."),

@@ -34,7 +34,7 @@ from ...models.training import Training, TrainingOptions, fit
 from ...models.training_state import Keeper
 from ...models.transfer.statistics import source_statistics
 from ..errors import JobError
-from ..raster.band_names import has_palette, read_band_names
+from ..raster.band_names import has_bands, has_palette, read_band_names
 from ..raster.band_reader import open_bands
 from .class_scheme import ClassScheme
 from .evaluate_model import Evaluation, EvaluationOptions, in_words, judge
@@ -65,10 +65,11 @@ class ModelOptions:
     """What is trained, on what, and how.
 
     `encoder` may be "" for the usual one of the decoder. `gsd_m`: metres per pixel, None for the first raster's own.
-    `bands`: 1-based, None for red, green and blue where the rasters have three bands, else for all. `epochs`: how often
-    each chip is seen; `n_steps` batches instead where it is given. `held_out`: share of the chips that the model is
-    judged by, 0 for none, held out in blocks of ground or whole rasters (`split`). `patience`: checks (20 at most)
-    without a better one before training stops. `n_most`: at most about so many chips.
+    `bands`: 1-based, None for all but alpha of the first raster (the colours of a palette), and in the others those of
+    the same names where all rasters have them, else of the same numbers. `epochs`: how often each chip is seen;
+    `n_steps` batches instead where it is given. `held_out`: share of the chips that the model is judged by, 0 for none,
+    held out in blocks of ground or whole rasters (`split`). `patience`: checks (20 at most) without a better one before
+    training stops. `n_most`: at most about so many chips.
     """
 
     name: str = ""
@@ -146,7 +147,7 @@ def train_model(
         raise JobError(f"The folder of {output} does not exist; choose another one for the model.")
     choice = choose_device(device)
     progress.info(f"Device: {choice.reason}")
-    bands, names, gsd_m = _look_at(rasters[0], options)
+    bands, names, gsd_m = _look_at(rasters, options)
     # Parts that do not go together are refused before the rasters are read, which may take long.
     _build(_card(options, scheme, names=names, gsd_m=gsd_m, output=output)).check_chips(options.chip_px)
     chips = read_training_chips(
@@ -160,7 +161,7 @@ def train_model(
         seed=options.seed,
         progress=StepProgress(progress, 0, _READ),
     )
-    stretch = _training_stretch(rasters, bands, progress)
+    stretch = _training_stretch(rasters, names, bands, progress)
     kept, held_out = chips, None
     if options.held_out:
         kept, held_out = split_chips(chips, held_out=options.held_out, by=options.split, seed=options.seed)
@@ -241,8 +242,14 @@ def train_model(
     )
 
 
-def _look_at(raster: LabelledRaster, options: ModelOptions) -> tuple[tuple[int, ...], tuple[str, ...], float | None]:
-    """Bands, their names and the resolution of the model, by the first raster."""
+def _look_at(
+    rasters: Sequence[LabelledRaster], options: ModelOptions
+) -> tuple[tuple[int, ...] | None, tuple[str, ...], float | None]:
+    """Bands, their names and the resolution of the model, by the first raster.
+
+    No bands where each raster calls its own by these names: rasters may hold them in different orders.
+    """
+    raster = rasters[0]
     n_bands = 3 if options.bands is None and has_palette(raster.path) else None
     with open_bands(raster.path, n_bands=n_bands, bands=options.bands, crs_wkt=raster.crs_wkt) as reader:
         bands, own_m = reader.bands, reader.gsd_m
@@ -252,15 +259,18 @@ def _look_at(raster: LabelledRaster, options: ModelOptions) -> tuple[tuple[int, 
             f"{Path(raster.path).name} has no scale, so that {options.gsd_m:.3g} m per pixel cannot be made of it; "
             "leave the resolution out, or give a raster with a CRS."
         )
-    return bands, names, options.gsd_m or own_m
+    is_by_name = options.bands is None and all(has_bands(one.path, names) for one in rasters)
+    return None if is_by_name else bands, names, options.gsd_m or own_m
 
 
-def _training_stretch(rasters: Sequence[LabelledRaster], bands: Sequence[int], progress: Progress) -> tuple[float, ...]:
+def _training_stretch(
+    rasters: Sequence[LabelledRaster], names: Sequence[str], bands: Sequence[int] | None, progress: Progress
+) -> tuple[float, ...]:
     """Lows, then highs of the bands: of each the median over the rasters' own stretches."""
     keys = []
     for raster in rasters:
         raise_if_cancelled(progress)
-        with open_bands(raster.path, bands=bands, crs_wkt=raster.crs_wkt) as reader:
+        with open_bands(raster.path, names=names, bands=bands, crs_wkt=raster.crs_wkt) as reader:
             keys.append(reader.stretch.as_key())
     return tuple(float(value) for value in np.median(keys, axis=0))
 

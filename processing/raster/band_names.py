@@ -26,6 +26,14 @@ def has_palette(path: str) -> bool:
             return bool(dataset.colorinterp[0] == ColorInterp.palette)
 
 
+def has_bands(path: str, names: Sequence[str]) -> bool:
+    """Whether a raster calls its bands so (`bands_called`). Raises `RasterError` where it cannot be opened."""
+    with gdal_access(path, verb="opened", remedy=OPEN_REMEDY), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return bands_called(dataset, names) is not None
+
+
 def read_band_names(path: str, bands: Sequence[int]) -> tuple[str, ...]:
     """Names of `bands` (1-based): what the file calls a colour, its description, or "band 4".
 

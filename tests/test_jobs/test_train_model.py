@@ -321,7 +321,7 @@ def test_a_model_finds_its_bands_by_name_and_what_it_sees_is_said(houses, raster
     raster = labelled(named, boxes)
     scheme = scheme_of_labels([raster])
     options = replace(QUICK, bands=(4, 1, 2), chip_px=160)
-    bands, names, gsd_m = job._look_at(raster, options)
+    bands, names, gsd_m = job._look_at([raster], options)
     told = recorder()
     chips = read_training_chips([raster], scheme, chip_px=160, names=names, bands=bands, gsd_m=gsd_m, progress=told)
     card = job._card(options, scheme, names=names, gsd_m=gsd_m, chips=chips, output=Path(named))
@@ -476,6 +476,32 @@ def test_a_cancel_keeps_the_best_so_far_and_before_that_nothing(houses, tmp_path
     with pytest.raises(Cancelled, match="nothing was saved"):
         train_model([raster], scheme, output, QUICK, device="cpu", progress=recorder(cancel_at="to learn from"))
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "seen"),
+    [
+        (("red", "green", "blue", "nir"), None, (3, 2, 1, 4)),
+        ((), None, (1, 2, 3, 4)),
+        (("red", "green", "blue", "nir"), (1, 2, 3, 4), (1, 2, 3, 4)),
+    ],
+    ids=["names", "a raster without names", "numbers that are given"],
+)
+def test_a_new_model_sees_the_same_bands_of_all_rasters(houses, tmp_path, raster_factory, recorder, names, given, seen):
+    """By their names where each raster has them, in whatever order; else by their numbers."""
+    _, boxes, truth = houses()
+    order = ("blue", "green", "red", "nir")
+    pixels = np.stack([np.where(truth, base + 900, base + 100) for base in (0, 1000, 2000, 3000)]).astype(np.uint16)
+    first = raster_factory(pixels, "a.tif", photometric="minisblack", descriptions=order)
+    other = raster_factory(pixels[[2, 1, 0, 3]], "b.tif", photometric="minisblack", descriptions=names)
+    rasters, told = [labelled(first, boxes), labelled(other, boxes)], recorder()
+    options, output = replace(QUICK, n_steps=1, bands=given), tmp_path / "model.safetensors"
+    card = train_model(rasters, scheme_of_labels(rasters), output, options, device="cpu", progress=told).card
+    assert card.bands == order
+    used = ", ".join(f"{band} as {name}" for band, name in zip(seen, order, strict=True))
+    assert f"Bands of b.tif that the model sees: {used}." in told.texts
+    lows = [0, 1000, 2000, 3000] if seen[0] == 3 else [1000, 1000, 1000, 3000]
+    assert [round(low, -3) for low in card.training_stretch[:4]] == lows
 
 
 def test_same_seed_same_model_and_any_bands(houses, tmp_path, raster_factory):
