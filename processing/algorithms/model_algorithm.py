@@ -257,9 +257,14 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         return found[0]
 
     def package(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[Path, SegmenterCard]:
-        """The file of the model, and its card. Raises `PackageError` for a file that is none."""
+        """The file of the model, and its card. Raises `PackageError` for a file that is none, or is damaged."""
+        from ...models.semantic.package import package_sha256
+
         path = Path(self.parameterAsFile(parameters, self.MODEL, context))
-        return path, read_card(path)
+        card = read_card(path)
+        # Now, before anything else is blamed for what an altered card says.
+        package_sha256(path)
+        return path, card
 
     def model_output(
         self, parameters: dict[str, Any], context: QgsProcessingContext, *, others: Sequence[Path] = ()

@@ -28,7 +28,7 @@ from ...models.metrics import (
 )
 from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, read_card
-from ...models.semantic.package import load_segmenter
+from ...models.semantic.package import load_segmenter, package_sha256
 from ...models.semantic.prediction import device_of, predict_chips
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
@@ -243,6 +243,9 @@ def evaluate_models(
     choice = choose_device(device)
     progress.info(f"Device: {choice.reason}")
     cards = [read_card(path) for path in paths]
+    for path in paths:
+        # Before anything else is blamed for what an altered card says.
+        package_sha256(path)
     schemes = [scheme_of(card) for card in cards]
     names = _names(paths, cards)
     grid_m, largest_px = _common_grid(cards)

@@ -41,9 +41,9 @@ def parameters(
             pixels = np.full((n_bands, *scene.shape), value, np.uint8)
             return raster_factory(pixels, "other.tif", transform=scene.transform, nodata=0)
 
-    def altered() -> str:
+    def altered(place: int = -100) -> str:
         content = bytearray(roof_model.read_bytes())
-        content[-100] ^= 1
+        content[place] ^= 1
         path = tmp_path / "altered.safetensors"
         path.write_bytes(content)
         return str(path)
@@ -52,6 +52,7 @@ def parameters(
         "scene": lambda: str(scene_file),
         "model": lambda: str(roof_model),
         "altered": altered,
+        "altered card": lambda: altered(roof_model.read_bytes().index(b'\\"roof\\"') + 3),
         "two bands": lambda: raster(2, 9),
         "no data": lambda: raster(3, 0),
         "roofs": polygons,
@@ -83,10 +84,12 @@ def parameters(
         ("compareadaptation", {"RASTERS": ["two bands"]}, "2 band"),
         ("compareadaptation", {"RASTERS": ["no data"]}, "has data on a tenth of it, and a label there"),
         ("compareadaptation", {"MODEL": "altered"}, "is damaged"),
+        ("compareadaptation", {"MODEL": "altered card"}, "is damaged"),
         ("evaluatemodel", {"RASTERS": ["two bands"]}, "2 band"),
         ("evaluatemodel", {"RASTERS": ["no data"]}, "has data on a tenth of it, and a label there"),
         ("evaluatemodel", {"MODELS": ["altered"]}, "is damaged"),
         ("evaluatemodel", {"MODELS": ["model", "altered"]}, "is damaged"),
+        ("evaluatemodel", {"MODELS": ["model", "altered card"]}, "is damaged"),
         ("evaluatemodel", {"LABELS": "ponds"}, "hold 'pond', but the classes are background, roof"),
         ("trainmodel", {"LABELS": "no geometry"}, "None of the 3 features of 'prompts' has a geometry"),
     ],
