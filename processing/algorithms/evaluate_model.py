@@ -78,7 +78,10 @@ class EvaluateModelAlgorithm(LabelledAlgorithm):
             ),
             self.FLIPS: self.tr("Mean over four mirror images: better, and four times slower."),
             self.TOLERANCE: self.tr("How many pixels an outline may be off and still be right."),
-            self.MAX_CHIPS: self.tr("At most about so many windows, drawn evenly from the rasters with labels."),
+            self.MAX_CHIPS: self.tr(
+                "At most about so many windows, drawn evenly from the rasters with labels; fewer where they would take "
+                "more than 4 GiB of memory."
+            ),
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],
             self.TABLE: self.tr("Table with one row for each model and class (.csv)."),

@@ -45,6 +45,8 @@ _N_WORST = 5
 _LEAST_LABELLED = 0.1
 """A window with a smaller share of labelled pixels is not shown as a bad one: its few pixels say little."""
 _N_RESAMPLES = 1000
+_MOST_BYTES = 4 * 2**30
+"""Windows in memory; reading them takes twice as much for a while."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,7 +56,8 @@ class EvaluationOptions:
     """How models are judged.
 
     `chip_px`: side of the windows, None for what the models were trained on. `bands`: 1-based, None as for
-    `open_bands` by the names on each card. `n_most`: at most about so many windows, drawn by `seed`. `flips`: mean over
+    `open_bands` by the names on each card. `n_most`: at most about so many windows, drawn by `seed`, fewer where these
+    would take more than 4 GiB of memory. `flips`: mean over
     mirror images. `tolerance_px`: how far an outline may be off and still be right.
     """
 
@@ -249,6 +252,8 @@ def evaluate_models(
     schemes = [scheme_of(card) for card in cards]
     names = _names(paths, cards)
     grid_m, largest_px = _common_grid(cards)
+    # Of all models, so that each is judged on the same windows.
+    n_bands = max(len(card.bands) for card in cards)
     read: tuple[object, Chips, list[BandReader]] | None = None
     evaluations = []
     for number, (path, card, scheme, name) in enumerate(zip(paths, cards, schemes, names, strict=True)):
@@ -266,7 +271,7 @@ def evaluate_models(
                 bands=options.bands,
                 gsd_m=gsd_m,
                 stretch=stretch_of(card),
-                n_most=options.n_most,
+                n_most=_most_windows(options.n_most, chip_px, n_bands, progress),
                 least_classes=1,
                 seed=options.seed,
                 on_open=opened.append,
@@ -308,6 +313,20 @@ def _common_grid(cards: Sequence[SegmenterCard]) -> tuple[float | None, int | No
         return None, None
     finest = min(gsd_m for gsd_m, _ in known)
     return finest, max(math.ceil(chip_px * gsd_m / finest) for gsd_m, chip_px in known)
+
+
+def _most_windows(wanted: int | None, chip_px: int, n_bands: int, progress: Progress) -> int:
+    """How many windows may be in memory, `wanted` at the most; says so where these are too many."""
+    # Beside the bands each pixel has a label and whether it is valid.
+    n_bytes = chip_px**2 * (n_bands + 2)
+    n_fit = max(1, _MOST_BYTES // n_bytes)
+    if wanted is None or wanted <= n_fit:
+        return wanted or n_fit
+    progress.info(
+        f"A window of {chip_px} px takes {n_bytes / 2**20:.3g} MiB of memory, so that at most {n_fit} are judged and "
+        f"not {wanted}; choose a smaller window to judge more."
+    )
+    return n_fit
 
 
 def in_words(evaluation: Evaluation) -> str:

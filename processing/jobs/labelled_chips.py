@@ -322,15 +322,15 @@ def cut_chips(
             f"No window of {chip_px} px on {Path(reader.path).name} has data on a tenth of it{what}; check the raster, "
             "the labels and the extent."
         )
-    sorted_ = np.argsort(kept)
-    origins = np.array([places[n] for n in kept], np.int64)[sorted_]
+    in_order = np.argsort(kept).tolist()
+    origins = np.array([places[kept[n]] for n in in_order], np.int64)
     block = block_px or _block_px(chip_px, height=bottom - top, width=right - left)
     centres = origins + chip_px // 2
     across = math.ceil(cols / block) + 1
     return Chips(
-        np.stack(pixels)[sorted_],
-        np.stack(drawn)[sorted_],
-        np.stack(valids)[sorted_],
+        np.stack([pixels[n] for n in in_order]),
+        np.stack([drawn[n] for n in in_order]),
+        np.stack([valids[n] for n in in_order]),
         centres[:, 1] // block * across + centres[:, 0] // block,
         origins,
     )

@@ -231,6 +231,31 @@ def test_a_coarse_model_is_judged_by_fine_labels(raster_factory, scene, tmp_path
     assert "0.5 m per pixel" in page
 
 
+def test_windows_stay_within_the_memory_that_they_may_take(scene, tmp_path, monkeypatch, recorder):
+    """Two of them, of which the model with the most bands takes 32 x 32 x (4 + 2) bytes each; all see the same."""
+    paths, cards = [], {}
+    for bands in (CARD.bands, (*CARD.bands, "red")):
+        cards[str(len(bands))] = replace(CARD, bands=bands, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
+        paths.append(tmp_path / f"{len(bands)}.safetensors")
+        save_segmenter(build_segmenter(cards[str(len(bands))]), paths[-1])
+    monkeypatch.setattr(job, "load_segmenter", lambda path: Threshold(cards[path.stem]))
+    monkeypatch.setattr(job, "_MOST_BYTES", 2 * 32 * 32 * 6 + 1000)
+    told = recorder()
+    for n_most, is_told in ((2, False), (4000, True), (None, False)):
+        told.texts.clear()
+        found = evaluate_models(
+            paths,
+            [scene],
+            lambda card: scheme_of_card(card, [scene]),
+            options=EvaluationOptions(n_most=n_most),
+            device="cpu",
+            progress=told,
+        )
+        assert [one.n_chips for one in found] == [2, 2]
+        assert found[0].blocks == found[1].blocks
+        assert any("at most 2 are judged and not 4000" in text for text in told.texts) is is_told
+
+
 def test_classes_that_the_model_does_not_have_and_no_model(scene, tmp_path):
     other = replace(scene, names=("shed",))
     path = tmp_path / "model.safetensors"
