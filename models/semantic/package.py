@@ -8,8 +8,11 @@ adapter holds only what differs from the weights that it is laid over: whole ten
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +31,8 @@ LORA_A, LORA_B = ".lora_a", ".lora_b"
 
 _DIGEST_KEY = "sha256"
 _EXTRA = "extra."
+_STALE_S = 3600.0
+"""Nobody writes a package for so long: who began it was killed."""
 
 
 def save_segmenter(
@@ -46,7 +51,7 @@ def save_segmenter(
     tensors |= {_EXTRA + name: _plain(value) for name, value in (extra or {}).items()}
     text = model.card.to_json()
     digest = content_sha256(text, tensors)
-    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
+    part = part_of(path)
     try:
         part.write_bytes(save(tensors, metadata={CARD_KEY: text, _DIGEST_KEY: digest}))
         part.replace(path)
@@ -56,6 +61,17 @@ def save_segmenter(
             f"{path} cannot be written ({error.strerror or error}); choose a folder that you may write to, with space."
         ) from error
     return digest
+
+
+def part_of(path: Path) -> Path:
+    """A hidden file of its own beside `path` to write to; those that killed runs left of this name are removed."""
+    left = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{8}}\.part")
+    # One that another program holds does no harm but the space that it takes.
+    with suppress(OSError):
+        for other in path.absolute().parent.iterdir():
+            if left.fullmatch(other.name) and time.time() - other.stat().st_mtime > _STALE_S:
+                other.unlink()
+    return path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
 
 
 def load_segmenter(path: Path, *, base: Path | None = None) -> Segmenter:

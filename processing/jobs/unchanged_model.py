@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...models.semantic.card import read_card
-from ...models.semantic.package import save_segmenter
+from ...models.semantic.package import part_of, save_segmenter
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
 
@@ -27,7 +26,7 @@ def save_unchanged(
         # An adapter would not find its base from another folder.
         save_segmenter(model, output, extra=extra)
         return
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    part = part_of(output)
     try:
         shutil.copyfile(source, part)
         part.replace(output)

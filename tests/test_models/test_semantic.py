@@ -429,6 +429,19 @@ def test_a_full_disk_leaves_the_older_package(tmp_path, monkeypatch):
     assert package_sha256(path) == digest
 
 
+def test_what_killed_runs_left_of_a_package_is_removed(tmp_path):
+    """Hours ago; what is being written now, or is of another name, stays."""
+    left, fresh, other = (
+        tmp_path / name for name in (".m.safetensors-0123abcd.part", ".m.safetensors-4567abcd.part", ".m-0123abcd.part")
+    )
+    for file in (left, fresh, other):
+        file.write_bytes(b"half")
+    for file in (left, other):
+        os.utime(file, (0, 0))
+    save_segmenter(build_segmenter(make_card(encoder="lcnet_035")), tmp_path / "m.safetensors")
+    assert {file.name for file in tmp_path.iterdir()} == {fresh.name, other.name, "m.safetensors"}
+
+
 def test_an_altered_byte_is_noticed(tmp_path):
     path = tmp_path / "model.safetensors"
     save_segmenter(build_segmenter(make_card()), path)
