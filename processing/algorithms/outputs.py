@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +67,8 @@ _KINDS = {
 }
 # The first six have been there since 0.1.0, in this order.
 _OBJECT_FIELDS = ("object_id", "class", "score", "stability", "area_m2", "model", "perimeter_m", "adapter", "date")
+# After a day without a change a result was left by a run that was killed; one that goes on may be silent for hours.
+_STALE_S = 86400.0
 
 
 def object_fields(more: Mapping[str, Any] | None = None) -> QgsFields:
@@ -209,27 +214,30 @@ def feature_output(
 ) -> Iterator[FeatureOutput]:
     """Open the sink `name` for features of a `kind`; if the work inside fails or is cancelled, what it wrote goes.
 
-    An older file of that name comes back then. `provenance` goes into the metadata of the layer or of the GeoPackage's
-    table. Open it before the work, so that an output that cannot be written is known at once. Raises `JobError` where
-    it would replace an input of the algorithm, or cannot replace an older file.
+    An older file of that name stays until the work is done, also where the program is killed. `provenance` goes into
+    the metadata of the layer or of the GeoPackage's table. Open it before the work, so that an output that cannot be
+    written is known at once. Raises `JobError` where it would replace an input of the algorithm, or cannot replace an
+    older file.
     """
     path, table = _file_and_table(parameters.get(name), context)
     _check_inputs(algorithm, parameters, context, path=path, table=table)
     # A table goes into the file that is there.
-    with nullcontext() if table else _older_kept(path):
-        sink, destination = algorithm.parameterAsSink(parameters, name, context, fields, kind, crs)
+    with _taking_the_place_of(path) if path.is_file() and not table else nullcontext(path) as file:
+        given = parameters if file == path else {**parameters, name: _written_to(file, parameters[name])}
+        sink, made = algorithm.parameterAsSink(given, name, context, fields, kind, crs)
         if sink is None:
             raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
+        destination = made if file == path else _moved(made, path.parent, context)
         output = FeatureOutput(sink, destination, fields=fields)
         del sink  # the output holds the only reference, so that closing it completes the file
         try:
             yield output
         except BaseException:
             output.close()
-            _remove(destination, context)
+            _remove(made, context)
             raise
         output.close()
-        _record(destination, context, provenance)
+        _record(made, context, provenance)
 
 
 def _file_and_table(chosen: Any, context: QgsProcessingContext) -> tuple[Path, str]:
@@ -279,31 +287,76 @@ def _check_inputs(
 
 
 @contextmanager
-def _older_kept(path: Path) -> Iterator[None]:
-    """Set an older file with its companions aside; it comes back where the body fails, and goes where it does not."""
-    older = {file: file.with_name(f".{file.name}.{os.getpid()}.older") for file in _files(path) if file.is_file()}
+def _taking_the_place_of(path: Path) -> Iterator[Path]:
+    """A file in a hidden folder beside an older one, of the same name (that of its table), whose place it takes.
+
+    Not where the body fails. What killed runs left there goes. Raises `JobError`.
+    """
+    folder = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
     try:
-        for file, aside in older.items():
-            file.replace(aside)
+        _remove_remains(path)
+        # Changes nothing, but Windows refuses it where another program holds the file: known now, not after the work.
+        path.replace(path)
+        folder.mkdir()
     except OSError as error:
-        _bring_back(older)
         raise JobError(
             f"{path} cannot be replaced ({error.strerror or error}); close the program that holds it, or choose "
             "another file for the result."
         ) from error
     try:
-        yield
+        yield folder / path.name
     except BaseException:
-        _bring_back(older)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    for aside in older.values():
-        aside.unlink(missing_ok=True)
+    try:
+        made = {file.name for file in folder.iterdir()}
+        # First what would be read with the new file: journals of the older one.
+        for file in _files(path)[1:]:
+            if file.name not in made:
+                file.unlink(missing_ok=True)
+        for name in made:
+            (folder / name).replace(path.with_name(name))
+        folder.rmdir()
+    except OSError as error:
+        raise JobError(
+            f"{path} cannot be replaced ({error.strerror or error}), and the result lies in {folder}; close the "
+            "program that holds the older file, and move the result there."
+        ) from error
 
 
-def _bring_back(older: Mapping[Path, Path]) -> None:
-    for file, aside in older.items():
-        if aside.exists():
-            aside.replace(file)
+def _remove_remains(path: Path) -> None:
+    """Remove what runs that were killed long ago left beside `path`."""
+    left = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{8}}\.part")
+    for folder in path.absolute().parent.iterdir():
+        # One that another program holds does no harm but the space that it takes.
+        with suppress(OSError):
+            if left.fullmatch(folder.name) and time.time() - _last_change(folder) > _STALE_S:
+                shutil.rmtree(folder)
+
+
+def _last_change(folder: Path) -> float:
+    return max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
+
+
+def _written_to(file: Path, chosen: Any) -> Any:
+    """A sink that writes to `file`, with all else that was chosen."""
+    if not isinstance(chosen, QgsProcessingOutputLayerDefinition):
+        return str(file)
+    moved = QgsProcessingOutputLayerDefinition(chosen)
+    moved.sink = QgsProperty.fromValue(str(file))
+    return moved
+
+
+def _moved(made: str, folder: Path, context: QgsProcessingContext) -> str:
+    """The destination of a sink once its file has come to `folder`; QGIS loads it from there."""
+    parts = QgsProviderRegistry.instance().decodeUri("ogr", made)
+    path = folder / Path(parts["path"]).name
+    destination = str(QgsProviderRegistry.instance().encodeUri("ogr", {**parts, "path": str(path)}))
+    layers = context.layersToLoadOnCompletion()
+    if made in layers:
+        layers[destination] = layers.pop(made)
+        context.setLayersToLoadOnCompletion(layers)
+    return destination
 
 
 def _files(path: Path) -> list[Path]:

@@ -155,6 +155,49 @@ def test_a_run_that_fails_leaves_the_older_file(
     assert {file.name for file in folder.iterdir()} <= set(before)
 
 
+@pytest.mark.parametrize("name", ["s.gpkg", "s.shp"])
+def test_the_older_file_is_there_until_the_new_one_is_whole(
+    run_task: Any, roof_model: Path, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """So that a run that is killed loses nothing; what one left long ago goes, and the new file is loaded."""
+    import os
+
+    from qgis.core import QgsProcessingOutputLayerDefinition, QgsProject
+    from segadapt.processing.jobs import select_samples as job
+
+    folder, select, seen = tmp_path / "results", job.select_samples, []
+    folder.mkdir()
+    target = str(folder / name)
+
+    def asked(budget: int) -> dict[str, Any]:
+        sink = QgsProcessingOutputLayerDefinition(target, QgsProject.instance())
+        return samples(roof_model, scene_file, tmp_path, BUDGET=budget, OUTPUT=sink)
+
+    def select_and_look(*given: Any, **more: Any) -> Any:
+        found = select(*given, **more)
+        seen.append(
+            ({file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}, features_of(target))
+        )
+        return found
+
+    assert run_task("selectsamples", asked(4))[1] is not None
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for left, age_s in ((f".{name}-0123abcd.part", 1e6), (f".{name}-4567abcd.part", 60)):
+        (folder / left).mkdir()
+        (folder / left / name).write_bytes(b"half")
+        for file in (folder / left / name, folder / left):
+            os.utime(file, (os.path.getmtime(file) - age_s,) * 2)
+    monkeypatch.setattr(job, "select_samples", select_and_look)
+    context, results = run_task("selectsamples", asked(6))
+    ((files, features),) = seen
+    assert files == before
+    assert len(features) == 4
+    assert results["OUTPUT"] == target
+    assert list(context.layersToLoadOnCompletion()) == [target]
+    assert len(features_of(target)) == 6
+    assert {file.name for file in folder.iterdir()} == {*before, f".{name}-4567abcd.part"}
+
+
 def test_segments_and_a_budget_in_square_metres(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
     """Segments are of about the size asked for, and together stay under the budget."""
     parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
