@@ -31,17 +31,21 @@ def respect_clicks(
     """Repair `logits` (256, 256) where they contradict clicks, the oldest first; the rest stays as it is.
 
     A simulated or a careful analyst clicks the middle of an error: it reaches about as far beyond the click as the
-    mask's edge is away on this side. Inside that radius, the part connected with the click that the network held for
-    as likely turns over (FocalClick's rule of pasting only the component with the click,
-    https://arxiv.org/abs/2204.02574).
+    mask's edge is away on this side, but not as far as a click of the other kind. Inside that radius, the part
+    connected with the click that the network held for as likely turns over (FocalClick's rule of pasting only the
+    component with the click, https://arxiv.org/abs/2204.02574). All clicks hold afterwards; of two kinds in one cell
+    the newest.
     """
     repaired = logits
     if not (logits > 0).any():
         return logits  # where the model finds nothing, a dot under the click would pretend that it does
-    # Twice, since the repair of one click may undo that of a neighbour; the newest has the last word.
-    for _ in range(2):
-        for n in np.flatnonzero(contradicted(repaired, points, labels)):
-            repaired = _turned(repaired, points[n], is_foreground=bool(labels[n] == FOREGROUND))
+    cells = np.stack(_cells(points, logits.shape), axis=1)
+    for n, label_of_click in enumerate(labels):
+        if not contradicted(repaired, points[n : n + 1], labels[n : n + 1])[0]:
+            continue
+        to_others = np.hypot(*(cells[labels != label_of_click] - cells[n]).T)
+        reach = float(to_others[to_others > 0].min(initial=np.inf))
+        repaired = _turned(repaired, points[n], is_foreground=bool(label_of_click == FOREGROUND), reach=reach)
     return repaired
 
 
@@ -68,8 +72,9 @@ def without_specks(
 
 
 def _turned(
-    logits: npt.NDArray[np.float32], point: npt.NDArray[np.float32], *, is_foreground: bool
+    logits: npt.NDArray[np.float32], point: npt.NDArray[np.float32], *, is_foreground: bool, reach: float
 ) -> npt.NDArray[np.float32]:
+    """Turn over the error around a click; what is `reach` cells away or farther stays."""
     # Background is the same with the signs turned.
     signed = logits if is_foreground else -logits
     (row,), (col,) = _cells(point[None], logits.shape)
@@ -77,8 +82,9 @@ def _turned(
     outside = signed <= 0
     to_edge = float(distance_transform_edt(outside)[row, col]) if not outside.all() else _LEAST_RADIUS
     distance = np.hypot(rows - row, cols - col)
-    parts, _ = label((distance <= max(to_edge, _LEAST_RADIUS)) & (signed >= signed[row, col] - _TOLERANCE))
-    part = (parts == parts[row, col]) | (distance <= _LEAST_RADIUS)
+    near = (distance <= max(to_edge, _LEAST_RADIUS)) & (distance < reach)
+    parts, _ = label(near & (signed >= signed[row, col] - _TOLERANCE))
+    part = ((parts == parts[row, col]) | (distance <= _LEAST_RADIUS)) & (distance < reach)
     turned = np.where(part, np.maximum(signed, _CERTAIN), signed).astype(np.float32)
     return turned if is_foreground else -turned
 

@@ -163,6 +163,37 @@ def test_all_clicks_hold_after_the_repair():
     assert not contradicted(respect_clicks(logits, points, labels), points, labels).any()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("cells_apart", [1, 2, 3, 5, 9])
+def test_a_click_and_its_opposite_beside_it_both_hold(first, cells_apart):
+    logits = logits_of(disc(128, 128, 40) if first == 0 else ~disc(128, 128, 40))
+    points, labels = np.array([[128.5, 128.5], [128.5 + cells_apart, 128.5]], np.float32), np.array([first, 1 - first])
+    repaired = respect_clicks(logits, points, labels)
+    assert not contradicted(repaired, points, labels).any()
+    # What is about as far from the clicks as they are from each other is all that changed.
+    rows, cols = np.nonzero((repaired > 0) != (logits > 0))
+    assert np.hypot(cols - 128, rows - 128).max(initial=0) < cells_apart
+
+
+def test_many_clicks_close_to_each_other_all_hold():
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        rows, cols = np.mgrid[:256, :256]
+        blobs = sum(np.exp(-((cols - x) ** 2 + (rows - y) ** 2) / 400) for x, y in rng.uniform(90, 160, (3, 2)))
+        logits = (12 * blobs - 6 + rng.normal(0, 0.3, (256, 256))).astype(np.float32)
+        cells = np.unique(rng.integers(110, 140, (10, 2)), axis=0)
+        points, labels = rng.permutation(cells).astype(np.float32) + 0.5, rng.integers(0, 2, len(cells))
+        assert not contradicted(respect_clicks(logits, points, labels), points, labels).any()
+
+
+@pytest.mark.parametrize("newest", [0, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_of_two_kinds_of_clicks_in_one_cell_the_newest_holds(newest, sign):
+    logits = sign * logits_of(disc(128, 128, 20))
+    points, labels = np.array([[128.2, 128.2], [128.8, 128.8]], np.float32), np.array([1 - newest, newest])
+    assert list(contradicted(respect_clicks(logits, points, labels), points, labels)) == [True, False]
+
+
 def test_specks_go_unless_somebody_clicked_them():
     mask = (disc(120, 120, 30) & ~disc(125, 120, 2)) | disc(40, 40, 2) | disc(200, 60, 2) | disc(60, 200, 9)
     points = np.array([[120.5, 120.5], [200.5, 60.5]], np.float32)
