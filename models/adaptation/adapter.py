@@ -26,7 +26,8 @@ class AdapterCard:
 
     `base_model` and `base_sha256` name the weights that it belongs to; `method` how it was made; `trained_on` the
     places or the raster; `n_objects` accepted or labelled objects; `licence` of the adapter; `metrics` what was
-    measured, in words or numbers; `made_on` ISO date.
+    measured, in words or numbers; `made_on` ISO date; `raster` a digest that tells the raster that it was learned on
+    from others, "" for several or where it is not known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class AdapterCard:
     licence: str
     made_on: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    raster: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,13 +24,15 @@ _MARGIN = 0.02
 _FEWEST, _MOST = 5, 60
 # A size within one standard deviation, at least this (in e-folds), costs nothing; beyond three e-folds no more.
 _LEAST_SPREAD, _LARGEST_DISTANCE = 0.3, 3.0
+# An empty mask has a logarithm, too, far below that of any object in m2 or in pixels.
+_LEAST_SIZE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
     """One click in hindsight: for each mask its predicted IoU, size and true IoU; and the accepted object's size.
 
-    Sizes in raster pixels.
+    Sizes in m2, or in pixels of a raster whose pixels have no known size; never both in one `MaskChoice`.
     """
 
     scores: Values
@@ -52,7 +54,7 @@ class MaskChoice:
         return self._weight
 
     def order(self, scores: Sequence[float], sizes: Sequence[float]) -> list[int]:
-        """Indices of masks with these predicted IoUs and sizes (pixels), the likeliest first."""
+        """Indices of masks with these predicted IoUs and sizes, the likeliest first."""
         cost = self._weight * _cost(np.array(sizes, float), self._accepted_sizes()) if self._weight else 0.0
         return [int(index) for index in np.argsort(-(np.array(scores, float) - cost), kind="stable")]
 
@@ -67,8 +69,7 @@ class MaskChoice:
     def state(self) -> torch.Tensor:
         """What was learned, (N, 10): per click three predicted IoUs, log sizes and true IoUs, log accepted size."""
         rows = [
-            [*one.scores, *np.log(one.sizes.clip(1)), *one.ious, np.log(max(one.accepted_size, 1.0))]
-            for one in self._choices
+            [*one.scores, *_logs(one.sizes), *one.ious, _logs(np.array(one.accepted_size))] for one in self._choices
         ]
         return torch.tensor(np.reshape(rows, (-1, 10)), dtype=torch.float32)
 
@@ -92,8 +93,13 @@ class MaskChoice:
 
 
 def _cost(sizes: Values, accepted: Values) -> Values:
-    """How far each size (pixels) lies outside the usual range of `accepted`, in e-folds."""
-    usual = np.log(accepted.clip(1))
+    """How far each size lies outside the usual range of `accepted`, in e-folds."""
+    usual = _logs(accepted)
     spread = max(_LEAST_SPREAD, float(usual.std()))
-    outside: Values = (np.abs(np.log(sizes.clip(1)) - np.median(usual)) - spread).clip(0, _LARGEST_DISTANCE)
+    outside: Values = (np.abs(_logs(sizes) - np.median(usual)) - spread).clip(0, _LARGEST_DISTANCE)
     return outside
+
+
+def _logs(sizes: Values) -> Values:
+    logs: Values = np.log(sizes.clip(_LEAST_SIZE))
+    return logs

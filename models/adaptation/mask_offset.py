@@ -2,6 +2,7 @@
 
 Reference outlines often lie off the roofs by the same vector all over an image: footprints under an oblique view, or
 maps that were registered to another image. SAM finds the roof, and without this every object costs the same clicks.
+Of another image it says nothing.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from .mask_choice import Choice, MaskChoice
 from .mask_offset import MaskOffset
 from .rectangles import RectangleChoice
 from .refiner import MaskRefiner, RefinerInput, changes, refiner_input
-from .shipped import CHOICES, OFFSETS, RECTANGLES, refiner_of
+from .shipped import OFFSETS, RECTANGLES, SIZES_M2, SIZES_PX, refiner_of
 
 _Result = TypeVar("_Result")
 Points = npt.NDArray[np.float32]
@@ -70,9 +70,9 @@ class Look:
         """The decoder's finest features as a picture, (32, 256, 256); made when a click asks for it."""
         return place_cells(self.fine_cells)[0]
 
-    def alternatives(self, choice: MaskChoice, *, cell_px: float) -> list[Look]:
-        """The three masks for an ambiguous prompt, the likeliest first; a cell has a side of `cell_px` pixels."""
-        sizes = (self.logits[1:] > 0).sum((1, 2)) * cell_px**2
+    def alternatives(self, choice: MaskChoice, *, cell_size: float) -> list[Look]:
+        """The three masks for an ambiguous prompt, the likeliest first; `cell_size`: area of a cell, as in `Choice`."""
+        sizes = (self.logits[1:] > 0).sum((1, 2)) * cell_size
         return [replace(self, chosen=1 + n) for n in choice.order(self.iou[1:].tolist(), sizes.tolist())]
 
     def refined(self, refiner: MaskRefiner | None, *, half: bool) -> torch.Tensor:
@@ -129,13 +129,13 @@ class Learned:
 class OnlineAdapter:
     """The refiner as it learns on one image.
 
-    `shipped` is where it starts, None for a network that adds nothing. `half` computes in bfloat16. One thread at a
-    time.
+    `shipped` is where it starts, None for a network that adds nothing. `half` computes in bfloat16. `is_metric`: sizes
+    of objects are in m2, and not in pixels. One thread at a time.
     """
 
-    def __init__(self, shipped: MaskRefiner | None, *, half: bool, seed: int = 0) -> None:
+    def __init__(self, shipped: MaskRefiner | None, *, half: bool, is_metric: bool = False, seed: int = 0) -> None:
         self._shipped = shipped
-        self.half = half
+        self.half, self._sizes = half, SIZES_M2 if is_metric else SIZES_PX
         self._seed = seed
         self.reset()
 
@@ -150,15 +150,20 @@ class OnlineAdapter:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What was learned, for an adapter."""
         refiner = {} if self.refiner is None else self.refiner.state_dict()
-        states = {CHOICES: self.choice.state(), OFFSETS: self.offset.state(), RECTANGLES: self.rectangles.state()}
+        states = {self._sizes: self.choice.state(), OFFSETS: self.offset.state(), RECTANGLES: self.rectangles.state()}
         return {**refiner, **states}
 
-    def load(self, adapter: Adapter) -> None:
-        """Go on from what was learned elsewhere. Raises `CheckpointError` for an adapter of another kind."""
+    def load(self, adapter: Adapter, *, is_same_raster: bool) -> None:
+        """Go on from what was learned elsewhere, but for what says nothing here: sizes in the other unit, and places.
+
+        Where objects lie holds for the raster that it was learned on only. Raises `CheckpointError` for an adapter of
+        another kind.
+        """
         refiner = refiner_of(adapter)
         self.refiner = refiner if refiner is not None else deepcopy(self._shipped)
-        self.choice.load_state(adapter.tensors.get(CHOICES, torch.zeros(0, 10)))
-        self.offset.load_state(adapter.tensors.get(OFFSETS, torch.zeros(0)))
+        self.choice.load_state(adapter.tensors.get(self._sizes, torch.zeros(0, 10)))
+        offsets = adapter.tensors.get(OFFSETS) if is_same_raster else None
+        self.offset.load_state(torch.zeros(0) if offsets is None else offsets)
         self.rectangles.load_state(adapter.tensors.get(RECTANGLES, torch.zeros(0, 3)))
 
     def refined(self, view: Look, *, cell_px: float) -> torch.Tensor:
@@ -227,23 +232,24 @@ class OnlineAdapter:
         """Do all of `learning` at once."""
         return run_to_end(self.learning(seen, truth))
 
-    def learn_choice(self, seen: RefinerInput, truth: torch.Tensor, *, cell_px: float) -> None:
+    def learn_choice(self, seen: RefinerInput, truth: torch.Tensor, *, cell_px: float, cell_size: float) -> None:
         """Take in which of the three masks of a single click an accepted object (1, 128, 128) shows to be right.
 
-        And how far beside that mask the object lies, and whether the mask's rectangle is more like it.
+        And how far beside that mask the object lies, and whether the mask's rectangle is more like it. `cell_px`: side
+        of a cell in pixels; `cell_size`: its area, as in `Choice`.
         """
         masks, found = seen.masks[1:], truth > 0.5
         overlap, union = (masks & found).sum((1, 2)), (masks | found).sum((1, 2)).clamp(min=1)
-        pixel_px = (cell_px * seen.crop.scale) ** 2
+        pixel_size = cell_size * seen.crop.scale**2
         right = masks[int((overlap / union).argmax())]
         self.offset.learn(right, found[0], pixel_px=cell_px * seen.crop.scale)
         self.rectangles.learn(right.numpy(), found[0].numpy())
         self.choice.learn(
             Choice(
                 scores=seen.scores[1:].double().numpy(),
-                sizes=(masks.sum((1, 2)) * pixel_px).double().numpy(),
+                sizes=(masks.sum((1, 2)) * pixel_size).double().numpy(),
                 ious=(overlap / union).double().numpy(),
-                accepted_size=float(found.sum()) * pixel_px,
+                accepted_size=float(found.sum()) * pixel_size,
             )
         )
 

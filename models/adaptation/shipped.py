@@ -12,8 +12,11 @@ from .refiner import MaskRefiner
 SHIPPED_NAME = "eo"
 """Name of the adapter for Earth observation; its file is `eo_<model>.safetensors` beside this module."""
 
-CHOICES, OFFSETS, RECTANGLES = "choices", "offsets", "rectangles"
-"""Tensors of an adapter: states of `MaskChoice`, `MaskOffset` and `RectangleChoice`; the others are the refiner's."""
+SIZES_M2, SIZES_PX, OFFSETS, RECTANGLES = "sizes_m2", "sizes_px", "offsets", "rectangles"
+"""Tensors of an adapter: states of `MaskChoice` (one of the two), `MaskOffset` and `RectangleChoice`."""
+# Sizes in pixels of an unknown size, of adapters that were saved before: they say nothing.
+_OLD_SIZES = "choices"
+_CHOICES = (SIZES_M2, SIZES_PX, OFFSETS, RECTANGLES, _OLD_SIZES)
 
 
 @lru_cache(maxsize=4)
@@ -30,9 +33,8 @@ def refiner_of(adapter: Adapter) -> MaskRefiner | None:
 
     Raises `CheckpointError` for an adapter of another kind.
     """
-    choices = (CHOICES, OFFSETS, RECTANGLES)
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in choices}
-    if not tensors and CHOICES in adapter.tensors:
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in _CHOICES}
+    if not tensors and adapter.tensors:
         return None
     refiner = MaskRefiner()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -95,7 +96,11 @@ class InteractiveSegmenter:
         engine, half = scene.engine, scene.engine.precision == "bf16"
         shipped = shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
         self._base_name = SHIPPED_NAME if shipped is not None else ""
-        self._online = OnlineAdapter(shipped, half=half)
+        # Sizes in m2, or in pixels where nobody knows how large they are.
+        gsd_m = scene.reader.gsd_m or math.inf
+        is_metric = math.isfinite(gsd_m)
+        self._pixel_size = gsd_m**2 if is_metric else 1.0
+        self._online = OnlineAdapter(shipped, half=half, is_metric=is_metric)
         if self.options.adapter and self.options.adapter_path is not None:
             self.load(self.options.adapter_path)
 
@@ -152,7 +157,8 @@ class InteractiveSegmenter:
         if result.trail[0].is_choice:
             first = result.trail[0]
             cell_px = first.window.size_px / LOW_RES_PX
-            self._online.learn_choice(first.seen, self._truth(first, accepted), cell_px=cell_px)
+            truth, cell_size = self._truth(first, accepted), self._pixel_size * cell_px**2
+            self._online.learn_choice(first.seen, truth, cell_px=cell_px, cell_size=cell_size)
         corrections = [one for one in result.trail if one.seen.is_correction]
         if not corrections:
             sentence = f"Object {self.n_learned} needed no correction; its size and place were noted."
@@ -187,14 +193,18 @@ class InteractiveSegmenter:
             n_objects=self.n_learned,
             licence="of its maker",
             made_on=datetime.now(timezone.utc).date().isoformat(),
+            raster=self._raster_digest(),
         )
         save_adapter(Adapter(card, self._online.tensors()), path)
 
     def load(self, path: Path) -> None:
-        """Use an adapter that was saved, here or elsewhere. Raises `CheckpointError` where it does not fit."""
+        """Use an adapter that was saved, here or elsewhere. Raises `CheckpointError` where it does not fit.
+
+        Where objects lie beside what the model sees is taken from an adapter of this raster only.
+        """
         engine = self.scene.engine
         adapter = load_adapter(path, base_model=engine.card.name, base_sha256=engine.checkpoint_sha256)
-        self._online.load(adapter)
+        self._online.load(adapter, is_same_raster=adapter.card.raster == self._raster_digest())
         self.n_learned, self.loaded_name = 0, adapter.card.name
 
     def take_over(self, other: InteractiveSegmenter) -> None:
@@ -257,8 +267,8 @@ class InteractiveSegmenter:
         chosen = None if request.multimask else 0
         view = look(self.scene.engine, embedding, cells, chosen=chosen)
         is_choice = request.multimask and asked.is_ambiguous
-        cell_px = window.size_px / LOW_RES_PX
-        views = view.alternatives(self._online.choice, cell_px=cell_px) if is_choice else [view]
+        cell_size = self._pixel_size * (window.size_px / LOW_RES_PX) ** 2
+        views = view.alternatives(self._online.choice, cell_size=cell_size) if is_choice else [view]
         is_free = self._is_free(request.previous, cells)
         found = [self._settled(view, window, embedding, is_free=is_free) for view in views[:most]]
         best = found[0]
@@ -344,6 +354,10 @@ class InteractiveSegmenter:
             trail=(*trail[-_LONGEST_TRAIL:], *seen),
             is_free=found.is_free,
         )
+
+    def _raster_digest(self) -> str:
+        """What tells the raster from others, without its path."""
+        return hashlib.sha256(self.scene.reader.identity.encode()).hexdigest()[:16]
 
     def _truth(self, one: Seen, geometry: BaseGeometry) -> torch.Tensor:
         """The accepted object (1, 128, 128) in the crop of an answer, 0 or 1."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import shapely
+from affine import Affine
 from segadapt.models.adaptation.online import run_to_end
 from segadapt.models.errors import CheckpointError
 from segadapt.processing.errors import JobError
@@ -118,6 +119,57 @@ def test_what_was_learned_goes_to_another_scene(scene, tmp_path, paint_scene, op
     fake_engine.checkpoint_sha256 = "f" * 64
     with pytest.raises(CheckpointError, match="was made for fake with weights 0000"):
         other.load(tmp_path / "roofs.safetensors")
+
+
+@pytest.fixture
+def fine_scene(paint_scene, open_scene, fake_engine):
+    """The same ground in pixels of half the side."""
+    roofs = [shapely.affinity.scale(roof, 2, 2, origin=(0, 0)) for roof in ROOFS]
+    quarter_metre = Affine(0.25, 0, 590_000, 0, -0.25, 5_750_000)
+    return open_scene(paint_scene((600, 2000), roofs, name="fine.tif", transform=quarter_metre), fake_engine)
+
+
+def test_sizes_go_to_finer_pixels_as_square_metres(scene, fine_scene, tmp_path, monkeypatch):
+    segmenter = InteractiveSegmenter(scene)
+    for roof in ROOFS:
+        segmenter.learn(session(segmenter, roof, n_clicks=1))
+    segmenter.save(tmp_path / "roofs.safetensors")
+    fine = InteractiveSegmenter(fine_scene)
+    fine.load(tmp_path / "roofs.safetensors")
+    accepted = fine._online.choice._accepted_sizes()
+    assert accepted == pytest.approx([60 * 40 / 4] * 6, rel=0.05)
+    ranked = []
+    monkeypatch.setattr(fine._online.choice, "order", lambda scores, sizes: ranked.append(sizes) or [0, 1, 2])
+    x, y = shapely.affinity.scale(ROOFS[0], 2, 2, origin=(0, 0)).centroid.coords[0]
+    place = tuple(map(float, fine_scene.reader.to_map([(x, y)])[0]))
+    fine.answer(PromptRequest(request_id=1, points_map=(place,), labels=(1,)))
+    assert max(ranked[0]) == pytest.approx(accepted[0], rel=0.05)
+
+
+def test_sizes_in_pixels_do_not_meet_sizes_in_square_metres(scene, paint_scene, open_scene, fake_engine, tmp_path):
+    nowhere = InteractiveSegmenter(open_scene(paint_scene((300, 1000), ROOFS, name="no.tif", crs=None), fake_engine))
+    for roof in ROOFS:
+        nowhere.learn(session(nowhere, roof, n_clicks=1))
+    assert nowhere._online.choice._accepted_sizes() == pytest.approx([60 * 40] * 6, rel=0.05)
+    nowhere.save(tmp_path / "nowhere.safetensors")
+    segmenter = InteractiveSegmenter(scene)
+    segmenter.load(tmp_path / "nowhere.safetensors")
+    assert len(segmenter._online.choice._accepted_sizes()) == 0
+
+
+def test_the_offset_of_one_raster_moves_no_answer_on_another(scene, fine_scene, tmp_path):
+    segmenter = InteractiveSegmenter(scene)
+    for roof in ROOFS[:5]:
+        beside = shapely.affinity.translate(roof, 4, -4)
+        segmenter.learn(session(segmenter, roof, n_clicks=1), outline(segmenter, beside))
+    moved = session(segmenter, ROOFS[5], n_clicks=1).geometry
+    segmenter.save(tmp_path / "roofs.safetensors")
+    again, other = InteractiveSegmenter(scene), InteractiveSegmenter(fine_scene)
+    for one in (again, other):
+        one.load(tmp_path / "roofs.safetensors")
+    assert session(again, ROOFS[5], n_clicks=1).geometry.equals(moved)
+    assert other._online.offset.offset_px == (0, 0)
+    assert str(scene.reader.path) not in (tmp_path / "roofs.safetensors").read_bytes().decode("latin-1")
 
 
 def test_all_that_was_learned_and_loaded_is_taken_over(scene, tmp_path, fake_engine):

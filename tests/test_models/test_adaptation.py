@@ -92,7 +92,7 @@ def test_clicks_and_box_reach_the_refiner_where_they_are():
 def test_the_first_answer_of_an_ambiguous_click_has_the_highest_predicted_iou():
     view = view_of(disc(60, 90, 20), disc(60, 90, 20), [(60.5, 90.5)])
     scored = Look(view.cells, view.fine_cells, view.logits, torch.tensor([0.99, 0.1, 0.8, 0.3]), 0)
-    assert [one.chosen for one in scored.alternatives(MaskChoice(), cell_px=1)] == [2, 3, 1]
+    assert [one.chosen for one in scored.alternatives(MaskChoice(), cell_size=1)] == [2, 3, 1]
 
 
 def choice(best, *, accepted=400.0):
@@ -125,14 +125,28 @@ def test_choices_offset_and_rectangles_come_back_with_the_adapter(tmp_path):
         adapter.rectangles.learn(ell, box)
     save_adapter(Adapter(card(), adapter.tensors()), tmp_path / "sizes.safetensors")
     other = OnlineAdapter(None, half=False)
-    other.load(load_adapter(tmp_path / "sizes.safetensors", base_model="mobile_sam", base_sha256=SHA))
+    saved = load_adapter(tmp_path / "sizes.safetensors", base_model="mobile_sam", base_sha256=SHA)
+    other.load(saved, is_same_raster=True)
     assert other.choice.weight == adapter.choice.weight > 0
     assert other.choice.order([0.8, 0.85, 0.95], [40, 400, 4000]) == [1, 2, 0]
     assert other.offset.offset_px == (2, -1)
     assert other.rectangles.threshold == adapter.rectangles.threshold < USUAL_THRESHOLD
     assert other.refiner is None
+    other.load(saved, is_same_raster=False)
+    assert other.offset.offset_px == (0, 0)
+    in_m2 = OnlineAdapter(None, half=False, is_metric=True)
+    in_m2.load(saved, is_same_raster=True)
+    assert in_m2.choice.weight == 0  # what is 40 pixels may have any size
     adapter.reset()
     assert adapter.rectangles.threshold == USUAL_THRESHOLD
+
+
+def test_objects_below_a_square_metre_have_sizes():
+    learned = MaskChoice()
+    for n in range(8):
+        one = choice(1, accepted=(380.0 + 10 * n) / 1000)
+        learned.learn(Choice(one.scores, one.sizes / 1000, one.ious, one.accepted_size))
+    assert learned.order([0.8, 0.85, 0.95], [0.04, 0.4, 4])[0] == 1
 
 
 def test_where_sizes_say_nothing_sam_is_trusted():
@@ -409,6 +423,21 @@ def test_an_adapter_of_other_weights_is_refused_by_name(tmp_path):
     save_adapter(Adapter(card(), {"weight": torch.full((3,), torch.nan)}), path)
     with pytest.raises(CheckpointError, match="not finite"):
         load_adapter(path, base_model="mobile_sam", base_sha256=SHA)
+
+
+def test_an_adapter_from_before_sizes_had_a_unit_is_loaded_without_them(tmp_path):
+    sizes, offsets = MaskChoice(), MaskOffset()
+    for n in range(8):
+        sizes.learn(choice(1, accepted=380.0 + 10 * n))
+        mask = torch.from_numpy(disc(50 + n, 60, 12, CROP))
+        offsets.learn(mask, torch.roll(mask, (-1, 2), (0, 1)), pixel_px=1)
+    path = tmp_path / "old.safetensors"
+    old = {**MaskRefiner().state_dict(), "choices": sizes.state(), "offsets": offsets.state()}
+    save_adapter(Adapter(card(), old), path)
+    adapter = OnlineAdapter(None, half=False)
+    adapter.load(load_adapter(path, base_model="mobile_sam", base_sha256=SHA), is_same_raster=False)
+    assert adapter.refiner is not None
+    assert (adapter.choice.weight, adapter.offset.offset_px) == (0, (0, 0))
 
 
 def test_other_safetensors_are_no_adapters(tmp_path):
