@@ -5,6 +5,7 @@ Everything here runs in the worker thread. torch and rasterio are imported when 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,7 +32,7 @@ from .exchange import (
 if TYPE_CHECKING:
     from ..models.engine import InferenceEngine
     from ..processing.algorithms.raster_source import Block, RasterSource
-    from ..processing.jobs.interactive import InteractiveSegmenter
+    from ..processing.jobs.interactive import InteractiveSegmenter, Knowledge
     from ..processing.jobs.prompt_request import MaskOption, PromptRequest, PromptResult
     from ..processing.jobs.scene import Scene
     from ..processing.raster.reader import RasterReader
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 # Windows encoded ahead of a pan: what two cores encode while the user looks at the view.
 _MOST_AHEAD = 6
+# Rasters that were left, of which is kept what was learned: with remembered answers up to 50 MB each.
+_MOST_LEFT = 4
 # What libraries say of a device that is used up or gone; they have no type of error in common.
 _DEVICE_SIGNS = ("CUDA", "cuDNN", "CUBLAS", "MPS", "HIP", "out of memory", "not enough memory", "can't allocate memory")
 
@@ -97,12 +100,12 @@ class SceneBackend:
         self._engine_key: tuple[Any, ...] | None = None
         self._segmenter: InteractiveSegmenter | None = None
         self._is_overtaken: Callable[[], bool] = lambda: False
-        self._left: tuple[object, InteractiveSegmenter] | None = None
+        self._left: OrderedDict[object, Knowledge] = OrderedDict()
 
     def open(self, spec: SceneSpec, progress: Progress) -> SceneInfo:
         """Open a scene in place of the present one; the engine stays where model and device do.
 
-        What was learned and loaded stays, too, where the same raster is opened again for the same model.
+        What was learned and loaded stays, too, where one of the last rasters is opened again for the same model.
         """
         self.close_scene()
         activate(spec.settings.environment)
@@ -118,9 +121,8 @@ class SceneBackend:
         settings = spec.settings
         cache = EmbeddingCache(settings.cache_folder, disk_bytes=int(settings.cache_gb * 2**30))
         self._segmenter = InteractiveSegmenter(Scene(self._reader, engine, cache))
-        left, self._left = self._left, None
-        if left is not None and left[0] == _ground(spec):
-            self._segmenter.take_over(left[1])
+        if (left := self._left.pop(_ground(spec), None)) is not None:
+            self._segmenter.take_over(left)
         return _info(spec, self._segmenter, engine.device_reason)
 
     def view_windows(self, view_map: Bounds) -> Sequence[SquareWindow]:
@@ -216,13 +218,16 @@ class SceneBackend:
 
         engine = self._load_engine(spec, "cpu", progress)
         self._segmenter = InteractiveSegmenter(Scene(failed.scene.reader, engine, failed.scene.cache), failed.options)
-        self._segmenter.take_over(failed)
+        self._segmenter.take_over(failed.knowledge)
         return _info(spec, self._segmenter, f"CPU, because {device} failed.")
 
     def close_scene(self) -> None:
         """Let go of the raster; the engine stays."""
         if self._segmenter is not None and self._spec is not None:
-            self._left = _ground(self._spec), self._segmenter
+            if self._segmenter.n_learned or self._segmenter.loaded_name:
+                self._left[_ground(self._spec)] = self._segmenter.knowledge
+            if len(self._left) > _MOST_LEFT:
+                self._left.popitem(last=False)
             self._segmenter.scene.cache.clear_memory()
         self._segmenter = self._spec = None
         if self._reader is not None:
@@ -309,9 +314,8 @@ class SceneBackend:
 
 
 def _ground(spec: SceneSpec) -> object:
-    """What must be the same for what was learned to hold: model, raster and scale."""
-    blocks = spec.source.blocks
-    return spec.model, replace(spec.source, blocks=None), None if blocks is None else blocks.units_per_px
+    """What must be the same for what was learned to hold: model and raster, a web map at whatever scale it is drawn."""
+    return spec.model, replace(spec.source, blocks=None)
 
 
 def _info(spec: SceneSpec, segmenter: InteractiveSegmenter, reason: str) -> SceneInfo:

@@ -7,7 +7,7 @@ et al. 2020, https://arxiv.org/abs/1911.12709) and "You Point, I Learn" (https:/
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar, cast
@@ -135,7 +135,7 @@ class OnlineAdapter:
 
     def __init__(self, shipped: MaskRefiner | None, *, half: bool, is_metric: bool = False, seed: int = 0) -> None:
         self._shipped = shipped
-        self.half, self._sizes = half, SIZES_M2 if is_metric else SIZES_PX
+        self.half, self.is_metric = half, is_metric
         self._seed = seed
         self.reset()
 
@@ -147,10 +147,22 @@ class OnlineAdapter:
         self._n_seen = 0
         self.choice, self.offset, self.rectangles = MaskChoice(), MaskOffset(), RectangleChoice()
 
+    def copy(self) -> OnlineAdapter:
+        """One that learns by itself. Networks and remembered answers are shared: learning replaces them, as a whole."""
+        other = copy(self)
+        other._remembered = list(self._remembered)
+        other._rng, other.choice = deepcopy(self._rng), deepcopy(self.choice)
+        other.offset, other.rectangles = deepcopy(self.offset), deepcopy(self.rectangles)
+        return other
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What was learned, for an adapter."""
         refiner = {} if self.refiner is None else self.refiner.state_dict()
-        states = {self._sizes: self.choice.state(), OFFSETS: self.offset.state(), RECTANGLES: self.rectangles.state()}
+        states = {
+            self._sizes_name: self.choice.state(),
+            OFFSETS: self.offset.state(),
+            RECTANGLES: self.rectangles.state(),
+        }
         return {**refiner, **states}
 
     def load(self, adapter: Adapter, *, is_same_raster: bool) -> None:
@@ -161,7 +173,7 @@ class OnlineAdapter:
         """
         refiner = refiner_of(adapter)
         self.refiner = refiner if refiner is not None else deepcopy(self._shipped)
-        self.choice.load_state(adapter.tensors.get(self._sizes, torch.zeros(0, 10)))
+        self.choice.load_state(adapter.tensors.get(self._sizes_name, torch.zeros(0, 10)))
         offsets = adapter.tensors.get(OFFSETS) if is_same_raster else None
         self.offset.load_state(torch.zeros(0) if offsets is None else offsets)
         self.rectangles.load_state(adapter.tensors.get(RECTANGLES, torch.zeros(0, 3)))
@@ -252,6 +264,10 @@ class OnlineAdapter:
                 accepted_size=float(found.sum()) * pixel_size,
             )
         )
+
+    @property
+    def _sizes_name(self) -> str:
+        return SIZES_M2 if self.is_metric else SIZES_PX
 
     def _remember(self, new: list[tuple[RefinerInput, torch.Tensor]]) -> None:
         for one in new:

@@ -19,6 +19,7 @@ from shapely.geometry.base import BaseGeometry
 
 from ...models.adaptation.adapter import Adapter, AdapterCard, load_adapter, save_adapter
 from ...models.adaptation.clicks import respect_clicks, without_specks
+from ...models.adaptation.mask_offset import MaskOffset
 from ...models.adaptation.online import Look, OnlineAdapter, look, run_to_end
 from ...models.adaptation.rectangles import is_left_free, straightened
 from ...models.adaptation.refiner import RefinerInput
@@ -82,27 +83,50 @@ class LearningReport:
     sentence: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Knowledge:
+    """What was learned and loaded on a raster; it stays as it is, an object more makes another one.
+
+    `n_learned`: accepted objects learned from since the model was as shipped or loaded; `loaded_name`: of the adapter
+    that was loaded, "" for none; `pixel_map`: side of a pixel in map units. It lies in the memory of the CPU, so that
+    it outlives the device that it was learned on.
+    """
+
+    online: OnlineAdapter
+    pixel_map: float
+    n_learned: int = 0
+    loaded_name: str = ""
+
+
 class InteractiveSegmenter:
     """Answers prompts on one scene and learns from what the analyst accepts. One thread at a time.
 
-    `n_learned`: accepted objects learned from since the model was as shipped or loaded; `loaded_name`: of the adapter
-    that was loaded, "" for none.
+    `knowledge`: what it goes on with; each object that is learned from leaves the one before as it was.
     """
 
     def __init__(self, scene: Scene, options: InteractiveOptions | None = None) -> None:
         self.scene, self.options = scene, options or InteractiveOptions()
-        self.n_learned = 0
-        self.loaded_name = ""
-        engine, half = scene.engine, scene.engine.precision == "bf16"
-        shipped = shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
-        self._base_name = SHIPPED_NAME if shipped is not None else ""
+        engine = scene.engine
+        self._half = engine.precision == "bf16"
+        self._shipped = shipped_refiner(engine.card.name, engine.checkpoint_sha256) if self.options.adapter else None
+        self._base_name = SHIPPED_NAME if self._shipped is not None else ""
         # Sizes in m2, or in pixels where nobody knows how large they are.
         gsd_m = scene.reader.gsd_m or math.inf
-        is_metric = math.isfinite(gsd_m)
-        self._pixel_size = gsd_m**2 if is_metric else 1.0
-        self._online = OnlineAdapter(shipped, half=half, is_metric=is_metric)
+        self._is_metric = math.isfinite(gsd_m)
+        self._pixel_size = gsd_m**2 if self._is_metric else 1.0
+        self.reset()
         if self.options.adapter and self.options.adapter_path is not None:
             self.load(self.options.adapter_path)
+
+    @property
+    def n_learned(self) -> int:
+        """Accepted objects learned from, as in `Knowledge`."""
+        return self.knowledge.n_learned
+
+    @property
+    def loaded_name(self) -> str:
+        """Of the adapter that was loaded, as in `Knowledge`."""
+        return self.knowledge.loaded_name
 
     @property
     def adapter_name(self) -> str:
@@ -153,7 +177,7 @@ class InteractiveSegmenter:
         accepted = result.geometry if geometry is None else geometry
         if not self.options.per_object or not result.trail or accepted.is_empty:
             return LearningReport(False, self.n_learned, math.nan, math.nan, "Nothing was learned from this object.")
-        self.n_learned += 1
+        self._know(self._online.copy(), n_learned=self.n_learned + 1, loaded_name=self.loaded_name)
         if result.trail[0].is_choice:
             first = result.trail[0]
             cell_px = first.window.size_px / LOW_RES_PX
@@ -176,8 +200,7 @@ class InteractiveSegmenter:
 
     def reset(self) -> None:
         """Forget what was learned and loaded; the shipped adapter stays."""
-        self.n_learned, self.loaded_name = 0, ""
-        self._online.reset()
+        self._know(OnlineAdapter(self._shipped, half=self._half, is_metric=self._is_metric))
 
     def save(self, path: Path) -> None:
         """Write what was learned as an adapter. Raises `JobError` where nothing was, `CheckpointError` on failure."""
@@ -204,18 +227,39 @@ class InteractiveSegmenter:
         """
         engine = self.scene.engine
         adapter = load_adapter(path, base_model=engine.card.name, base_sha256=engine.checkpoint_sha256)
-        self._online.load(adapter, is_same_raster=adapter.card.raster == self._raster_digest())
-        self.n_learned, self.loaded_name = 0, adapter.card.name
+        online = self._online.copy()
+        online.load(adapter, is_same_raster=adapter.card.raster == self._raster_digest())
+        self._know(online, loaded_name=adapter.card.name)
 
-    def take_over(self, other: InteractiveSegmenter) -> None:
-        """Go on with all that another one has learned and loaded, for the same model; `other` is of no use after it.
+    def take_over(self, knowledge: Knowledge) -> None:
+        """Go on with all that was learned and loaded on the same raster, for the same model.
 
-        It lies in the memory of the CPU, so that it outlives the device of the other one.
+        In pixels of another size, as a web map has them in another view, it is learned anew where objects lie; where
+        only one of the two has pixels of a known size, everything is.
         """
-        half = self._online.half
-        self._online = other._online
-        self._online.half = half
-        self.n_learned, self.loaded_name = other.n_learned, other.loaded_name
+        if knowledge.online.is_metric != self._is_metric:
+            return
+        if math.isclose(knowledge.pixel_map, self._pixel_map):
+            self.knowledge = knowledge
+            self._online.half = self._half
+        else:
+            online = knowledge.online.copy()
+            online.half, online.offset = self._half, MaskOffset()
+            self._know(online, n_learned=knowledge.n_learned, loaded_name=knowledge.loaded_name)
+
+    @property
+    def _online(self) -> OnlineAdapter:
+        return self.knowledge.online
+
+    @property
+    def _pixel_map(self) -> float:
+        transform = self.scene.reader.transform
+        return math.hypot(transform.a, transform.d)
+
+    def _know(self, online: OnlineAdapter, *, n_learned: int = 0, loaded_name: str = "") -> None:
+        self.knowledge = Knowledge(
+            online=online, pixel_map=self._pixel_map, n_learned=n_learned, loaded_name=loaded_name
+        )
 
     def _window(
         self, request: PromptRequest, prompts: ObjectPrompts, *, is_preview: bool

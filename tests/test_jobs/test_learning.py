@@ -180,20 +180,38 @@ def test_all_that_was_learned_and_loaded_is_taken_over(scene, tmp_path, fake_eng
     segmenter.load(tmp_path / "my_city.safetensors")
     assert (segmenter.n_learned, segmenter.adapter_name) == (0, "my_city")  # it replaces what was learned here
     loaded = InteractiveSegmenter(scene)
-    loaded.take_over(segmenter)
+    loaded.take_over(segmenter.knowledge)
     assert loaded.adapter_name == "my_city"
     loaded.learn(session(loaded, ROOFS[4]), outline(loaded, ROOFS[4]))
     fake_engine.precision = "bf16"
     other = InteractiveSegmenter(scene)
-    other.take_over(loaded)
+    other.take_over(loaded.knowledge)
     assert other.adapter_name == "my_city + learned from 1"
     assert len(other._online._remembered) == 5
     assert other._online.half
     fake_engine.precision = "fp32"
     last = InteractiveSegmenter(scene)
-    last.take_over(other)
+    last.take_over(other.knowledge)
     assert session(last, ROOFS[5]).geometry.equals(session(loaded, ROOFS[5]).geometry)
     assert last.learn(session(last, ROOFS[5])).n_objects == 2
+
+
+def test_what_was_learned_goes_to_another_scale_but_for_where_objects_lie(
+    scene, fine_scene, paint_scene, open_scene, fake_engine
+):
+    segmenter = InteractiveSegmenter(scene)
+    for roof in ROOFS[:5]:
+        beside = shapely.affinity.translate(roof, 4, -4)
+        segmenter.learn(session(segmenter, roof), outline(segmenter, beside))
+    assert segmenter._online.offset.offset_px == (4, -4)
+    fine = InteractiveSegmenter(fine_scene)
+    fine.take_over(segmenter.knowledge)
+    assert (fine.n_learned, fine._online.offset.offset_px) == (5, (0, 0))
+    assert fine._online.choice._accepted_sizes() == pytest.approx([60 * 40 / 4] * 5, rel=0.05)
+    assert segmenter._online.offset.offset_px == (4, -4)  # stays as it was
+    nowhere = InteractiveSegmenter(open_scene(paint_scene((300, 1000), ROOFS, name="no.tif", crs=None), fake_engine))
+    nowhere.take_over(segmenter.knowledge)
+    assert nowhere.n_learned == 0
 
 
 def test_clicks_hold_in_the_answer_whatever_the_model_says(scene):

@@ -20,7 +20,7 @@ from segadapt.plugin.backend import RasterChangedError, SceneBackend, is_device_
 from segadapt.plugin.exchange import PromptInput, SceneSpec, Task
 from segadapt.plugin.status import Phase
 from segadapt.plugin.tasks import Learn, LoadAdapter, ResetLearning, SaveAdapter, SetLearning, SetRectangles
-from segadapt.processing.algorithms.raster_source import read_source
+from segadapt.processing.algorithms.raster_source import BlockGrid, read_source
 from segadapt.processing.algorithms.settings import read_settings
 from segadapt.processing.errors import JobError, RasterError
 
@@ -90,8 +90,12 @@ class FakeSegmenter:
     def load(self, path: Path) -> None:
         self.n_learned, self.loaded_name = int(path.read_text()), path.stem
 
-    def take_over(self, other: FakeSegmenter) -> None:
-        self.n_learned, self.loaded_name = other.n_learned, other.loaded_name
+    @property
+    def knowledge(self) -> tuple[int, str]:
+        return self.n_learned, self.loaded_name
+
+    def take_over(self, knowledge: tuple[int, str]) -> None:
+        self.n_learned, self.loaded_name = knowledge
 
 
 class FakeEngine:
@@ -284,11 +288,35 @@ def test_what_was_learned_stays_while_the_same_raster_is_opened_again(
     list(backend_on.run_task(LoadAdapter(tmp_path / "my_city"), NullProgress()))
     info = backend_on.open(backend_on.spec, NullProgress())
     assert (info.n_learned, info.loaded_name) == (0, "my_city")
-    write_raster(tmp_path / "other.tif", 50)
-    layer = QgsRasterLayer(str(tmp_path / "other.tif"), "other", "gdal")
-    other = replace(backend_on.spec, source=read_source(layer, [], use_layer_stretch=False))
-    assert backend_on.open(other, NullProgress()).n_learned == 0
-    assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 0
+
+
+def test_what_was_learned_on_the_last_rasters_comes_back_with_them(backend_on: SceneBackend, tmp_path: Path) -> None:
+    list(backend_on.run_task(Learn(backend_on.answer(prompt())), NullProgress()))
+
+    def visit_others(*, n_learned: int) -> None:
+        for number in range(4):
+            path = tmp_path / f"other{number}.tif"
+            write_raster(path, 50)
+            source = read_source(QgsRasterLayer(str(path), "other", "gdal"), [], use_layer_stretch=False)
+            assert backend_on.open(replace(backend_on.spec, source=source), NullProgress()).n_learned == 0
+            backend_on._segmenter.n_learned = n_learned
+
+    visit_others(n_learned=0)
+    assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 1
+    visit_others(n_learned=2)
+    assert backend_on.open(backend_on.spec, NullProgress()).n_learned == 0  # each takes memory
+
+
+def test_what_was_learned_on_a_picture_stays_when_it_is_drawn_finer(backend_on: SceneBackend, tmp_path: Path) -> None:
+    def n_learned(units_per_px: float) -> int:
+        grid = BlockGrid(tmp_path / "rendered" / f"{units_per_px}", f"{units_per_px}", units_per_px, 0, -1, 2, 2)
+        source = replace(backend_on.spec.source, path="tiles", bands=(1, 2, 3), blocks=grid)
+        demand = SimpleNamespace(wait=lambda *_: None, forget=lambda: None, order=lambda _: None)
+        return backend_on.open(replace(backend_on.spec, source=source, demand=demand), NullProgress()).n_learned
+
+    assert n_learned(1.0) == 0
+    backend_on._segmenter.n_learned = 3
+    assert n_learned(0.25) == 3
 
 
 def test_only_failures_of_a_device_count_as_such() -> None:
