@@ -125,7 +125,12 @@ class Controller(QObject):
             parent=self,
         )
         self.learning = LearningControl(
-            self.worker, scene=self.scene, actions=self.actions, line=dock.learning_label, parent=self
+            self.worker,
+            scene=self.scene,
+            history=self.target.history,
+            actions=self.actions,
+            line=dock.learning_label,
+            parent=self,
         )
         self.adaptation = AdaptControl(target=self.target, classes=self.classes, actions=self.actions, parent=self)
         self.coverage = CacheOverlay(canvas, self.scene, self)

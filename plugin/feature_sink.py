@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class FeatureChange:
 class EditStep:
     """What one action did to a layer. `is_saved`: it is on the disk, and not only in an edit buffer of the user's.
 
-    `note`: a sentence that the user should read, "" for none.
+    `note`: a sentence that the user should read, "" for none. `key` stays the same when it is undone and redone.
     """
 
     layer_id: str
@@ -58,6 +58,7 @@ class EditStep:
     changes: tuple[FeatureChange, ...]
     is_saved: bool
     note: str = ""
+    key: object = field(default_factory=object)
 
 
 def state_of(layer: QgsVectorLayer, feature: QgsFeature) -> FeatureState:

@@ -33,12 +33,16 @@ class _ConflictError(Exception):
 class EditHistory(QObject):
     """`changed`: what can be undone is different. `failed`: why a step could not be undone or redone, a sentence.
 
+    `undone`, `redone` carry the step.
+
     What was edited elsewhere since is never overwritten: a step that meets such an edit is passed over. An object
     whose outline was edited goes with an undone accept as it is then, and comes back like that.
     """
 
     changed = pyqtSignal()
     failed = pyqtSignal(str)
+    undone = pyqtSignal(object)
+    redone = pyqtSignal(object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -139,6 +143,7 @@ class EditHistory(QObject):
             self._undone.pop()
             self._done.append(replace(step, changes=written.changes))
         self.changed.emit()
+        (self.undone if is_undo else self.redone).emit(step)
         return f"{verb.capitalize()}: {step.label}."
 
     def _fail(self, sentence: str) -> str:

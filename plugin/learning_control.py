@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,29 @@ from .actions import Actions
 from .buttons import ActionBox, action_button
 from .engine_worker import EngineWorker
 from .exchange import Answer, Task
+from .feature_sink import EditStep
+from .history import EditHistory
 from .scene_control import SceneControl
 from .settings import LEARNING, RECTANGLES, remember_box
 from .tasks import (
     Learn,
     LearningState,
     LearnOutline,
+    Lesson,
     LoadAdapter,
     ResetLearning,
     SaveAdapter,
     SetLearning,
     SetRectangles,
+    Unlearn,
 )
 
 _TEACHES = "Every accepted object teaches the model a little."
 _NOTHING = "Nothing learned yet: every accepted object teaches the model a little."
 _OFF = "The model stays as it is, whatever is accepted."
 _ADAPTER_FILES = "Adapter (*.safetensors)"
+# Accepts whose teaching can be taken back: each holds a network of 1 MB.
+_MOST_LESSONS = 20
 _BUTTONS = "reset_learning", "save_adapter", "load_adapter"
 
 
@@ -57,16 +64,26 @@ class LearningPanel(QWidget):
 class LearningControl(QObject):
     """Owns the page; `line` is a label elsewhere that says in short what the page says.
 
+    An accept that is undone in the `history` takes back what it taught, as long as it is one of the last.
     `notified` carries a sentence for the message bar.
     """
 
     notified = pyqtSignal(str)
 
     def __init__(
-        self, worker: EngineWorker, *, scene: SceneControl, actions: Actions, line: QLabel, parent: QObject
+        self,
+        worker: EngineWorker,
+        *,
+        scene: SceneControl,
+        history: EditHistory,
+        actions: Actions,
+        line: QLabel,
+        parent: QObject,
     ) -> None:
         super().__init__(parent)
         self._worker, self._scene, self._actions, self._line = worker, scene, actions, line
+        self._history = history
+        self._lessons: deque[tuple[object, Lesson]] = deque(maxlen=_MOST_LESSONS)
         self._state: LearningState | None = None
         self._add_actions()
         self.panel = LearningPanel(actions)
@@ -77,17 +94,30 @@ class LearningControl(QObject):
         scene.ready.connect(self._on_ready)
         scene.changed.connect(self._on_scene_changed)
         worker.worked.connect(self._on_worked)
+        history.undone.connect(lambda step: self._on_step(step, is_redo=False))
+        history.redone.connect(lambda step: self._on_step(step, is_redo=True))
         self._show()
 
     def learn(self, answer: Answer, wkb: bytes) -> None:
-        """Learn from an object that was accepted; `wkb` is its outline in the raster's CRS."""
-        if self.panel.is_on.isChecked() and answer.result is not None:
-            self._worker.do(Learn(answer, wkb))
+        """Learn from an object whose accept is the newest step; `wkb` is its outline in the raster's CRS."""
+        if answer.result is not None:
+            self._teach(Learn(answer, wkb))
 
     def learn_outline(self, wkb: bytes) -> None:
-        """Learn from an outline (raster's CRS) that was accepted without prompts."""
-        if self.panel.is_on.isChecked():
-            self._worker.do(LearnOutline(wkb))
+        """Learn from an outline (raster's CRS) that was accepted without prompts, as the newest step."""
+        self._teach(LearnOutline(wkb))
+
+    def _teach(self, task: Learn | LearnOutline) -> None:
+        if not self.panel.is_on.isChecked():
+            return
+        if self._history.newest is not None:
+            self._lessons.append((self._history.newest.key, task.lesson))
+        self._worker.do(task)
+
+    def _on_step(self, step: EditStep, *, is_redo: bool) -> None:
+        for key, lesson in self._lessons:
+            if key is step.key:
+                self._do(Unlearn(lesson, is_redo=is_redo))
 
     def _add_actions(self) -> None:
         add = partial(self._actions.add, group="Learning")

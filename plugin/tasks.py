@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .exchange import Answer, Task
 
 if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
     from ..models.progress import Progress
     from ..processing.jobs.interactive import InteractiveSegmenter
+    from ..processing.jobs.prompt_request import PromptResult
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,25 @@ class LearningState:
     loaded_name: str
 
 
+@dataclass(eq=False)
+class Lesson:
+    """What the model knew before and after an object (`Knowledge`). Only the worker looks inside."""
+
+    before: Any = None
+    after: Any = None
+
+    def teach(
+        self, segmenter: InteractiveSegmenter, result: PromptResult, geometry: BaseGeometry | None
+    ) -> Iterator[LearningState | None]:
+        """Learn from an object, and remember what was known before and after it, also where it ends on the way."""
+        self.before = segmenter.knowledge
+        try:
+            report = yield from segmenter.learning(result, geometry)
+        finally:
+            self.after = segmenter.knowledge
+        yield _state(segmenter, report.sentence)
+
+
 @dataclass(frozen=True, eq=False)
 class Learn(Task):
     """Learn from an object that was accepted: its answer and its final outline (WKB, raster's CRS).
@@ -36,6 +58,7 @@ class Learn(Task):
 
     answer: Answer
     wkb: bytes = b""
+    lesson: Lesson = field(default_factory=Lesson)
     is_urgent: ClassVar[bool] = True
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState | None]:
@@ -43,8 +66,7 @@ class Learn(Task):
         import shapely
 
         geometry = shapely.from_wkb(self.wkb) if self.wkb else None
-        report = yield from segmenter.learning(self.answer.result, geometry)
-        yield _state(segmenter, report.sentence)
+        yield from self.lesson.teach(segmenter, self.answer.result, geometry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +78,7 @@ class LearnOutline(Task):
     """
 
     wkb: bytes
+    lesson: Lesson = field(default_factory=Lesson)
     is_urgent: ClassVar[bool] = True
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState | None]:
@@ -70,8 +93,34 @@ class LearnOutline(Task):
         request = PromptRequest(request_id=0, points_map=((place.x, place.y),), labels=(FOREGROUND,))
         result = segmenter.answer(request, only_if_encoded=True)
         if result is not None:
-            report = yield from segmenter.learning(result, geometry)
-            yield _state(segmenter, report.sentence)
+            yield from self.lesson.teach(segmenter, result, geometry)
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearn(Task):
+    """Know what was known before an object that is undone, or with `is_redo` after one that is redone.
+
+    Only where nothing else was learned, loaded or forgotten in between. Yields a `LearningState`, or nothing where the
+    object had taught nothing.
+    """
+
+    lesson: Lesson
+    is_redo: bool = False
+    is_urgent: ClassVar[bool] = True
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[LearningState]:
+        """Go back, or forth again."""
+        now, wanted = self.lesson.after, self.lesson.before
+        if now is wanted:
+            return
+        if self.is_redo:
+            now, wanted = wanted, now
+        if segmenter.knowledge is now:
+            segmenter.take_over(wanted)
+            done = "counts again" if self.is_redo else "is taken back"
+            yield _state(segmenter, f"What that object taught {done}.")
+        else:
+            yield _state(segmenter, "The model has changed since that object taught it, and stays as it is.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -214,6 +214,28 @@ def test_what_was_learned_goes_to_another_scale_but_for_where_objects_lie(
     assert nowhere.n_learned == 0
 
 
+def test_what_an_object_taught_can_be_taken_back_and_learned_again(scene):
+    segmenter = InteractiveSegmenter(scene)
+    for roof in ROOFS[:4]:
+        segmenter.learn(session(segmenter, roof), outline(segmenter, roof))
+    before, tensors_before = segmenter.knowledge, segmenter._online.tensors()
+    wrong = session(segmenter, ROOFS[4])
+
+    def taught():
+        segmenter.learn(wrong, outline(segmenter, shapely.affinity.scale(ROOFS[4], 1.5, 0.5)))
+        return segmenter._online.tensors()
+
+    tensors = taught()
+    assert segmenter.n_learned == 5
+    segmenter.take_over(before)
+    assert segmenter.n_learned == 4
+    assert len(segmenter._online._remembered) == 4
+    for name, tensor in segmenter._online.tensors().items():
+        assert tensor.equal(tensors_before[name])
+    for name, tensor in taught().items():
+        assert tensor.equal(tensors[name])
+
+
 def test_clicks_hold_in_the_answer_whatever_the_model_says(scene):
     segmenter = InteractiveSegmenter(scene)
     roof = ROOFS[0]

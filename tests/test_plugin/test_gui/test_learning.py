@@ -25,6 +25,7 @@ class Learner:
         self.paths: list[Any] = []
         self.options = Options()
         self.n_learned, self.adapter_name, self.loaded_name = 0, "adapter of Banepa", ""
+        self.knowledge: list[Any] = []
         self.is_encoded = True
 
     def answer(self, request: Any, *, only_if_encoded: bool = False) -> str | None:
@@ -35,7 +36,11 @@ class Learner:
         yield  # as between two steps
         self.lessons.append((result, geometry))
         self.n_learned += 1
+        self.knowledge = [*self.knowledge, geometry]
         return Report(f"Learned from {self.n_learned} objects.")
+
+    def take_over(self, knowledge: list[Any]) -> None:
+        self.knowledge, self.n_learned = knowledge, len(knowledge)
 
     def reset(self) -> None:
         self.n_learned, self.loaded_name = 0, ""
@@ -45,6 +50,7 @@ class Learner:
 
     def load(self, path: Path) -> None:
         self.paths.append(("load", path))
+        self.knowledge = []
         self.n_learned, self.loaded_name = 0, path.stem
 
 
@@ -101,6 +107,43 @@ def test_an_accepted_candidate_is_learned_where_its_window_is_encoded(gui: Any, 
     control.panel.is_on.click()
     gui.wait_for(lambda: learner.options.per_object)
     assert len(learner.lessons) == 1
+
+
+def test_undoing_an_accept_takes_back_what_it_taught(gui: Any, at: Any, learner: Learner) -> None:
+    gui.start()
+    control, known = gui.controller.learning, [learner.knowledge]
+    undo, redo = (gui.controller.actions[key].trigger for key in ("undo", "redo"))
+    for n in (1, 2):
+        accept(gui, at)
+        gui.wait_for(lambda n=n: learner.n_learned == n)
+        known.append(learner.knowledge)
+    for again in (1, 0):
+        undo()
+        gui.wait_for(lambda again=again: learner.knowledge is known[again])
+    gui.wait_for(lambda: control.panel.report.text() == "What that object taught is taken back.")
+    redo()
+    gui.wait_for(lambda: learner.knowledge is known[1])
+    assert len(learner.lessons) == 2  # nothing is learned twice
+    redo()
+    gui.wait_for(lambda: learner.knowledge is known[2])
+    learner.load(Path("other.safetensors"))
+    undo()
+    gui.wait_for(lambda: "has changed since" in control.panel.report.text())
+    assert learner.knowledge == []
+
+
+def test_undoing_what_taught_nothing_changes_no_model(gui: Any, at: Any, learner: Learner) -> None:
+    gui.start()
+    control = gui.controller.learning
+    accept(gui, at)
+    gui.wait_for(lambda: learner.n_learned == 1)
+    control.panel.is_on.click()
+    accept(gui, at)
+    gui.wait_for(lambda: gui.session.is_empty)
+    gui.controller.actions["undo"].trigger()
+    control.panel.is_on.click()  # done after it
+    gui.wait_for(lambda: learner.options.per_object)
+    assert learner.n_learned == 1
 
 
 def test_learning_can_be_switched_off_and_stays_off(gui: Any, at: Any, learner: Learner, make_gui: Any) -> None:
