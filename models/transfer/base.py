@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -14,6 +15,11 @@ from ..chips import Chips
 from ..errors import ModelError
 from ..progress import Progress
 from ..semantic.segmenter import Segmenter
+
+Limits = Mapping[str, tuple[float, float]]
+"""Least and largest value of options by their names."""
+SHARE = (0.0, 1.0)
+"""Limits of a share."""
 
 
 class TransferError(ModelError, ValueError):
@@ -57,11 +63,13 @@ class Problem:
             )
 
 
+@dataclass(frozen=True)
 class Method:
     """A method of adaptation without labels: a frozen dataclass of options, registered under `name`.
 
     `title` and `summary` are for people, `reference` says where it comes from. `rehearses`: whether it learns from the
-    source's labelled chips, too, where the problem has some.
+    source's labelled chips, too, where the problem has some. `limits`: of the options; without them a number is at
+    least 0, a whole number at least 1. Raises `TransferError` for values outside.
     """
 
     name: ClassVar[str]
@@ -69,6 +77,23 @@ class Method:
     summary: ClassVar[str]
     reference: ClassVar[str]
     rehearses: ClassVar[bool] = False
+    limits: ClassVar[Limits] = {}
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for option in fields(self):
+            value = getattr(self, option.name)
+            usual = (1.0 if isinstance(option.default, int) else 0.0, math.inf)
+            least, most = self.limits.get(option.name, usual)
+            if not least <= value <= most:
+                allowed = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+                raise TransferError(f"'{option.name}' of '{self.name}' is {value:g}; give a number {allowed}.")
+
+    def __str__(self) -> str:
+        """The name with the options that are not the usual ones, as `make_method` reads it."""
+        options = [(option.name, getattr(self, option.name), option.default) for option in fields(self)]
+        told = ", ".join(f"{name}={value}" for name, value, usual in options if value != usual)
+        return f"{self.name}({told})" if told else self.name
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
         """Adapt `model` in place, and leave it in evaluation mode.
@@ -107,3 +132,37 @@ def get_method(name: str) -> type[Method]:
         return _METHODS[name]
     except KeyError:
         raise TransferError(f"Unknown method '{name}'; choose from {', '.join(_METHODS)}.") from None
+
+
+def make_method(text: str) -> Method:
+    """The method of a text such as "norm_statistics" or "norm_statistics(alpha=0.5, n_passes=2)".
+
+    Options that are not named have their usual values. Raises `TransferError` for an unknown method or option, and for
+    a value that is no number or makes no sense.
+    """
+    name, bracket, rest = text.strip().partition("(")
+    method = get_method(name.strip())
+    if bracket and not rest.endswith(")"):
+        raise TransferError(f"The options in '{text.strip()}' have no end; close them with ')'.")
+    usual = {option.name: option.default for option in fields(method)}
+    options: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in rest[:-1].split(","))):
+        option, _, value = (word.strip() for word in part.partition("="))
+        if option not in usual:
+            raise TransferError(f"'{method.name}' has no option '{option}'; it has {', '.join(usual) or 'none'}.")
+        if option in options:
+            raise TransferError(f"'{option}' of '{method.name}' is given twice; give it once.")
+        options[option] = _number(value, method.name, option, is_whole=isinstance(usual[option], int))
+    return method(**options)
+
+
+def _number(text: str, method: str, option: str, *, is_whole: bool) -> float:
+    try:
+        value = int(text) if is_whole else float(text)
+        if math.isfinite(value):
+            return value
+    except ValueError:
+        pass
+    kind = "whole number, as in" if is_whole else "number, as in"
+    example = f"{option}={2 if is_whole else 0.5}"
+    raise TransferError(f"'{option}' of '{method}' is '{text}'; give a {kind} {method}({example}).")

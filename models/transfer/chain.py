@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..progress import Progress, StepProgress
 from ..semantic.segmenter import Segmenter
-from .base import Method, Problem, TransferError, get_method
+from .base import Problem, TransferError, make_method
 
 SEPARATOR = "+"
 """Between the names of a chain: "norm_statistics+self_training"."""
@@ -24,34 +25,35 @@ nothing where it loses (docs/adaptation.md).
 """
 _QUICK = ("quantile", "reinhard", "norm_statistics")
 """Methods that learn nothing."""
+_BETWEEN = re.compile(r"\+(?![^(]*\))")
+"""The separator, which a number among the options (1e+3) may hold, too."""
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """The names in a text such as "quantile + norm_statistics".
+    """The names in a text such as "quantile + norm_statistics(alpha=0.5)", with the options that are not usual.
 
-    Raises `TransferError` for an unknown method, for none, and where the last one only prepares.
+    Raises `TransferError` as `make_method` does, for none, and where the last one only prepares.
     """
-    names = tuple(name.strip() for name in text.split(SEPARATOR) if name.strip())
-    if not names:
+    methods = [make_method(step) for step in _BETWEEN.split(text) if step.strip()]
+    if not methods:
         raise TransferError("No method is named; give one or more, separated by '+'.")
-    for name in names:
-        get_method(name)
-    if names[-1] in PREPARATIONS:
-        raise TransferError(f"'{names[-1]}' only prepares; let another method follow: '{names[-1]}+self_training'.")
-    return names
+    last = methods[-1].name
+    if last in PREPARATIONS:
+        raise TransferError(f"'{last}' only prepares; let another method follow: '{last}+self_training'.")
+    return tuple(str(method) for method in methods)
 
 
 def is_rehearsed(problem: Problem, names: Sequence[str]) -> bool:
     """Whether a method of the chain learns from labelled chips of the source that the problem has."""
-    return problem.source is not None and any(get_method(name).rehearses for name in names)
+    return problem.source is not None and any(make_method(name).rehearses for name in names)
 
 
 def adapt_in_order(model: Segmenter, problem: Problem, names: Sequence[str], progress: Progress) -> None:
-    """Adapt `model` in place by one method after another with their usual options, then go back by `source_weight`.
+    """Adapt `model` in place by one method after another, then go back by `source_weight`.
 
     Raises `TransferError` as `names_of` and the methods do, and `Cancelled`.
     """
-    methods: list[Method] = [get_method(name)() for name in names_of(SEPARATOR.join(names))]
+    methods = [make_method(name) for name in names_of(SEPARATOR.join(names))]
     weight = source_weight(problem, names)
     before = copy.deepcopy(model.state_dict()) if weight else {}
     # Methods that learn nothing take hardly any time.
@@ -67,7 +69,7 @@ def adapt_in_order(model: Segmenter, problem: Problem, names: Sequence[str], pro
 
 def source_weight(problem: Problem, names: Sequence[str]) -> float:
     """How far a chain's weights are taken back to the source model's: `Problem.source_weight`, or the usual one."""
-    if all(name in _QUICK for name in names):
+    if all(make_method(name).name in _QUICK for name in names):
         return 0.0
     if problem.source_weight is not None:
         return problem.source_weight

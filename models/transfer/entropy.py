@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from .adapting import (
     usable_chips,
     with_data_as_labels,
 )
-from .base import Method, Problem, register_method
+from .base import SHARE, Limits, Method, Problem, register_method
 from .norm_statistics import estimate, has_batch_norm
 
 
@@ -41,6 +42,7 @@ class Entropy(Method):
     title = "Entropy (TENT)"
     summary = "Tunes the normalisation layers until the answers are sure; few parameters, little time."
     reference = "Wang et al. 2021, Tent, https://arxiv.org/abs/2006.10726"
+    limits: ClassVar[Limits] = {"alpha": SHARE, "margin": SHARE}
 
     alpha: float = 0.8
     rate: float = 3e-4
@@ -89,6 +91,7 @@ class EntropyDiversity(Method):
     title = "Entropy and diversity (SHOT-IM)"
     summary = "Tunes everything but the head to sure answers that keep all classes; source-free."
     reference = "Liang et al. 2020, https://arxiv.org/abs/2002.08546"
+    limits: ClassVar[Limits] = {"alpha": SHARE}
 
     alpha: float = 0.8
     rate: float = 1e-4

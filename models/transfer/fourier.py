@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -23,7 +24,7 @@ from .adapting import (
     whole_chips,
     with_data_as_labels,
 )
-from .base import Method, Problem, TransferError, register_method
+from .base import Limits, Method, Problem, TransferError, register_method
 
 
 @register_method("fourier")
@@ -40,6 +41,7 @@ class Fourier(Method):
     summary = "Trains on source chips with the target's colours and light; needs labelled chips of the source."
     reference = "Yang & Soatto 2020, FDA, https://arxiv.org/abs/2004.05498"
     rehearses = True
+    limits: ClassVar[Limits] = {"beta": (0.0, 0.5)}
 
     beta: float = 0.02
     entropy_weight: float = 0.05

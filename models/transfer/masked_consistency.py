@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
@@ -11,7 +12,7 @@ from ..augmentation import STRONG, augment
 from ..losses import segmentation_loss
 from ..semantic.prediction import autocast
 from ..semantic.segmenter import Segmenter
-from .base import register_method
+from .base import SHARE, Limits, register_method
 from .self_training import SelfTraining
 
 
@@ -28,6 +29,7 @@ class MaskedConsistency(SelfTraining):
         "Self-training that also learns from context, by hiding parts of the target; the strongest, and the slowest."
     )
     reference = "Hoyer et al. 2023, MIC, https://arxiv.org/abs/2212.01322"
+    limits: ClassVar[Limits] = {**SelfTraining.limits, "ratio": SHARE}
 
     patch_px: int = 64
     ratio: float = 0.5

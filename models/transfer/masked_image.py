@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from ..training import Descent, draw, set_training
 from .adapting import drawn, network_values, seeded, usable_chips, with_data_as_labels
-from .base import Method, Problem, TransferError, register_method
+from .base import SHARE, Limits, Method, Problem, TransferError, register_method
 from .masked_consistency import patch_mask
 
 
@@ -32,6 +33,7 @@ class MaskedImage(Method):
     title = "Masked image pre-training (PIMask)"
     summary = "Lets the encoder get used to the target by filling in hidden pixels; only before another method."
     reference = "Sun et al. 2022, RingMo, https://doi.org/10.1109/TGRS.2022.3194732"
+    limits: ClassVar[Limits] = dict.fromkeys(("ratio", "left", "steps"), SHARE)
 
     patch_px: int = 32
     ratio: float = 0.6

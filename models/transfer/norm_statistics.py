@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from ..progress import Progress, raise_if_cancelled
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from .adapting import whole_chips
-from .base import Method, Problem, TransferError, register_method
+from .base import SHARE, Limits, Method, Problem, TransferError, register_method
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -31,6 +32,7 @@ class NormStatistics(Method):
     title = "Normalisation statistics (AdaBN)"
     summary = "Estimates the network's inner averages anew; quick, learns nothing, a good first step."
     reference = "Li et al. 2016, https://arxiv.org/abs/1603.04779; mixing: Schneider et al. 2020, arXiv 2006.16971"
+    limits: ClassVar[Limits] = {"alpha": SHARE}
 
     alpha: float = 0.8
     n_passes: int = 1

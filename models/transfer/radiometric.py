@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 from ..chips import Chips
 from ..progress import Progress, raise_if_cancelled
 from ..semantic.segmenter import LEVELS, Segmenter
-from .base import Method, Problem, TransferError, register_method
+from .base import SHARE, Limits, Method, Problem, TransferError, register_method
 from .statistics import QUANTILES
 
 Values = npt.NDArray[np.float64]
@@ -28,6 +29,7 @@ class Quantile(Method):
     title = "Quantile mapping"
     summary = "Matches the histogram of each band to the source's; quick, for other light, sensor or stretch."
     reference = "Histogram specification: Gonzalez & Woods, Digital Image Processing, section 3.3"
+    limits: ClassVar[Limits] = {"strength": SHARE}
 
     strength: float = 1.0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from ..semantic.prediction import autocast, device_of, probabilities
 from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
 from .adapting import drawn, learning_parts, network_values, seeded, usable_chips
-from .base import Method, Problem, register_method
+from .base import SHARE, Limits, Method, Problem, register_method
 from .pseudo_labels import (
     Bounds,
     Survey,
@@ -52,6 +54,11 @@ class SelfTraining(Method):
         "Zou et al. 2018, CBST, arXiv 1810.07911"
     )
     rehearses = True
+    limits: ClassVar[Limits] = {
+        **dict.fromkeys(("ema", "keep", "keep_last", "most"), SHARE),
+        "odds": (1.0, math.inf),
+        "temperature": (0.01, math.inf),
+    }
 
     ema: float = 0.98
     keep: float = 0.9

@@ -91,7 +91,9 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "used to the images. fourier: source images in the target's colours; needs labelled source rasters."
             ),
             self.CHAIN: self.tr(
-                "Names of methods joined by +, such as reinhard+masked_consistency; replaces the choice of methods."
+                "Names of methods joined by +, such as reinhard+masked_consistency; replaces the choice of methods. "
+                "Options of a method follow its name, as in norm_statistics(alpha=0.5)+self_training(rate=1e-4, "
+                "ema=0.99); a message lists those of a method where one is asked for that it does not have."
             ),
             self.STEPS: self.tr("Batches of windows that each method that learns may take; more takes longer."),
             self.SEGMENTS: self.tr(

@@ -53,11 +53,11 @@ _FEWEST_CHIPS = 2
 class AdaptJob:
     """What is to be done.
 
-    `model`: package of the source model. `output`: where the result goes. `methods`: names, in order. `n_steps`
-    batches of `batch` chips for each method that learns. `segments`: what cleans pseudo-labels. `held_out`: share of
-    the target's chips that decide whether the result is kept. `source_weight`: as for `Problem`. `device`: as
-    `choose_device` takes it. Raises `JobError` for numbers that make no sense, `TransferError` for methods that do not
-    exist.
+    `model`: package of the source model. `output`: where the result goes. `methods`: names, in order, with options as
+    `make_method` reads them. `n_steps` batches of `batch` chips for each method that learns. `segments`: what cleans
+    pseudo-labels. `held_out`: share of the target's chips that decide whether the result is kept. `source_weight`: as
+    for `Problem`. `device`: as `choose_device` takes it. Raises `JobError` for numbers that make no sense,
+    `TransferError` for methods that do not exist.
     """
 
     model: Path

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...models.transfer.agreement import LEAST_KEPT, changed_most
-from ...models.transfer.base import get_method
+from ...models.transfer.base import make_method
+from ...models.transfer.chain import SEPARATOR
 from .adapt_model import AdaptResult
 from .chip_pictures import coloured, draw, legend, shown
 from .model_rasters import TargetRaster
@@ -27,8 +28,9 @@ def adaptation_report(result: AdaptResult, targets: Sequence[TargetRaster]) -> s
     kept = "The adapted model is saved." if result.is_adapted else "The source model is saved, unchanged."
     facts = [
         ("Result", f"{kept} {result.verdict.reason}"),
-        ("Methods", ", then ".join(get_method(name).title for name in job.methods)),
-        ("Source", "; ".join(get_method(name).reference for name in job.methods)),
+        ("Methods", ", then ".join(make_method(name).title for name in job.methods)),
+        ("Chain", SEPARATOR.join(job.methods)),
+        ("Source", "; ".join(make_method(name).reference for name in job.methods)),
         ("Chips", f"{result.n_chips} to learn from, {len(result.held_out)} held out, {card.chip_px} px each"),
         ("Steps", f"{job.n_steps} of {job.batch} chips; seed {job.seed}; segments: {job.segments}"),
         ("Weight of the source model", f"{result.source_weight:g}"),

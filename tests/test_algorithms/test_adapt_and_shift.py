@@ -60,15 +60,18 @@ def test_a_model_comes_through_haze(
 
 def test_a_chain_replaces_the_methods(run: Any, town_model: Path, target: str, tmp_path: Path) -> None:
     """Also one that the choice does not offer."""
+    from segadapt.models.semantic.card import read_card
     from segadapt.models.transfer.base import get_method
 
-    chain = "reinhard + norm_statistics"
+    chain = "reinhard + norm_statistics(alpha = 0.5)"
     assert chain.replace(" ", "") not in adapt_algorithm.METHODS
     page = tmp_path / "page.html"
-    run("adaptmodel", adapting(town_model, target, tmp_path / "new", CHAIN=chain, REPORT=str(page)))
+    result = run("adaptmodel", adapting(town_model, target, tmp_path / "new", CHAIN=chain, REPORT=str(page)))
     text = page.read_text(encoding="utf-8")
     titles = [get_method(name).title for name in ("reinhard", "norm_statistics")]
     assert ", then ".join(titles) in text
+    assert "reinhard+norm_statistics(alpha=0.5)" in text
+    assert read_card(Path(result["OUTPUT"])).history[-1]["methods"] == "reinhard+norm_statistics(alpha=0.5)"
 
 
 def test_source_rasters_are_rehearsed(
@@ -98,6 +101,7 @@ def test_source_rasters_are_rehearsed(
     [
         ({"METHODS": "fourier"}, "labelled chips of the source"),
         ({"CHAIN": "quantile + magic"}, "'magic'"),
+        ({"CHAIN": "quantile + norm_statistics(beta=1)"}, "'norm_statistics' has no option 'beta'"),
         ({"CHAIN": "quantile+masked_image"}, "only prepares"),
         ({"MODEL": "target"}, "no segmentation model of SegAdapt"),
         ({"OUTPUT": "/nowhere/at/all.safetensors"}, "cannot be written to; choose another one for the model"),

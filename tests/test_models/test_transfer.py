@@ -8,7 +8,8 @@ a part that was found to be typical of it.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,7 @@ from segadapt.models.training import Descent, TrainingOptions, fit
 from segadapt.models.transfer import agreement as no_harm
 from segadapt.models.transfer.adapting import mean_where, norm_parameters, usable_chips, whole_chips
 from segadapt.models.transfer.agreement import Agreement, changed_most, judge, measure_agreement, surest_kept
-from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods
+from segadapt.models.transfer.base import Problem, TransferError, get_method, list_methods, make_method
 from segadapt.models.transfer.chain import adapt_in_order, is_rehearsed, names_of, source_weight
 from segadapt.models.transfer.entropy import Entropy
 from segadapt.models.transfer.fourier import restyled
@@ -430,6 +431,62 @@ def test_what_a_method_needs_is_said(world):
         names_of(" + ")
     with pytest.raises(TransferError, match="'tent'"):
         names_of("quantile+tent")
+
+
+def test_options_of_methods_are_read_from_the_text():
+    text = " norm_statistics ( alpha = .5 , n_passes=2) + quantile() + self_training(rate=1e-4, odds=1e+1, ema=0.98)"
+    names = names_of(text)
+    # In one way of writing, what is as usual left out; read again it is the same.
+    assert names == ("norm_statistics(alpha=0.5, n_passes=2)", "quantile", "self_training(odds=10.0, rate=0.0001)")
+    assert names_of("+".join(names)) == names
+    assert make_method(names[0]) == NormStatistics(alpha=0.5, n_passes=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("norm_statistics(beta=1)", "'norm_statistics' has no option 'beta'; it has alpha, n_passes"),
+        ("reinhard(alpha=1)", "'reinhard' has no option 'alpha'; it has none"),
+        ("norm_statistics(0.5)", "no option '0.5'"),
+        ("norm_statistics(alpha=half)", "'alpha' of 'norm_statistics' is 'half'; give a number, as in norm_statistics"),
+        ("norm_statistics(alpha=nan)", "'nan'"),
+        ("norm_statistics(alpha)", "is ''; give a number"),
+        ("norm_statistics(n_passes=1.5)", "'1.5'; give a whole number"),
+        ("norm_statistics(n_passes=0)", "is 0; give a number of at least 1"),
+        ("norm_statistics(alpha=2)", "is 2; give a number from 0 to 1"),
+        ("self_training(rate=-1)", "is -1; give a number of at least 0"),
+        ("norm_statistics(alpha=0, alpha=1)", "given twice"),
+        ("norm_statistics(alpha=0.5", "have no end"),
+        ("norm_statistics(alpha=0.5)more", "have no end"),
+    ],
+)
+def test_options_that_make_no_sense_are_said(text, sentence):
+    with pytest.raises(TransferError) as error:
+        names_of(f"quantile+{text}")
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("is_most", [False, True])
+@pytest.mark.parametrize("method", list_methods())
+def test_options_may_be_at_their_limits(world, method, is_most):
+    """So that no number that is let through ends in an error of arithmetic."""
+    options = {}
+    for option in fields(method):
+        limits = method.limits.get(option.name, (1 if isinstance(option.default, int) else 0, math.inf))
+        options[option.name] = min(limits[is_most], 3 * option.default)
+    model, source = copy.deepcopy(world.model), world.source.take([0, 1])
+    problem = Problem(target=world.target.take([0, 1]), source=source, n_steps=1, batch=2)
+    method(**options).adapt(model, problem, NullProgress())
+    assert all(weights.isfinite().all() for weights in model.state_dict().values())
+
+
+def test_an_option_changes_what_comes_out(world):
+    assert torch.equal(
+        adapted(world, "norm_statistics(alpha=0)").encoder.model.bn1.running_mean,
+        world.model.encoder.model.bn1.running_mean,
+    )
+    assert not is_rehearsed(Problem(target=world.target, source=world.source), ["quantile(strength=0.5)"])
+    assert source_weight(Problem(target=world.target), ["quantile(strength=0.5)"]) == 0
 
 
 def replace_valid(chips, valid):
