@@ -5,20 +5,24 @@ Each method without labels has a file of its own; importing this package registe
 
 from . import (
     entropy,
+    entropy_diversity,
     fourier,
     masked_consistency,
     masked_image,
     norm_statistics,
-    radiometric,
+    quantile,
+    reinhard,
     self_training,
 )
 
 __all__ = [
     "entropy",
+    "entropy_diversity",
     "fourier",
     "masked_consistency",
     "masked_image",
     "norm_statistics",
-    "radiometric",
+    "quantile",
+    "reinhard",
     "self_training",
 ]

@@ -1,4 +1,7 @@
-"""FDA: labelled chips of the source in the target's style, by exchange of low frequencies' amplitudes."""
+"""FDA: labelled chips of the source in the target's style, by exchange of low frequencies' amplitudes.
+
+Yang & Soatto 2020, https://arxiv.org/abs/2004.05498.
+"""
 
 from __future__ import annotations
 

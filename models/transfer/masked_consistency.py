@@ -1,4 +1,7 @@
-"""MIC: self-training whose student must also say what lies behind masks, from what is around them."""
+"""MIC: self-training whose student must also say what lies behind masks, from what is around them.
+
+Hoyer et al. 2023, https://arxiv.org/abs/2212.01322.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pre-training on the target: the encoder learns its look by filling in pixels that were hidden."""
+"""Pre-training on the target: the encoder learns its look by filling in pixels that were hidden.
+
+The masks of RingMo (Sun et al. 2022, https://doi.org/10.1109/TGRS.2022.3194732).
+"""
 
 from __future__ import annotations
 

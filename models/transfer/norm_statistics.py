@@ -1,4 +1,7 @@
-"""AdaBN: the averages of batch normalisation estimated anew on the target, mixed with the source's."""
+"""AdaBN: the averages of batch normalisation estimated anew on the target, mixed with the source's.
+
+Li et al. 2016, https://arxiv.org/abs/1603.04779; the mixing: Schneider et al. 2020, https://arxiv.org/abs/2006.16971.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Self-training: a student learns from a mean teacher's sure and cleaned labels, under strong changes of the pixels."""
+"""Self-training: a student learns from a mean teacher's sure and cleaned labels, under strong changes of the pixels.
+
+As DACS (Tranheden et al. 2021, https://arxiv.org/abs/2007.08702) with the rare-class sampling of DAFormer (Hoyer et al.
+2022, https://arxiv.org/abs/2111.14887) and the thresholds of CBST (Zou et al. 2018, https://arxiv.org/abs/1810.07911).
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -35,7 +36,8 @@ from segadapt.models.transfer.masked_consistency import patch_mask
 from segadapt.models.transfer.masked_image import MaskedImage
 from segadapt.models.transfer.norm_statistics import NormStatistics, estimate
 from segadapt.models.transfer.pseudo_labels import aligned, class_mix, pseudo_labels, rare_first
-from segadapt.models.transfer.radiometric import Quantile, Reinhard
+from segadapt.models.transfer.quantile import Quantile
+from segadapt.models.transfer.reinhard import Reinhard
 from segadapt.models.transfer.self_training import SelfTraining
 from segadapt.models.transfer.shift import advise, frechet_distance, measure_shift, proxy_a_distance
 from segadapt.models.transfer.statistics import source_statistics
@@ -254,6 +256,10 @@ def test_every_method_is_tested_here():
         assert method.title
         assert method.summary.endswith(".")
         assert "http" in method.reference or "arXiv" in method.reference or "Gonzalez" in method.reference
+        # A file each, which says where the method comes from.
+        assert method.__module__.endswith(f".{method.name}")
+        said = sys.modules[method.__module__].__doc__
+        assert "https://" in said or "Gonzalez" in said
 
 
 def test_self_training_goes_on_from_sure_answers(world):
