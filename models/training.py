@@ -17,7 +17,7 @@ from torch import nn
 from .augmentation import USUAL, Augmentation, augment
 from .chips import ChipError, Chips
 from .errors import ModelError
-from .losses import class_weights_of, segmentation_loss
+from .losses import LOSSES, Loss, class_weights_of, segmentation_loss
 from .metrics import mean_iou
 from .progress import NullProgress, Progress, duration
 from .semantic.prediction import autocast, device_of, evaluate_chips, precision_of
@@ -34,8 +34,9 @@ class TrainingOptions:
     """How to train.
 
     `n_steps` batches of `batch` chips; the score is asked for `n_checks` times, evenly spread (after each step where
-    there are fewer), and training stops after `patience` checks without a better one (None: never). `is_balanced` lifts
-    rare classes. `encoder_rate` times `rate` is the encoder's learning rate: published weights need to move less.
+    there are fewer), and training stops after `patience` checks without a better one (None: never). `loss`: one of
+    `losses.LOSSES`. `is_balanced` lifts rare classes. `encoder_rate` times `rate` is the encoder's learning rate:
+    published weights need to move less.
     """
 
     n_steps: int = 500
@@ -43,7 +44,7 @@ class TrainingOptions:
     rate: float = 1e-3
     encoder_rate: float = 0.3
     weight_decay: float = 1e-4
-    dice: float = 0.5
+    loss: Loss = "cross_entropy_dice"
     is_balanced: bool = True
     augmentation: Augmentation = USUAL
     n_checks: int = 10
@@ -177,7 +178,7 @@ def fit(
                 pixels, labels = torch.cat([pixels, more[0]]), torch.cat([labels, more[1]])
             with autocast(device):
                 logits = model(pixels)
-            loss = segmentation_loss(logits.float(), labels, class_weights=weights, dice=options.dice)
+            loss = segmentation_loss(logits.float(), labels, class_weights=weights, **LOSSES[options.loss])
             if descent.step(loss):
                 course.losses.append(float(loss.detach()))
             schedule.step()

@@ -19,11 +19,12 @@ from .training_source import LabelledAlgorithm, parse_bands
 if TYPE_CHECKING:
     from ..jobs.train_model import ModelOptions
 
-# `models.semantic.segmenter.DECODERS`, `jobs.train_model.WEIGHTS` and `jobs.training_data.SPLITS`; those modules need
-# the environment (a test compares them).
+# `models.semantic.segmenter.DECODERS`, `models.losses.LOSSES`, `jobs.train_model.WEIGHTS` and
+# `jobs.training_data.SPLITS`; those modules need the environment (a test compares them).
 DECODERS = ("fpn", "unet", "upernet", "segformer", "dpt", "light")
 WEIGHTS = ("auto", "published", "none")
 SPLITS = ("blocks", "rasters")
+LOSSES = ("cross_entropy_dice", "cross_entropy", "focal")
 
 
 class TrainModelAlgorithm(LabelledAlgorithm):
@@ -41,6 +42,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
     SPLIT = "SPLIT"
     PATIENCE = "PATIENCE"
     AUGMENT = "AUGMENT"
+    LOSS = "LOSS"
     BALANCE = "BALANCE"
     MAX_CHIPS = "MAX_CHIPS"
     NAME = "NAME"
@@ -102,7 +104,12 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             ),
             self.PATIENCE: self.tr("Training stops after so many of 20 checks without a better one; 0 never stops."),
             self.AUGMENT: self.tr("Show chips flipped, turned by right angles, scaled, and in other light."),
-            self.BALANCE: self.tr("Let rare classes weigh more."),
+            self.LOSS: self.tr(
+                "What training makes small: cross-entropy with Dice, which looks at the overlap of whole classes; "
+                "cross-entropy alone; or the focal loss, for which pixels count little that are right already. "
+                "Unlabelled pixels never count."
+            ),
+            self.BALANCE: self.tr("Let rare classes weigh more, in cross-entropy and in the focal loss."),
             self.MAX_CHIPS: self.tr(
                 "At most about so many chips, drawn evenly from the rasters with labels; each takes memory."
             ),
@@ -137,6 +144,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
         self.add_choice(self.SPLIT, self.tr("Hold out"), SPLITS)
         self.add_number(self.PATIENCE, self.tr("Patience"), 6, least=0, advanced=True)
         self.add(QgsProcessingParameterBoolean(self.AUGMENT, self.tr("Augmentation"), True), advanced=True)
+        self.add_choice(self.LOSS, self.tr("Loss"), LOSSES, advanced=True)
         self.add(QgsProcessingParameterBoolean(self.BALANCE, self.tr("Class balance"), True), advanced=True)
         self.add_number(self.MAX_CHIPS, self.tr("Most chips"), 4000, least=2, advanced=True)
         self.add_text(self.NAME, self.tr("Name"), advanced=True)
@@ -187,6 +195,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
         return results
 
     def _options(self, parameters: dict[str, Any], context: QgsProcessingContext) -> ModelOptions:
+        from ...models import losses
         from ...models.augmentation import USUAL
         from ..jobs import train_model as job
         from ..jobs import training_data
@@ -219,6 +228,7 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             split=next(one for one in training_data.SPLITS if one == choice(self.SPLIT)),
             patience=number(self.PATIENCE) or None,
             augmentation=USUAL if self.parameterAsBool(parameters, self.AUGMENT, context) else job.UNCHANGED,
+            loss=next(one for one in losses.LOSSES if one == choice(self.LOSS)),
             is_balanced=self.parameterAsBool(parameters, self.BALANCE, context),
             n_most=number(self.MAX_CHIPS),
             licence=text(self.LICENCE),

@@ -17,6 +17,11 @@ from .train_model import UNCHANGED, Trained
 
 _MOST_IN_MATRIX = 12
 """Classes up to which the cells of a confusion matrix hold numbers."""
+_LOSSES = {
+    "cross_entropy_dice": "cross-entropy and Dice",
+    "cross_entropy": "cross-entropy",
+    "focal": "focal loss (Lin et al. 2017)",
+}
 _INTERVAL = "95 % intervals in brackets: blocks of ground drawn with replacement."
 
 
@@ -104,6 +109,7 @@ def _training_facts(trained: Trained) -> list[tuple[str, ...]]:
         ("Encoder starts from", _start(event)),
         ("Steps", f"{event['n_steps']} of {options.batch} chips ({how}), the state of step {event['best_step']} kept"),
         ("Learning rate", f"{options.rate:g}"),
+        ("Loss", _LOSSES[options.loss]),
         ("Augmentation", _changes(options.augmentation)),
         ("Class balance", "rare classes weigh more" if options.is_balanced else "none"),
         ("Seconds", f"{event['seconds']}"),

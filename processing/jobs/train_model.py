@@ -18,6 +18,7 @@ from ...models.augmentation import USUAL, Augmentation
 from ...models.chips import Chips
 from ...models.device import choose_device
 from ...models.errors import Cancelled, CheckpointError
+from ...models.losses import Loss
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
 from ...models.registry import get_card, list_models
 from ...models.semantic.card import SegmenterCard, with_event
@@ -87,6 +88,7 @@ class ModelOptions:
     split: SplitBy = "blocks"
     patience: int | None = 6
     augmentation: Augmentation = USUAL
+    loss: Loss = "cross_entropy_dice"
     is_balanced: bool = True
     n_most: int | None = 4000
     licence: str = "not stated"
@@ -221,6 +223,7 @@ def train_model(
             best_step=training.best_step,
             is_cancelled=training.is_cancelled,
             seconds=round(training.checks[-1].seconds, 1),
+            loss=options.loss,
             rate=options.rate,
             batch=options.batch,
             seed=options.seed,
@@ -370,6 +373,7 @@ def _training_options(options: ModelOptions, n_steps: int, *, start: str) -> Tra
         rate=options.rate,
         # Random weights have to move as far as the decoder's.
         encoder_rate=1.0 if start == "none" else 0.3,
+        loss=options.loss,
         is_balanced=options.is_balanced,
         augmentation=options.augmentation,
         n_checks=_MOST_CHECKS,

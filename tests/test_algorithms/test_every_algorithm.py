@@ -97,7 +97,8 @@ PUBLIC = {
     "trainmodel": (
         {"RASTERS", "LABELS", "CLASS_FIELD", "LABEL_RASTERS", "CLASS_NAMES", "BACKGROUND", "AREA", "DECODER"}
         | {"ENCODER", "WEIGHTS", "GSD", "BANDS", "CHIP", "EPOCHS", "STEPS", "BATCH", "RATE", "HELD_OUT", "SPLIT"}
-        | {"PATIENCE", "AUGMENT", "BALANCE", "MAX_CHIPS", "NAME", "LICENCE", "SEED", "DEVICE", "OUTPUT", "REPORT"},
+        | {"PATIENCE", "AUGMENT", "LOSS", "BALANCE", "MAX_CHIPS", "NAME", "LICENCE", "SEED", "DEVICE", "OUTPUT"}
+        | {"REPORT"},
         {"OUTPUT", "REPORT", "MEAN_IOU", "ACCURACY", "COUNT"},
     ),
     "evaluatemodel": (

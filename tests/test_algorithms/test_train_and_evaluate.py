@@ -50,6 +50,7 @@ def roof_layer(roofs: Any, prompts: Any) -> Any:
 
 def test_choices_are_those_of_the_jobs() -> None:
     """Names that the algorithms list without the environment."""
+    from segadapt.models.losses import LOSSES
     from segadapt.models.semantic.segmenter import DECODERS
     from segadapt.processing.jobs.class_scheme import BACKGROUNDS
     from segadapt.processing.jobs.train_model import WEIGHTS
@@ -58,6 +59,7 @@ def test_choices_are_those_of_the_jobs() -> None:
     assert algorithm.DECODERS == DECODERS
     assert algorithm.WEIGHTS == WEIGHTS
     assert algorithm.SPLITS == SPLITS
+    assert tuple(LOSSES) == algorithm.LOSSES
     assert training_source.BACKGROUNDS == BACKGROUNDS
 
 
@@ -74,6 +76,7 @@ def test_train_on_polygons_in_another_crs_and_evaluate(
             "CLASS_FIELD": "class",
             "OUTPUT": str(output),
             "REPORT": str(page),
+            "LOSS": "focal",
             **QUICK,
         },
         feedback=feedback,
@@ -82,7 +85,9 @@ def test_train_on_polygons_in_another_crs_and_evaluate(
     assert result["MEAN_IOU"] > 0.8
     card = read_card(output)
     assert card.class_names == ("background", "roof")
+    assert card.history[-1]["loss"] == "focal"
     assert "roof" in page.read_text(encoding="utf-8")
+    assert "focal loss" in page.read_text(encoding="utf-8")
     assert any("Step 30 of 30" in text for text in feedback.seen.info)
     truth = tmp_path / "truth.tif"
     _write_truth(scene_file, truth)

@@ -14,7 +14,7 @@ import torch
 from segadapt.models.augmentation import WEAK
 from segadapt.models.chips import Chips, joined_chips, split_by_block, unlabelled_chips
 from segadapt.models.errors import CheckpointError, ModelError
-from segadapt.models.losses import class_weights_of, segmentation_loss
+from segadapt.models.losses import LOSSES, class_weights_of, segmentation_loss
 from segadapt.models.metrics import boundary_f1, calibration, class_f1, class_ious, confusion_matrix, mean_iou
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, PackageError, SegmenterCard, SegmenterClass, read_card, with_event
@@ -182,12 +182,39 @@ def test_published_weights_that_lack_the_first_layer_are_refused(monkeypatch):
         load_published_encoder(build_segmenter(make_card(encoder="resnet18")))
 
 
-def test_a_batch_without_labels_gives_a_gradient_of_nothing():
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_without_labels_gives_a_gradient_of_nothing(name):
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
-    loss = segmentation_loss(logits, torch.full((1, 4, 4), IGNORE))
+    loss = segmentation_loss(logits, torch.full((1, 4, 4), IGNORE), **LOSSES[name])
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 4.0])])
+def test_the_focal_loss_is_that_of_its_formula(weights):
+    """Of three pixels, one of them without a label."""
+    logits = torch.tensor([[0.3, -1.0, 9.0], [1.0, 2.0, 0.0]]).reshape(1, 2, 1, 3)
+    loss = segmentation_loss(logits, torch.tensor([[[0, 1, IGNORE]]]), class_weights=weights, **LOSSES["focal"])
+    chances = logits.softmax(1)[0, :, 0]
+    right, of_class = [chances[0, 0], chances[1, 1]], [1.0, 1.0] if weights is None else weights.tolist()
+    terms = [-weight * (1 - chance) ** 2 * chance.log() for weight, chance in zip(of_class, right, strict=True)]
+    assert loss.item() == pytest.approx(float(sum(terms)) / sum(of_class), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_leaves_pixels_without_a_label_out(name):
+    """Neither their values nor how many they are change it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 4, 4, generator=generator)
+    labels = torch.randint(2, (1, 4, 4), generator=generator)
+    weights = torch.tensor([0.7, 3.0])
+    wider = torch.cat([logits, 50 * torch.randn(1, 2, 4, 4, generator=generator)], dim=3)
+    unlabelled = torch.cat([labels, torch.full((1, 4, 4), IGNORE)], dim=2)
+    expected = segmentation_loss(logits, labels, class_weights=weights, **LOSSES[name])
+    assert segmentation_loss(wider, unlabelled, class_weights=weights, **LOSSES[name]).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_training_learns_and_keeps_the_best_state():
@@ -243,13 +270,14 @@ def specks(seed):
     return unlabelled_chips(pixels.clip(0, 255).astype(np.uint8)).with_labels(labels)
 
 
-def test_a_rare_class_weighs_more_and_is_found():
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_a_rare_class_weighs_more_and_is_found(loss):
     chips, others = specks(0), specks(1)
     weights = class_weights_of(chips.labels, 2)
     assert weights[1] / weights[0] == pytest.approx(63**0.5, rel=1e-3)
     found = {}
     for is_balanced in (True, False):
-        counts = evaluate_chips(trained(chips, is_balanced=is_balanced, dice=0.0, n_steps=45), others)
+        counts = evaluate_chips(trained(chips, is_balanced=is_balanced, loss=loss, n_steps=45), others)
         found[is_balanced] = counts[1, 1] / counts[1].sum()
     assert found[True] > 0.25
     assert found[True] > 2 * found[False]
