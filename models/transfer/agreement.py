@@ -179,21 +179,9 @@ def judge(
     where labels of the source were rehearsed (`is_rehearsed`). Where they were not, nine tenths of what the source
     model was surest of have to stay what they were (`kept`, from `surest_kept`).
     """
-    known = np.array(card.statistics.get("class_shares", ()), np.float64)
-    n_classes = len(card.classes)
-    of_source = known if known.shape == (n_classes,) and known.sum() > 0 else np.full(n_classes, 1 / n_classes)
-    worst, change = (_MOST_ODDS_REHEARSED if is_rehearsed else _MOST_ODDS, False), ""
-    for one, was, source, now in zip(card.classes, before.shares, of_source, after.shares, strict=True):
-        low, high = sorted((was, float(source)))
-        fallen = _odds(low) / _odds(now) if low >= _RARE else 0.0
-        risen = _odds(now) / _odds(max(high, _RARE))
-        # Of two classes, what one gains is what the other loses: then the loss is told.
-        rank = (round(max(fallen, risen), 3), fallen > risen)
-        if rank > worst:
-            moved = "fell" if fallen > risen else "rose"
-            worst, change = rank, f"'{one.name}' {moved} from {_percent(was)} to {_percent(now)} of the target,"
+    change = moved_too_far(before.shares, after.shares, card, is_rehearsed=is_rehearsed)
     if change:
-        return Verdict(False, f"{change} too much to trust.")
+        return Verdict(False, change)
     for one, share in () if is_rehearsed or not kept else zip(card.classes, kept, strict=True):
         if share < LEAST_KEPT:
             return Verdict(
@@ -206,6 +194,30 @@ def judge(
     if after.score < before.score:
         return Verdict(False, f"The agreement fell from {before.score:.3f} to {after.score:.3f}.")
     return Verdict(True, f"The agreement went from {before.score:.3f} to {after.score:.3f}, and no class was lost.")
+
+
+def moved_too_far(
+    before: Sequence[float], after: Sequence[float], card: SegmenterCard, *, is_rehearsed: bool = False
+) -> str:
+    """Which class vanished or took over, in a sentence, by its share before and after, (C,) each; "" where none did.
+
+    How far shares may move: `judge`.
+    """
+    known = np.array(card.statistics.get("class_shares", ()), np.float64)
+    n_classes = len(card.classes)
+    of_source = known if known.shape == (n_classes,) and known.sum() > 0 else np.full(n_classes, 1 / n_classes)
+    worst, change = (_MOST_ODDS_REHEARSED if is_rehearsed else _MOST_ODDS, False), ""
+    for one, was, source, now in zip(card.classes, before, of_source, after, strict=True):
+        low, high = sorted((was, float(source)))
+        fallen = _odds(low) / _odds(now) if low >= _RARE else 0.0
+        risen = _odds(now) / _odds(max(high, _RARE))
+        # Of two classes, what one gains is what the other loses: then the loss is told.
+        rank = (round(max(fallen, risen), 3), fallen > risen)
+        if rank > worst:
+            moved = "fell" if fallen > risen else "rose"
+            worst = rank
+            change = f"'{one.name}' {moved} from {_percent(was)} to {_percent(now)} of the target, too much to trust."
+    return change
 
 
 def changed_most(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], *, n: int) -> Sequence[int]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..augmentation import WEAK, augment
 from ..chips import Chips
-from ..metrics import confusion_matrix, mean_iou, overall_accuracy
+from ..metrics import Confusion, confusion_matrix, mean_iou, overall_accuracy
 from ..progress import NullProgress, Progress, raise_if_cancelled
 from ..semantic.card import IGNORE, SegmenterCard, with_event
 from ..semantic.prediction import autocast, device_of
@@ -80,7 +80,8 @@ class Distilled:
     """What came of it.
 
     `model`: the student, in evaluation mode. On the chips held out, at the teachers' resolution: `agreement`, mean IoU
-    of its labels against the teachers', and `same`, the share of pixels with the same class. `teacher_s`, `student_s`:
+    of its labels against the teachers', `same`, the share of pixels with the same class, and the shares of the classes
+    (C,) among the answers of both, `teacher_shares` and `student_shares`. `teacher_s`, `student_s`:
     seconds for the ground of one chip, of all teachers together and of the student (`speeds_of`). `losses`: mean loss
     of every fiftieth of the steps, of the answers and the features together.
     """
@@ -88,6 +89,8 @@ class Distilled:
     model: Segmenter
     agreement: float
     same: float
+    teacher_shares: tuple[float, ...]
+    student_shares: tuple[float, ...]
     teacher_s: float
     student_s: float
     n_teacher_parameters: int
@@ -200,12 +203,14 @@ def distil(
     student.eval()
     names = [teacher.card.name for teacher in teachers]
     student.card = with_event(student.card, "distilled", teachers=names, steps=options.n_steps, seed=options.seed)
-    agreement, same = compared(teachers, student, held_out, batch=options.batch)
+    both = confusion_of(teachers, student, held_out, batch=options.batch)
     *of_teachers, student_s = speeds_of([*teachers, student], held_out)
     return Distilled(
         model=student,
-        agreement=agreement,
-        same=same,
+        agreement=mean_iou(both),
+        same=overall_accuracy(both),
+        teacher_shares=tuple((both.sum(axis=1) / max(1, both.sum())).tolist()),
+        student_shares=tuple((both.sum(axis=0) / max(1, both.sum())).tolist()),
         teacher_s=sum(of_teachers),
         student_s=student_s,
         n_teacher_parameters=sum(_size(teacher) for teacher in teachers),
@@ -215,9 +220,15 @@ def distil(
 
 
 def compared(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips, *, batch: int = 8) -> tuple[float, float]:
-    """Mean IoU of the student's labels against the teachers', and the share of pixels with the same class.
+    """Mean IoU of the student's labels against the teachers', and the share of pixels with the same class."""
+    both = confusion_of(teachers, student, chips, batch=batch)
+    return mean_iou(both), overall_accuracy(both)
 
-    At the teachers' resolution, to which the student's logits are enlarged, on valid pixels.
+
+def confusion_of(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips, *, batch: int = 8) -> Confusion:
+    """Valid pixels (C, C) by what the teachers say, in rows, and the student, in columns.
+
+    At the teachers' resolution, to which the student's logits are enlarged.
     """
     factor = _common_factor(teachers, student, chips)
     n_classes = len(student.card.classes)
@@ -231,7 +242,7 @@ def compared(teachers: Sequence[Segmenter], student: Segmenter, chips: Chips, *,
         said = _enlarged(logits, pixels).argmax(1).cpu().numpy().astype(np.uint8)
         known = np.where(part.valid, truth.argmax(1).cpu().numpy(), IGNORE).astype(np.uint8)
         total += confusion_matrix(known, said, n_classes=n_classes)
-    return mean_iou(total), overall_accuracy(total)
+    return total
 
 
 def speeds_of(models: Sequence[Segmenter], chips: Chips, *, n_rounds: int = _N_ROUNDS) -> list[float]:

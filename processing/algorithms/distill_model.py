@@ -20,7 +20,7 @@ from .settings import EngineSettings
 
 # Those of `jobs.distill_model`; that module needs the environment (a test compares them).
 STUDENTS = ("light", "coarse", "fine")
-LEAST_AGREEMENT = 0.5
+LEAST_AGREEMENT = 0.62
 
 
 class DistillModelAlgorithm(ModelAlgorithm):
@@ -48,7 +48,8 @@ class DistillModelAlgorithm(ModelAlgorithm):
             "Makes a light model that maps the same ground several times faster: it learns on your rasters, without "
             "labels, to answer as a large model does, or several models together. The report says how often both agree "
             "on ground that the light model did not learn from, and how much faster it is. A light model that agrees "
-            "too little is not kept: the large one is saved in its place."
+            "too little there, or with which a class vanishes or takes over, is not kept: the large one is saved in "
+            "its place."
         )
 
     def helps(self) -> dict[str, str]:
@@ -68,8 +69,8 @@ class DistillModelAlgorithm(ModelAlgorithm):
             ),
             self.STEPS: self.tr("Number of batches of windows that the student learns from."),
             self.LEAST_AGREEMENT: self.tr(
-                "The light model is kept if the mean overlap (IoU, 0 to 1) of its classes with those of the large "
-                "model reaches this; 0 keeps every one."
+                "The light model is kept only if the mean overlap (IoU, 0 to 1) of its classes with those of the "
+                "large model reaches this, and no class vanishes or takes over; 0 keeps every one."
             ),
             self.OUTPUT: f"{self.tr('File for the light model (.safetensors).')} {self.going_on_help()}",
             self.IS_KEPT: self.tr("Whether the light model was saved, and not the large one."),
@@ -141,10 +142,10 @@ class DistillModelAlgorithm(ModelAlgorithm):
             device=self.device(parameters, context, settings),
         )
         report = self.file_output(parameters, context, self.REPORT)
-        result = distill_model(job, report_path=report, progress=progress)
+        result, verdict = distill_model(job, report_path=report, progress=progress)
         results: dict[str, Any] = {
             self.OUTPUT: str(output),
-            self.IS_KEPT: job.keeps(result),
+            self.IS_KEPT: verdict.is_kept,
             self.SPEEDUP: result.speedup,
             self.AGREEMENT: result.agreement,
         }

@@ -41,6 +41,7 @@ def test_a_student_is_made_saved_and_reported(run: Any, roof_model: Path, scene_
     assert results["SPEEDUP"] > 1.5
     assert results["IS_KEPT"]
     assert f"{results['AGREEMENT']:.3f}" in report.read_text(encoding="utf-8")
+    assert "The student was kept" in report.read_text(encoding="utf-8")
     assert load_segmenter(output).card == card
 
 
@@ -55,6 +56,34 @@ def test_a_student_that_agrees_too_little_does_not_take_the_place(
     assert not results["IS_KEPT"]
     assert output.read_bytes() == roof_model.read_bytes()
     assert "The student was not kept" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("agreement", "shares", "least", "sentence"),
+    [
+        (0.7, (0.7, 0.3), 0.65, ""),
+        (0.64, (0.78, 0.22), 0.65, "0.640 with the teacher is less than the 0.65"),
+        (0.9, (0.95, 0.05), 0.65, "'roof' fell from 22.0 % to 5.0 % of the target"),
+        (0.9, (0.5, 0.5), 0.65, "'background' fell from 78.0 % to 50.0 % of the target"),
+        (0.1, (1.0, 0.0), 0.0, ""),
+    ],
+)
+def test_a_student_that_loses_a_class_does_not_take_the_place(
+    roof_model: Path, agreement: float, shares: tuple[float, ...], least: float, sentence: str
+) -> None:
+    """Whatever its agreement is, unless every student is asked for."""
+    from segadapt.models.semantic.package import load_segmenter
+    from segadapt.models.transfer.distillation import Distilled
+    from segadapt.processing.jobs.distill_model import DistillModel
+    from segadapt.processing.jobs.model_rasters import TargetRaster
+
+    teacher = load_segmenter(roof_model)
+    raster, output = TargetRaster("scene.tif"), Path("light.safetensors")
+    job = DistillModel(teachers=[roof_model], rasters=[raster], output=output, least_agreement=least)
+    result = Distilled(teacher, agreement, 0.9, (0.78, 0.22), shares, 1.0, 0.2, 100, 20, ())
+    verdict = job.verdict(result, teacher.card)
+    assert verdict.is_kept == (not sentence)
+    assert sentence in verdict.reason
 
 
 def test_several_teachers_have_a_light_student(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
@@ -153,7 +182,7 @@ def test_after_an_error_the_student_goes_on_learning(
     parameters["OUTPUT"] = str(out / "light.safetensors")
     taught = []
     with monkeypatch.context() as patch:
-        patch.setattr(distillation, "compared", lambda *_, **__: 1 / 0)
+        patch.setattr(distillation, "confusion_of", lambda *_, **__: 1 / 0)
         with pytest.raises(Exception, match="division by zero"):
             run("distillmodel", parameters)
     assert len(list(out.iterdir())) == 1

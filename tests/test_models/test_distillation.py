@@ -12,6 +12,7 @@ from segadapt.models.errors import Cancelled
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.card import IGNORE, SegmenterCard, SegmenterClass
 from segadapt.models.semantic.package import load_segmenter, save_segmenter
+from segadapt.models.semantic.prediction import predict_labels
 from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, build_segmenter
 from segadapt.models.training import TrainingOptions, fit, score_of
 from segadapt.models.transfer.base import TransferError
@@ -93,6 +94,10 @@ def test_a_student_learns_without_labels_and_at_half_the_resolution(teacher):
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in weights.items())
     assert compared([teacher], student, held_out)[0] == before
     assert compared([teacher], result.model, held_out)[0] == result.agreement
+    found = predict_labels(teacher, held_out)
+    assert result.teacher_shares == pytest.approx(np.bincount(found.ravel(), minlength=2) / found.size)
+    assert sum(result.student_shares) == pytest.approx(1)
+    assert result.student_shares == pytest.approx(result.teacher_shares, abs=1 - result.same)
     assert not result.model.training
     assert result.model.card.history[-1]["teachers"] == ["teacher"]
     assert result.n_student_parameters < result.n_teacher_parameters
