@@ -24,7 +24,7 @@ from torch import nn
 
 from ..progress import NullProgress, Progress, raise_if_cancelled
 from .card import PackageError, SegmenterCard
-from .segmenter import LEVELS, Segmenter
+from .segmenter import CELL_PX, LEVELS, Segmenter
 
 SUFFIX = ".onnx"
 INPUT, OUTPUT = "input", "output"
@@ -180,18 +180,20 @@ def _exportable(model: Segmenter, side: int) -> Segmenter:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
                 setattr(parent, name, _FixedPool(child))
-    if own.card.decoder == "dpt":
+    network: Any = own.encoder
+    # Behind a light decoder timm wraps a plain transformer once more.
+    transformer: Any = network.model if own.card.decoder == "dpt" else getattr(network.model, "model", None)
+    if getattr(transformer, "dynamic_img_size", False):
         from timm.layers.pos_embed import resample_abs_pos_embed
 
-        network: Any = own.encoder
-        positions, patch = network.model.pos_embed, int(network.model.patch_embed.patch_size[0])
-        cells = 2 * -(-side // (2 * patch))
-        n_prefix = int(network.model.num_prefix_tokens)
-        resampled = resample_abs_pos_embed(positions.detach(), new_size=[cells, cells], num_prefix_tokens=n_prefix)
-        network.model.pos_embed = nn.Parameter(resampled, requires_grad=False)
+        patch, n_prefix = int(transformer.patch_embed.patch_size[0]), int(transformer.num_prefix_tokens)
+        cells = own.padded(side) // (patch if own.card.decoder == "dpt" else CELL_PX)
+        positions = transformer.pos_embed.detach()
+        resampled = resample_abs_pos_embed(positions, new_size=[cells, cells], num_prefix_tokens=n_prefix)
+        transformer.pos_embed = nn.Parameter(resampled, requires_grad=False)
         # As timm builds transformers for one size.
-        network.model.dynamic_img_size = False
-        network.model.patch_embed.flatten, network.model.patch_embed.strict_img_size = True, False
+        transformer.dynamic_img_size = False
+        transformer.patch_embed.flatten, transformer.patch_embed.strict_img_size = True, False
     return own
 
 

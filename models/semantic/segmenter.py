@@ -2,8 +2,9 @@
 
 Decoders: FPN (Kirillov et al. 2019, https://arxiv.org/abs/1901.02446), U-Net (https://arxiv.org/abs/1505.04597),
 UPerNet (https://arxiv.org/abs/1807.10221), SegFormer's (https://arxiv.org/abs/2105.15203), DPT for plain vision
-transformers (https://arxiv.org/abs/2103.13413); `light`: a few convolutions on the frozen features of a promptable
-model. Pixels go in as they are read, 0 to 255: the model normalises them itself.
+transformers (https://arxiv.org/abs/2103.13413); `light`: a few convolutions on the frozen features of any
+encoder of timm (DINOv2 and alike) or of a promptable model. Pixels go in as they are read, 0 to 255: the model
+normalises them itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from torch import nn
 from torch.nn import functional
@@ -32,6 +34,11 @@ DEFAULT_ENCODER = "tf_efficientnet_lite0"
 """timm's name of the encoder whose ImageNet weights are at hand offline."""
 LEVELS = 256
 """Input values that a model tells apart: 8 bits."""
+CELL_PX = 8
+"""Chips are enlarged for frozen encoders until a cell of their features is so wide, twice for SAM's cells of 16 px.
+
+That tells neighbouring houses apart.
+"""
 
 _SMP: dict[str, Any] = {
     "fpn": smp.FPN,
@@ -45,8 +52,8 @@ FPN_WIDTHS = "fpn_widths"
 _RGB = ("red", "green", "blue")
 _PYRAMID_PX = 32
 _LIGHT_CHANNELS = 128
-# SAM's cells are 16 px: twice the resolution of the chip tells neighbouring houses apart.
-_PROMPTABLE_ZOOM = 2
+# Of an encoder with several stages the deepest up to this stride is taken.
+_MOST_STRIDE = 16
 
 
 class Outputs(NamedTuple):
@@ -214,29 +221,33 @@ class Segmenter(nn.Module):
 
 
 class _LightNetwork(nn.Module):
-    """A promptable model's frozen encoder, a few convolutions and a head, named as in segmentation-models-pytorch."""
+    """A frozen encoder, a few convolutions and a head, named as in segmentation-models-pytorch."""
 
-    def __init__(self, encoder: nn.Module, *, channels: int, n_classes: int) -> None:
+    def __init__(self, encoder: nn.Module, *, channels: int, stride: int, n_classes: int) -> None:
         super().__init__()
-        self.encoder = _OneStage(encoder, channels)
+        self.encoder = _OneStage(encoder, channels, stride)
         inner = _LIGHT_CHANNELS
         self.decoder = _LightDecoder(channels, inner)
         self.segmentation_head = smp.base.SegmentationHead(
-            inner // 2, n_classes, kernel_size=1, upsampling=16 // _PROMPTABLE_ZOOM // 4
+            inner // 2, n_classes, kernel_size=1, upsampling=CELL_PX // 4
         )
 
 
 class _OneStage(nn.Module):
-    """An encoder with one output as a list of stages."""
+    """An encoder with one output of `channels` at the stride of `stride` px as a list of stages."""
 
-    def __init__(self, model: nn.Module, channels: int) -> None:
+    def __init__(self, model: nn.Module, channels: int, stride: int) -> None:
         super().__init__()
         self.model = model
         self.out_channels = (channels,)
+        self._zoom = stride / CELL_PX
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        enlarged = functional.interpolate(pixels, scale_factor=_PROMPTABLE_ZOOM, mode="bilinear")
-        return [self.model(enlarged)]
+        found: Any = self.model(functional.interpolate(pixels, scale_factor=self._zoom, mode="bilinear"))
+        if isinstance(found, torch.Tensor):
+            return [found]
+        (stage,) = found
+        return [stage.movedim(-1, 1) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else stage]
 
 
 class _LightDecoder(nn.Module):
@@ -273,13 +284,8 @@ def build_segmenter(card: SegmenterCard) -> Segmenter:
     """The model of a card with random weights, on the CPU. Raises `ModelError` for a part that does not exist."""
     n_bands, n_classes = len(card.bands), len(card.classes)
     if card.decoder == "light":
-        promptable: Any = create_promptable(card.encoder)
-        if n_bands != len(promptable.card.bands):
-            raise ModelError(
-                f"The frozen encoder '{card.encoder}' sees {len(promptable.card.bands)} bands, not {n_bands}; choose "
-                "three bands, or another decoder."
-            )
-        network: Any = _LightNetwork(promptable.image_encoder, channels=256, n_classes=n_classes)
+        encoder, channels, stride = _frozen_encoder(card)
+        network: Any = _LightNetwork(encoder, channels=channels, stride=stride, n_classes=n_classes)
     elif card.decoder in _SMP:
         try:
             # Plain transformers would else accept one size only.
@@ -301,6 +307,37 @@ def build_segmenter(card: SegmenterCard) -> Segmenter:
     if TOKENS in card.options:
         model.add_tokens(n_tokens=int(card.options[TOKENS]["n"]), rank=int(card.options[TOKENS]["rank"]))
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def _frozen_encoder(card: SegmenterCard) -> tuple[nn.Module, int, int]:
+    """The encoder under a light decoder, and the channels and the stride in pixels of its one output."""
+    if card.encoder in {known.name for known in list_models("promptable")}:
+        promptable: Any = create_promptable(card.encoder)
+        if len(card.bands) != len(promptable.card.bands):
+            raise ModelError(
+                f"The frozen encoder '{card.encoder}' sees {len(promptable.card.bands)} bands, not {len(card.bands)}; "
+                "choose three bands, or an encoder of timm."
+            )
+        return promptable.image_encoder, 256, 16
+    try:
+        with torch.device("meta"):
+            features: Any = timm.create_model(card.encoder, features_only=True)
+        stages = features.feature_info.info
+        strides = [int(stage["reduction"]) for stage in stages]
+        chosen = max(n for n, stride in enumerate(strides) if stride <= max(_MOST_STRIDE, min(strides)))
+        options: dict[str, Any] = {"features_only": True, "out_indices": (chosen,), "in_chans": len(card.bands)}
+        try:
+            # Plain transformers would else accept one size only.
+            encoder = timm.create_model(card.encoder, dynamic_img_size=True, **options)
+        except TypeError:
+            # Other networks do not know the option, and do not need it.
+            encoder = timm.create_model(card.encoder, **options)
+    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:
+        raise ModelError(
+            f"The encoder '{card.encoder}' cannot be built for the decoder 'light' ({error}); give the name of a timm "
+            "model with feature maps, or of a promptable model."
+        ) from error
+    return encoder, int(stages[chosen]["num_chs"]), strides[chosen]
 
 
 def load_published_encoder(
@@ -351,15 +388,11 @@ def published_licence(encoder: str) -> str:
         return get_card(encoder).licence
     if encoder == DEFAULT_ENCODER:
         return get_card(LITE0).licence
-    import timm
-
     stated = timm.models.get_pretrained_cfg(encoder)
     return str(stated.license) if stated is not None and stated.license else "not stated"
 
 
 def _from_hub(name: str, *, offline: bool, features_only: bool) -> dict[str, torch.Tensor]:
-    import timm
-
     if offline:
         raise CheckpointError(
             f"The weights of '{name}' come from the Hugging Face Hub, and SegAdapt is offline; go online once, or "

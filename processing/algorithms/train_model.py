@@ -76,11 +76,12 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             **self.label_helps(),
             self.DECODER: self.tr(
                 "Part of the model that draws the classes: FPN (light and fast), U-Net, UPerNet, SegFormer's, DPT for "
-                "plain vision transformers, or light: a few convolutions on the frozen features of MobileSAM."
+                "plain vision transformers, or light: a few convolutions on the frozen features of an encoder."
             ),
             self.ENCODER: self.tr(
-                "Part of the model that knows images: any model name of timm, or for the light decoder a promptable "
-                "model. Empty is EfficientNet-Lite0, MobileSAM for light, a small vision transformer for DPT."
+                "Part of the model that knows images: any model name of timm, for the light decoder also one with "
+                "features that need no training (vit_small_patch14_dinov2.lvd142m) or a promptable model. Empty is "
+                "EfficientNet-Lite0, MobileSAM for light, a small vision transformer for DPT."
             ),
             self.WEIGHTS: self.tr(
                 "Where the encoder starts: published weights if they can be had (auto), published weights or an error, "

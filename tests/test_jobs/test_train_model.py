@@ -17,11 +17,11 @@ import torch
 from affine import Affine
 from rasterio.crs import CRS
 from segadapt.models.augmentation import USUAL, augment
-from segadapt.models.errors import Cancelled, ModelError
+from segadapt.models.errors import Cancelled, CheckpointError, ModelError
 from segadapt.models.semantic.card import IGNORE, SegmenterClass, read_card
 from segadapt.models.semantic.package import load_extra, load_segmenter
 from segadapt.models.semantic.prediction import predict_labels
-from segadapt.models.semantic.segmenter import published_licence
+from segadapt.models.semantic.segmenter import DEFAULT_ENCODER, published_licence
 from segadapt.models.transfer.statistics import FEATURE_COVARIANCE, FEATURE_MEAN
 from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import train_model as job
@@ -575,6 +575,22 @@ def test_published_weights_bring_their_normalisation_and_missing_ones_a_sentence
             [raster], scheme, tmp_path / "b.safetensors", ModelOptions(**{**vars(options), "weights": "published"})
         )
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_a_light_head_on_frozen_features_of_any_encoder_is_trained_and_saved(houses, tmp_path):
+    """With the weights that are at hand; others only with what the hub gives, as random features tell nothing."""
+    path, boxes, _ = houses()
+    raster, output = labelled(path, boxes), tmp_path / "light.safetensors"
+    scheme = scheme_of_labels([raster])
+    options = replace(QUICK, decoder="light", encoder=DEFAULT_ENCODER, weights="auto")
+    trained = train_model([raster], scheme, output, options, device="cpu")
+    assert trained.evaluation.mean_iou > 0.7
+    assert trained.card.history[-1]["weights"] == "published"
+    assert load_segmenter(output).card == trained.card
+    # What the frozen weights were trained with.
+    assert trained.card.mean == (127.5,) * 3
+    with pytest.raises(CheckpointError, match="'resnet18' come from the Hugging Face Hub"):
+        train_model([raster], scheme, output, replace(options, encoder="resnet18"), device="cpu", offline=True)
 
 
 def test_the_licence_of_published_weights_is_kept(houses, tmp_path, monkeypatch):

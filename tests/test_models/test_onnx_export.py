@@ -71,6 +71,8 @@ def chips(n, n_bands=3, side=SIDE):
         ("upernet", "lcnet_035"),
         ("segformer", "lcnet_035"),
         ("dpt", "vit_tiny_patch16_224"),
+        ("light", "vit_tiny_patch16_224"),
+        ("light", "lcnet_035"),
     ],
 )
 def test_another_runtime_gives_the_same_probabilities(tmp_path, decoder, encoder):

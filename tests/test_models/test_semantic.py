@@ -122,6 +122,42 @@ def test_frozen_features_of_the_promptable_model_with_a_light_head():
         assert model(torch.rand(1, 3, 64, 64) * 255).shape == (1, 2, 64, 64)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "channels"),
+    [
+        ("resnet18", 256),
+        (DEFAULT_ENCODER, 112),
+        ("vit_tiny_patch16_224", 192),
+        # DINOv2's patches of 14 px, stages whose channels come last, patches of 32 px.
+        ("vit_small_patch14_dinov2.lvd142m", 384),
+        ("swin_tiny_patch4_window7_224", 384),
+        ("vit_small_patch32_224", 384),
+    ],
+)
+def test_a_light_head_stands_on_any_frozen_encoder(encoder, channels):
+    """With any bands, and cells of 8 px whatever the encoder's own are."""
+    bands = ("blue", "green", "red", "nir")
+    model = build_segmenter(make_card(decoder="light", encoder=encoder, bands=bands))
+    with torch.inference_mode():
+        assert model(torch.rand(1, 4, 70, 50) * 255).shape == (1, 2, 70, 50)
+        (stage,) = model.encode(torch.rand(1, 4, 64, 96) * 255)
+    assert stage.shape == (1, channels, 8, 12)
+    model.check_chips(64)
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    model.train()
+    assert not model.encoder.training
+
+
+def test_a_light_head_learns_on_frozen_imagenet_features():
+    torch.manual_seed(0)
+    model = build_segmenter(make_card(decoder="light"))
+    load_published_encoder(model)
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    fit(model, squares(), None, TrainingOptions(n_steps=24, batch=4, n_checks=1, rate=4e-3))
+    assert mean_iou(evaluate_chips(model, squares(8, seed=1))) > 0.85
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_batches_in_a_row_are_answered_as_one_by_one(device):
     """The last batch is smaller."""
@@ -140,8 +176,9 @@ def test_batches_in_a_row_are_answered_as_one_by_one(device):
 def test_unknown_parts_are_named():
     with pytest.raises(ModelError, match="'deeplab'"):
         build_segmenter(make_card(decoder="deeplab"))
-    with pytest.raises(ModelError, match="'no_such_encoder'"):
-        build_segmenter(make_card(encoder="no_such_encoder"))
+    for decoder in ("fpn", "light"):
+        with pytest.raises(ModelError, match=f"'no_such_encoder' cannot be built .* '{decoder}'"):
+            build_segmenter(make_card(decoder=decoder, encoder="no_such_encoder"))
     model = build_segmenter(make_card(encoder="resnet18"))
     with pytest.raises(CheckpointError, match="offline"):
         load_published_encoder(model, offline=True)
@@ -158,7 +195,15 @@ def test_published_weights_see_any_bands():
     assert torch.allclose(second[:, 3], first.mean(1) * 0.75)
 
 
-@pytest.mark.parametrize(("decoder", "encoder"), [("dpt", "vit_tiny_patch16_224"), ("fpn", "resnet18")])
+@pytest.mark.parametrize(
+    ("decoder", "encoder"),
+    [
+        ("dpt", "vit_tiny_patch16_224"),
+        ("fpn", "resnet18"),
+        ("light", "resnet18"),
+        ("light", "vit_small_patch14_dinov2.lvd142m"),
+    ],
+)
 def test_every_kind_of_encoder_takes_weights_from_the_hub(monkeypatch, decoder, encoder):
     import timm
 
