@@ -135,9 +135,9 @@ class SimilarControl(QObject):
                 "There is no example; accept an object of the class first, or press X and click on a polygon."
             )
             return
-        rejected = self._rejected_outlines(class_name)
+        rejected = self._rejected_outlines(class_name)[-MOST_EXAMPLES:]
         self._known = [geometry_from_wkb(wkb) for wkb in (*examples, *rejected)]
-        self.review = Review(class_name)
+        self.review = Review(class_name, rejected_before=rejected)
         self.current = None
         self._search.start(Search(self.review.handle, tuple(examples), read_settings(), rejected, bounds_map))
         self.panel.progress_bar.setValue(0)
@@ -287,10 +287,11 @@ class SimilarControl(QObject):
         return self.panel.view_only_check.isChecked() or (source is not None and source.is_drawn)
 
     def _rejected_outlines(self, class_name: str) -> tuple[bytes, ...]:
-        """What was rejected in the review before, if that was of the same class: no search offers it again."""
-        if self.review is None or self.review.class_name != class_name:
+        """What was rejected in the reviews before, if they were of the same class: no search offers it again."""
+        review = self.review
+        if review is None or review.class_name != class_name:
             return ()
-        return tuple(self.review.candidates[number].wkb for number in self.review.rejected[-MOST_EXAMPLES:])
+        return *review.rejected_before, *(review.candidates[number].wkb for number in review.rejected)
 
     def _begin_review(self) -> None:
         self._is_reviewing = True

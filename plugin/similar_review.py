@@ -35,7 +35,10 @@ class Said(NamedTuple):
 
 @dataclass(eq=False)
 class Review:
-    """The candidates of one search, in the order of their finding, and what was said of them, the newest last."""
+    """The candidates of one search, in the order of their finding, and what was said of them, the newest last.
+
+    `rejected_before`: outlines (WKB, raster's CRS) that were rejected in earlier reviews of the class.
+    """
 
     class_name: str
     handle: SearchHandle = field(default_factory=SearchHandle)
@@ -45,6 +48,7 @@ class Review:
     probabilities: dict[int, float] = field(default_factory=dict)
     answers: list[Said] = field(default_factory=list)
     taken_back: list[Said] = field(default_factory=list)
+    rejected_before: tuple[bytes, ...] = ()
 
     @property
     def accepted(self) -> list[int]:

@@ -20,8 +20,10 @@ from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from ...models.backbone import Backbone
+from ...models.masks import stability_score
 from ...models.progress import NullProgress, Progress, raise_if_cancelled
-from ...models.similarity import CELLS, CentreEstimate, FeatureSpace, FloatArray, representatives
+from ...models.prompts import LOW_RES_PX, Prompts
+from ...models.similarity import CELLS, CentreEstimate, FeatureSpace, FloatArray, Judge, representatives
 from ..errors import JobError
 from ..raster.windows import Bounds, CoreCell, SquareWindow, core_grid
 from .answers import check_window_px, make_answer
@@ -40,6 +42,7 @@ from .similar_windows import (
     MaskTraits,
     WindowFeatures,
     extent_px,
+    mask_box,
     mask_traits,
     read_example,
 )
@@ -51,6 +54,9 @@ _SMALLEST_WINDOW_PX, _LARGEST_WINDOW_PX = 256, 8192
 # Windows that tell what the raster looks like on average.
 _SAMPLE_WINDOWS = 9
 _SAME_OBJECT_IOU = 0.5
+# How far examples and rejected objects may move the judge. They are no fair sample: those that are given as rejected
+# are the likeliest of the wrong ones.
+_GIVEN_SPREAD = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +129,8 @@ class SimilarSearch:
     """A search that stays: candidates, what is known of the target, and what accepts and rejects taught.
 
     `examples`, `rejected`: polygons in the raster's CRS, of objects looked for (at least one) and of objects that are
-    not. Opening encodes the windows of the examples and some of the raster. Raises `JobError` for examples that are
-    not on the raster and `Cancelled`.
+    not, both of an earlier search, too: what is likely is learned from them. Opening encodes the windows of the
+    examples and some of the raster. Raises `JobError` for examples that are not on the raster and `Cancelled`.
     """
 
     def __init__(
@@ -155,7 +161,6 @@ class SimilarSearch:
         self._example_traits = _example_traits(self._examples, self._space)
         # Once: answers do not change it, and k-means is what takes time in `update`.
         self._background = representatives(self._read_background())
-        self.judge = GENERAL_JUDGE
         self._one_shot: OneShot | None = None
         if self.job.method != "segadapt":
             self._one_shot = personalise(scene, self._examples[0], is_trained=self.job.method == "persam_f")
@@ -163,6 +168,8 @@ class SimilarSearch:
             self._one_shot_spread = float(np.concatenate(cosines).mean()), float(np.concatenate(cosines).std()) + 1e-6
         self.candidates: list[SimilarCandidate] = []
         self._target = self._aim([], [])
+        self._first_judge = self._calibrated()
+        self.judge = self._first_judge
 
     def run(self, *, progress: Progress | None = None) -> Iterator[SimilarCandidate]:
         """Walk the raster and yield each candidate once, numbered; they are kept in `candidates` as well.
@@ -207,9 +214,9 @@ class SimilarSearch:
         answered = [traits for traits in (*yes, *no) if traits is not None]
         if answered:
             is_wanted = np.array([True] * len(yes) + [False] * len(no))
-            self.judge = GENERAL_JUDGE.learn(self._target.measures(MaskTraits.joined(answered)), is_wanted)
+            self.judge = self._first_judge.learn(self._target.measures(MaskTraits.joined(answered)), is_wanted)
         else:
-            self.judge = GENERAL_JUDGE
+            self.judge = self._first_judge
         self._judge_candidates(self.candidates)
         return self.ranked()
 
@@ -301,6 +308,29 @@ class SimilarSearch:
             rejected=np.concatenate(refused) if refused else np.zeros((0, wanted.inside.shape[1]), np.float32),
             background=self._background,
             at_large=self._sample_descriptors,
+        )
+
+    def _calibrated(self) -> Judge:
+        """The judge after examples and rejected objects, as if they had been candidates that were answered for."""
+        if not self._rejected or self._one_shot is not None:
+            return GENERAL_JUDGE
+        given = [*self._examples, *self._rejected]
+        measures = self._target.measures(MaskTraits.joined([self._asked_about(example) for example in given]))
+        is_wanted = np.arange(len(given)) < len(self._examples)
+        return GENERAL_JUDGE.learn(measures, is_wanted, spread=_GIVEN_SPREAD, bias_spread=_GIVEN_SPREAD)
+
+    def _asked_about(self, example: Example) -> MaskTraits:
+        """The traits of an example, with what the model says of the mask that it finds in its box."""
+        window = example.features.window
+        box = mask_box(example.mask) * (self.scene.input_px / LOW_RES_PX)
+        prompts = Prompts(points_xy=np.zeros((0, 2), np.float32), labels=np.zeros(0, np.int64), box_xyxy=box)
+        found = self.scene.engine.predict(self.scene.embedding(window), [prompts], multimask=False)
+        return mask_traits(
+            example.mask[None],
+            self._space.describe(example.features.parts),
+            window,
+            score=found.iou[:, 0].clip(0, 1),
+            stability=[stability_score(found.logits[0, 0])],
         )
 
     def _find(self, window: SquareWindow, core: Bounds) -> Iterator[list[Candidate] | None]:

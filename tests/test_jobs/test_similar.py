@@ -128,6 +128,43 @@ def test_rejected_polygons_push_their_like_down(scene):
     assert of_blues(warned) < of_blues(plain)
 
 
+@pytest.fixture
+def slabs_scene(raster_factory, open_scene, colour_engine):
+    """Red roofs, and red slabs beside them that differ by their shape alone."""
+    ground = np.random.default_rng(0).normal((70, 85, 60), 5, (SIDE_PX, SIDE_PX, 3))
+    ground[rasterize(REDS + SLABS, out_shape=(SIDE_PX, SIDE_PX)) > 0] = RED
+    return open_scene(raster_factory(np.clip(ground, 0, 255).astype(np.uint8).transpose(2, 0, 1)), colour_engine)
+
+
+SLABS = [shapely.box(x, y, x + 92, y + 17) for x, y in ((130, 190), (350, 200), (40, 250), (160, 460))]
+
+
+def likely(search, outlines):
+    """The probabilities of the candidates that are these objects."""
+    found = [shapely.box(*candidate.mask.bounds) for candidate in search.candidates]
+    return [
+        max(
+            (c.probability for c, box in zip(search.candidates, found, strict=True) if overlap(box, one) > 0.8),
+            default=0,
+        )
+        for one in outlines
+    ]
+
+
+def overlap(one, other):
+    return one.intersection(other).area / one.union(other).area
+
+
+def test_rejected_polygons_teach_by_what_else_than_looks_they_differ(slabs_scene):
+    plain, warned = (
+        SimilarSearch(slabs_scene, on_map(slabs_scene, REDS[:2]), rejected=on_map(slabs_scene, rejected))
+        for rejected in ((), SLABS[:2])
+    )
+    list(plain.run()), list(warned.run())
+    assert min(likely(plain, SLABS[2:])) > 0.5  # they look the same
+    assert max(likely(warned, SLABS[2:])) < 0.5 < min(likely(warned, REDS))
+
+
 def test_stays_inside_the_bounds(scene):
     search = SimilarSearch(scene, on_map(scene, REDS[:1]), job=SimilarJob(bounds_px=(300, 0, 512, 200)))
     list(search.run())

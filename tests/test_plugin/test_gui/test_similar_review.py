@@ -474,8 +474,14 @@ def test_the_next_search_knows_what_was_rejected(gui: Any, review: Any, worker: 
     gui.key(R)
     first = worker.search
     review.start()  # nothing is left to review: a new search
-    assert worker.search is not first
-    assert worker.search.rejected == (square(at(100, 300)),)
+    second = worker.search
+    assert second is not first
+    assert second.rejected == (square(at(100, 300)),)
+    worker.worked.emit(second, Found(1, square(at(200, 300)), 0.9, 0.95, 400.0, 0.9, "fake"))
+    worker.done.emit(second)
+    gui.key(R)
+    review.start()
+    assert worker.search.rejected == (square(at(100, 300)), square(at(200, 300)))
 
 
 def test_what_is_known_is_not_offered_again(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
