@@ -181,10 +181,12 @@ class ClassMapControl(QObject):
     def undo(self) -> None:
         """Take the last click or scribble back."""
         self._change(UndoStroke)
+        self._encode_view()
 
     def redo(self) -> None:
         """Bring the click or scribble back that was taken back last."""
         self._change(RedoStroke)
+        self._encode_view()
 
     def rename_class(self, old: str, new: str) -> None:
         """Follow a class that has another name now."""

@@ -39,13 +39,18 @@ class BlockStore:
     def encoding(self, cell: CoreCell) -> Generator[None, None, Block]:
         """`block`, in steps of some tenths of a second on a CPU, between which other things may be done."""
         if cell not in self:
-            raw = yield from self.reader.reading(cell)
-            if self.space is None:
-                self.space = self.reader.fit_space([raw, *self._more_raws(cell)])
-            yield
-            self._keep(self.reader.make_block(raw, self.space))
+            self._keep((yield from self._making(cell)))
         self._blocks.move_to_end(cell.core_px)
         return self._blocks[cell.core_px]
+
+    def passing(self, cell: CoreCell) -> Block:
+        """`block` for whoever goes through the whole raster: none that is kept has to leave for it."""
+        if cell in self:
+            return self._blocks[cell.core_px]
+        block = run_to_end(self._making(cell))
+        if self._used() + block.n_bytes <= self.memory_bytes:
+            self._blocks[cell.core_px] = block
+        return block
 
     def missing(self, bounds_px: Bounds | None = None) -> list[CoreCell]:
         """The cores of an extent that are not encoded."""
@@ -64,6 +69,13 @@ class BlockStore:
             return max(abs((left + right) / 2 - x), abs((top + bottom) / 2 - y))
 
         return sorted(self.missing(), key=distance)[: max(0, room)]
+
+    def _making(self, cell: CoreCell) -> Generator[None, None, Block]:
+        raw = yield from self.reader.reading(cell)
+        if self.space is None:
+            self.space = self.reader.fit_space([raw, *self._more_raws(cell)])
+        yield
+        return self.reader.make_block(raw, self.space)
 
     def _keep(self, block: Block) -> None:
         self._blocks[block.core_px] = block

@@ -309,11 +309,9 @@ class ClassMapper:
             labels[into] = self._block_labels(block, part)
 
         waiting = []
-        for cell in self._reader.grid((left, top, right, bottom)):
-            if only_encoded and cell not in self._blocks:
-                continue
-            part, into = overlap(cell.core_px, (left, top, right, bottom))
-            waiting.append(self._pool.submit(fill, self._blocks.block(cell), part, into))
+        for block in self._known(self._reader.grid((left, top, right, bottom)), only_encoded=only_encoded):
+            part, into = overlap(block.core_px, (left, top, right, bottom))
+            waiting.append(self._pool.submit(fill, block, part, into))
         for future in waiting:
             future.result()
         return labels
@@ -321,10 +319,7 @@ class ClassMapper:
     def segment_views(self, bounds_px: Bounds | None = None, *, only_encoded: bool = False) -> Iterator[SegmentView]:
         """The segments of an extent, block by block, for guidance."""
         head = self._fitted()
-        for cell in self._reader.grid(self.limited(bounds_px)):
-            if only_encoded and cell not in self._blocks:
-                continue
-            block = self._blocks.block(cell)
+        for block in self._known(self._reader.grid(self.limited(bounds_px)), only_encoded=only_encoded):
             probabilities = head.probabilities(scores_of(head, block, "segments"))
             yield SegmentView(block, probabilities, head.classes[probabilities.argmax(axis=1)])
 
@@ -341,7 +336,7 @@ class ClassMapper:
         for number, cell in enumerate(cells, 1):
             raise_if_cancelled(progress)
             part, into = overlap(cell.core_px, bounds)
-            block = self._blocks.block(cell)
+            block = self._blocks.passing(cell)
             labels = self._block_labels(block, part)
             entropy = np.rint(100 * entropy_of(self._block_probabilities(block, part))).astype(np.uint8)
             said = self._said(block)
@@ -363,6 +358,14 @@ class ClassMapper:
             "strokes": dict(Counter(self._classes[stroke.class_id].name for stroke in self._strokes)),
         }
         return Learned(space, head, (*self._history, event) if self._strokes else self._history)
+
+    def _known(self, cells: Sequence[CoreCell], *, only_encoded: bool) -> Iterator[Block]:
+        """What is encoded of a view, which stays; or all, of which the view loses nothing."""
+        for cell in cells:
+            if not only_encoded:
+                yield self._blocks.passing(cell)
+            elif cell in self._blocks:
+                yield self._blocks.block(cell)
 
     def _stroke(self, pixels: npt.NDArray[np.int64], class_id: int) -> Stroke:
         segment_units, cell_units = [], []

@@ -187,6 +187,22 @@ def test_what_lies_beyond_an_extent_comes_nearest_first_and_as_far_as_memory_hol
     assert mapper.beyond((0, 0, 20, 20)) == []
 
 
+def test_mapping_the_whole_raster_leaves_the_view_as_it_is(scene, tmp_path):
+    mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64), memory_bytes=1_200_000)
+    view = (0, 0, 90, 90)
+    mapper.click(10, 10, 1)
+    mapper.click(80, 80, 2)
+    for cell in mapper.missing(view):
+        mapper.encode(cell)
+    before = mapper.labels(view, only_encoded=True)
+    list(write_class_map(mapper, tmp_path / "map.tif"))
+    list(write_class_polygons(mapper, tmp_path / "areas.gpkg"))
+    assert mapper.missing()  # more than memory holds
+    assert not mapper.missing(view)
+    assert np.array_equal(mapper.labels(view, only_encoded=True), before)
+    assert sum(block.n_bytes for block in mapper._blocks) <= 1_200_000
+
+
 def test_a_window_is_described_in_steps_between_which_the_map_is_clicked_on(scene):
     mapper, alone = (ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64)) for _ in range(2))
     for one in (mapper, alone):

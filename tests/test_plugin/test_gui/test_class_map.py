@@ -337,9 +337,11 @@ def test_undo_and_redo_of_clicks(gui: Any, control: Any, worker: FakeWorker, at:
     worker.worked.emit(worker.last(AddStroke), halves(at))
     undo.trigger()
     assert possible() == ("Undo click", "Redo click")
+    assert isinstance(worker.tasks[-1], MapView)  # what memory lost of the view comes back
     worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=0, n_undone=1))
     assert possible() == ("", "Redo click")
     redo.trigger()
+    assert isinstance(worker.tasks[-1], MapView)
     worker.worked.emit(worker.last(RedoStroke), halves(at))
     assert possible() == ("Undo click", "")
     control.click((1.0, 2.0), True)
