@@ -66,11 +66,11 @@ def evaluate_class_clicks(
     for number, cell in enumerate(cells, 1):
         raise_if_cancelled(progress)
         mapper.encode(cell)
+        if mapper.is_too_large():
+            # What memory does not hold would be encoded anew after every click. The first window says so.
+            rows, cols = scene.reader.shape
+            raise JobError(f"A raster of {cols} x {rows} px is too large for clicks on the whole of it; cut a part out.")
         progress.set_fraction(_ENCODED * number / len(cells))
-    if mapper.missing():
-        # What memory does not hold would be encoded anew after every click.
-        rows, cols = scene.reader.shape
-        raise JobError(f"A raster of {cols} x {rows} px is too large for clicks on the whole of it; cut a part out.")
     job = EvaluateClassMap(
         n_clicks=algorithm.parameterAsInt(parameters, algorithm.CLICKS, context),
         seed=algorithm.parameterAsInt(parameters, algorithm.SEED, context),

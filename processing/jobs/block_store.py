@@ -56,6 +56,11 @@ class BlockStore:
         """The cores of an extent that are not encoded."""
         return [cell for cell in self.reader.grid(bounds_px) if cell not in self]
 
+    def is_too_small(self) -> bool:
+        """Say whether memory cannot hold the whole raster, judged by what is encoded of it."""
+        n_px, (rows, cols) = sum(block.segments.size for block in self), self.reader.shape
+        return self._used() * rows * cols > self.memory_bytes * n_px
+
     def beyond(self, bounds_px: Bounds) -> list[CoreCell]:
         """The cores that are not encoded, nearest to an extent first: as many as memory holds beside what is there."""
         if not self._blocks:

@@ -87,10 +87,15 @@ class BlockReader:
         self.cell_px = 4 if self.window_px >= 512 else 2
         self.segment_px = _SEGMENT_CELLS * self.cell_px**2
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the raster."""
+        return self._scene.reader.shape
+
     def grid(self, bounds_px: Bounds | None = None) -> Sequence[CoreCell]:
         """The cores that meet the bounds, or all."""
         return core_grid(
-            self._scene.reader.shape,
+            self.shape,
             size_px=self.window_px,
             halo_px=self.window_px // _HALO_FRACTION,
             bounds_px=bounds_px,

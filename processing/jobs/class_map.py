@@ -286,6 +286,10 @@ class ClassMapper:
         """The cores that are not encoded, nearest to an extent first: as many as memory holds beside what is there."""
         return self._blocks.beyond(bounds_px)
 
+    def is_too_large(self) -> bool:
+        """Say whether the whole raster is more than memory holds, judged by what is encoded of it."""
+        return self._blocks.is_too_small()
+
     def encode(self, cell: CoreCell) -> None:
         """Describe one core; the slow part, done once while memory lasts."""
         self._blocks.block(cell)

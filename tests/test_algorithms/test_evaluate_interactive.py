@@ -112,16 +112,18 @@ def test_a_class_map_is_clicked_as_a_whole(
 def test_a_class_map_that_memory_does_not_hold_is_refused(
     failure: Any, scene_file: Path, prompts: Any, roofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be encoded anew after every click."""
+    """It would be encoded anew after every click; its first window tells."""
     from segadapt.processing.jobs.class_map import ClassMapper
 
-    init = ClassMapper.__init__
-    monkeypatch.setattr(ClassMapper, "__init__", lambda *one, **more: init(*one, **more, memory_bytes=1))
+    init, encode, encoded = ClassMapper.__init__, ClassMapper.encode, []
+    monkeypatch.setattr(ClassMapper, "__init__", lambda *one, **more: init(*one, **more, memory_bytes=5_000_000))
+    monkeypatch.setattr(ClassMapper, "encode", lambda mapper, cell: (encoded.append(cell), encode(mapper, cell)))
     rows = [(roof.polygon, {"kind": name}) for roof, name in zip(roofs, "ab", strict=False)]
     files = {"TABLE": str(tmp_path / "clicks.gpkg"), "REPORT": str(tmp_path / "page.html")}
     given = {"PROTOCOL": "class_map", "CLASS_FIELD": "kind", "WINDOW": "256", **files}
     parameters = parameters_of(scene_file, prompts(rows, kind="Polygon"), **given)
     assert "300 x 300 px is too large" in failure("evaluateinteractive", parameters)
+    assert len(encoded) == 1
     assert list(tmp_path.iterdir()) == []
 
 

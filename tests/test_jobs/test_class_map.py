@@ -187,6 +187,17 @@ def test_what_lies_beyond_an_extent_comes_nearest_first_and_as_far_as_memory_hol
     assert mapper.beyond((0, 0, 20, 20)) == []
 
 
+def test_the_first_window_tells_whether_memory_holds_the_raster(scene):
+    for memory_bytes, is_too_large in ((2_000_000, True), (10_000_000, False)):
+        mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64), memory_bytes=memory_bytes)
+        mapper.click(10, 10, 1)
+        assert mapper.is_too_large() is is_too_large
+        for cell in mapper.missing():
+            mapper.encode(cell)
+        assert mapper.is_too_large() is is_too_large
+        assert bool(mapper.missing()) is is_too_large
+
+
 def test_mapping_the_whole_raster_leaves_the_view_as_it_is(scene, tmp_path):
     mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64), memory_bytes=1_200_000)
     view = (0, 0, 90, 90)
