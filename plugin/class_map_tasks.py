@@ -189,11 +189,11 @@ class SetOptions(MapTask):
 
 @dataclass(frozen=True, eq=False)
 class MapView(MapTask):
-    """Encode what the view lacks, the picture after each window."""
+    """Encode what the view lacks. Yields None between steps, the picture after each window."""
 
     is_urgent: ClassVar[bool] = False
 
-    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture | None]:
         """Encode and draw."""
         from ..models.progress import raise_if_cancelled
 
@@ -203,8 +203,9 @@ class MapView(MapTask):
             return
         yield picture(mapper, self.view_map)
         for cell in mapper.missing(bounds):
-            raise_if_cancelled(progress)
-            mapper.encode(cell)
+            for _ in mapper.encoding(cell):
+                raise_if_cancelled(progress)
+                yield None
             yield picture(mapper, self.view_map)
 
 

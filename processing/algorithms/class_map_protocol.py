@@ -69,7 +69,9 @@ def evaluate_class_clicks(
         if mapper.is_too_large():
             # What memory does not hold would be encoded anew after every click. The first window says so.
             rows, cols = scene.reader.shape
-            raise JobError(f"A raster of {cols} x {rows} px is too large for clicks on the whole of it; cut a part out.")
+            raise JobError(
+                f"A raster of {cols} x {rows} px is too large for clicks on the whole of it; cut a part out."
+            )
         progress.set_fraction(_ENCODED * number / len(cells))
     job = EvaluateClassMap(
         n_clicks=algorithm.parameterAsInt(parameters, algorithm.CLICKS, context),

@@ -78,7 +78,9 @@ class BlockStore:
     def _making(self, cell: CoreCell) -> Generator[None, None, Block]:
         raw = yield from self.reader.reading(cell)
         if self.space is None:
-            self.space = self.reader.fit_space([raw, *self._more_raws(cell)])
+            more = yield from self._more_raws(cell)
+            # Somebody else may have settled it between two steps.
+            self.space = self.space or self.reader.fit_space([raw, *more])
         yield
         return self.reader.make_block(raw, self.space)
 
@@ -91,11 +93,14 @@ class BlockStore:
     def _used(self) -> int:
         return sum(block.n_bytes for block in self)
 
-    def _more_raws(self, first: CoreCell) -> Iterator[RawBlock]:
+    def _more_raws(self, first: CoreCell) -> Generator[None, None, list[RawBlock]]:
         """A few more parts of the raster near the first one, so that the space knows more than one place."""
         left, top, right, bottom = first.core_px
         reach = self.reader.window_px
         near = self.reader.grid((left - reach, top - reach, right + reach, bottom + reach))
         others = [cell for cell in near if cell.core_px != first.core_px]
+        raws = []
         for cell in others[:: max(1, len(others) // (_SPACE_BLOCKS - 1))][: _SPACE_BLOCKS - 1]:
-            yield run_to_end(self.reader.reading(cell))
+            yield
+            raws.append((yield from self.reader.reading(cell)))
+        return raws

@@ -17,6 +17,7 @@ from segadapt.models.errors import Cancelled
 from segadapt.models.progress import NullProgress
 from segadapt.plugin.class_map_tasks import AddStroke, LoadClassModel, MapHandle, MapView, SetOptions
 from segadapt.processing.errors import JobError, RasterError
+from segadapt.processing.jobs import class_blocks
 from segadapt.processing.jobs.class_map import (
     ENTROPY_NODATA,
     ClassMapOptions,
@@ -321,6 +322,33 @@ def test_a_task_of_the_window_maps_with_a_saved_model(scene, tmp_path, monkeypat
     (_,) = SetOptions(handle, view, head="tokens", is_snapped=True).run(segmenter, NullProgress())
     options = handle.mapper(segmenter, NullProgress()).options
     assert (options.head, options.is_snapped) == ("tokens", True)
+
+
+def test_while_the_view_is_encoded_a_click_waits_for_one_network_at_most(scene, monkeypatch):
+    runs = []
+
+    class CountingBackbone(FakeBackbone):
+        def features(self, chip):
+            runs.append("backbone")
+            return super().features(chip)
+
+    monkeypatch.setattr(backbone, "open_backbone", lambda **_options: CountingBackbone())
+    monkeypatch.setattr(class_blocks, "_LARGEST_WINDOW_PX", 64)
+    embed = scene.engine.embed
+    monkeypatch.setattr(scene.engine, "embed", lambda *chips, **more: (runs.append("sam"), embed(*chips, **more))[1])
+    scene.engine.device = "cpu"
+    (left, top), (right, bottom) = scene.reader.to_map([(0, 0), (COLS, ROWS)])
+    handle = MapHandle(SimpleNamespace(checkpoint_folder=None, offline=True), head="ridge", is_snapped=True)
+    segmenter, view = SimpleNamespace(scene=scene), (left, bottom, right, top)
+    n_before, space = 0, None
+    for number, item in enumerate(MapView(handle, view).run(segmenter, NullProgress())):
+        assert len(runs) <= n_before + 1
+        if number == 3:  # in the middle of the first windows, of which the features are learned
+            list(AddStroke(handle, view, ((left + 10, top - 10),), "wood", (0, 0, 0)).run(segmenter, NullProgress()))
+            space = handle.mapper(segmenter, NullProgress())._blocks.space
+        n_before, n_missing = len(runs), getattr(item, "n_missing", None)
+    assert n_missing == 0
+    assert handle.mapper(segmenter, NullProgress())._blocks.space is space is not None
 
 
 def test_written_raster_has_grid_colours_and_names(scene, tmp_path):
