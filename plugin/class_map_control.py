@@ -26,6 +26,7 @@ from .class_map_tasks import (
     LoadedModel,
     MapHandle,
     MapPicture,
+    MapStroke,
     MapTask,
     MapView,
     NextPlace,
@@ -33,12 +34,15 @@ from .class_map_tasks import (
     RenameClass,
     SetColours,
     SetOptions,
+    TakeUpStrokes,
     UndoStroke,
 )
 from .crs import CoordinateError
 from .engine_worker import EngineWorker
 from .exchange import Failure, Point
+from .rendered_source import LayerSource
 from .scene_control import SceneControl
+from .stroke_file import StrokeFile, StrokeFileError
 
 ClassChoice = Callable[[], "tuple[str, QColor]"]
 """Name and colour of the class at hand."""
@@ -54,12 +58,14 @@ _SURROUNDINGS = 3.0
 class ClassMapControl(QObject):
     """Owns mode, overlay and panel. `changed`: undo may do something else now.
 
-    `notified` carries a sentence about what cannot be, `informed` one about what is done.
+    `notified` carries a sentence about what cannot be, `informed` one about what is done; `classes_found` the colours
+    by name of the classes of clicks that are taken up again.
     """
 
     notified = pyqtSignal(str)
     informed = pyqtSignal(str)
     changed = pyqtSignal()
+    classes_found = pyqtSignal(dict)
 
     def __init__(
         self,
@@ -82,6 +88,9 @@ class ClassMapControl(QObject):
         self._band.setWidth(3)
         self._handle: MapHandle | None = None
         self._picture: MapPicture | None = None
+        self._file: StrokeFile | None = None
+        self._said = ""
+        """Why the clicks could not be stored when it was said last."""
         self._visited: list[Point] = []
         self._under_way: list[MapTask] = []
         """Clicks, undos and redos that no picture shows yet."""
@@ -100,6 +109,9 @@ class ClassMapControl(QObject):
         self.next_action = add("next_place", "Next place", self.show_next, tip=tip, shortcut="N")
         tip = "Take the last click or scribble of the class map back"
         self._undo_action = add("map_undo", "Undo in the class map", self.undo, tip=tip, label="Undo")
+        tip = "Take all clicks and scribbles of the class map back, and begin anew"
+        clear = partial(self._change, UndoStroke, is_all=True)
+        self._clear_action = add("map_clear", "Begin the class map anew", clear, tip=tip, label="Begin anew")
         tip = "Whole segments of the image get one class, which draws clean borders"
         add("map_snap", "Snap to segments", None, tip=tip, checkable=True)
         self.export = ClassMapExport(worker, actions=actions, do=self._do, window=canvas, parent=self)
@@ -135,7 +147,7 @@ class ClassMapControl(QObject):
     def redo_text(self) -> str:
         """What `redo` brings back while the class map is on, "" for nothing."""
         if self._under_way:
-            has_undone = not isinstance(self._under_way[-1], AddStroke)
+            has_undone = isinstance(self._under_way[-1], UndoStroke | RedoStroke)
         else:
             has_undone = self._picture is not None and self._picture.n_undone > 0
         return "click" if self.wants_clicks() and has_undone else ""
@@ -175,7 +187,7 @@ class ClassMapControl(QObject):
             self.notified.emit("No class is chosen; name one in the panel, or press the number of one.")
             return
         self._hide_place()
-        self._change(AddStroke, points_map=tuple(points_raster), class_name=name, colour=colour.getRgb()[:3])
+        self._change(AddStroke, stroke=MapStroke(tuple(points_raster), name, colour.getRgb()[:3]))
         self._encode_view()
 
     def undo(self) -> None:
@@ -206,6 +218,9 @@ class ClassMapControl(QObject):
     def load_model(self, path: Path) -> None:
         """Map with a saved model, in place of what was clicked."""
         self.set_mode(True)
+        if any(isinstance(task, TakeUpStrokes) for task in self._under_way):
+            self.notified.emit("The raster has clicks from before, which a model would replace; begin anew first.")
+            return
         if self._do(LoadClassModel, path=path) is not None:
             self._encode_view()  # anew: what is under way describes the view for the map before
 
@@ -219,14 +234,15 @@ class ClassMapControl(QObject):
         self._canvas.extentsChanged.connect(self._settle.start)
         self._canvas.destinationCrsChanged.connect(self._draw)
         self._scene.changed.connect(self._on_scene_changed)
+        self._scene.ready.connect(self._encode_view)
         self._worker.worked.connect(self._on_worked)
         self._worker.done.connect(self._on_done)
         self._worker.failed.connect(self._on_failed)
 
     def _do(self, kind: type[Any], **values: Any) -> Any:
         """Hand a task to the worker; None where no raster is open."""
-        mapping = self._scene.mapping
-        if mapping is None or not self._scene.is_ready:
+        mapping, source = self._scene.mapping, self._scene.source
+        if mapping is None or source is None or not self._scene.is_ready:
             self.notified.emit("The raster is not open yet; choose one and wait a moment.")
             return None
         try:
@@ -236,10 +252,34 @@ class ClassMapControl(QObject):
             return None
         if self._handle is None:
             self._handle = MapHandle(read_settings(), **self._options())
+            self._take_up(source)
         self._rest.stop()
         task = kind(self._handle, view, **values)
         self._worker.do(task)
         return task
+
+    def _take_up(self, source: LayerSource) -> None:
+        """Begin with the clicks that are stored of the raster."""
+        self._file = StrokeFile(source)
+        try:
+            strokes = self._file.read()
+        except StrokeFileError as error:
+            self.notified.emit(str(error))
+            return
+        if strokes:
+            self._change(TakeUpStrokes, strokes=strokes)
+
+    def _store(self, picture: MapPicture) -> None:
+        """Keep the clicks for another session."""
+        try:
+            if self._file is not None:
+                self._file.write(picture.strokes)
+        except StrokeFileError as error:
+            if str(error) != self._said:  # not after each click
+                self.notified.emit(str(error))
+            self._said = str(error)
+        else:
+            self._said = ""
 
     def _follow(self, kind: type[Any], **values: Any) -> None:
         """Hand a task to the worker where a class map is begun."""
@@ -278,10 +318,15 @@ class ClassMapControl(QObject):
             return
         if isinstance(item, MapPicture):
             self._picture = item
+            self._store(item)
             self._under_way = [one for one in self._under_way if one is not task]
             if self.wants_clicks() and not item.n_missing:
                 self._rest.start_soon()
             self._draw()
+            if isinstance(task, TakeUpStrokes):
+                taught = _counted(item.n_strokes)
+                self.informed.emit(f"Taken up again on this raster: {taught}; 'Begin anew' takes them back.")
+                self.classes_found.emit({stroke.class_name: QColor(*stroke.colour) for stroke in item.strokes})
         elif isinstance(task, FindNext):
             self._go_to(item)
         elif isinstance(item, LoadedModel):
@@ -301,12 +346,15 @@ class ClassMapControl(QObject):
             return  # nobody asked for the rest; the click that needs it gets the sentence
         if failure.task is self._view_task:
             self._view_task = None
+        if isinstance(failure.task, TakeUpStrokes):
+            # Another time: a map without these clicks would be stored in their place.
+            self._handle, self._under_way = None, []
         self._under_way = [one for one in self._under_way if one is not failure.task]
         self.notified.emit(failure.sentence)
         self._show()
 
     def _on_scene_changed(self) -> None:
-        self._handle = self._picture = self._view_task = None
+        self._handle = self._picture = self._view_task = self._file = None
         self._rest.forget()
         self.export.forget()
         self._visited.clear()
@@ -356,7 +404,8 @@ class ClassMapControl(QObject):
         picture, panel = self._picture, self.panel
         n_strokes = 0 if picture is None else picture.n_strokes
         panel.status_label.setText(self._status(n_strokes))
-        self._undo_action.setEnabled(n_strokes > 0)
+        for action in (self._undo_action, self._clear_action):
+            action.setEnabled(n_strokes > 0)
         self._load_action.setEnabled(not n_strokes and not self._under_way)
         panel.progress_bar.setVisible(self.export.is_writing)
         # The head of a saved model stays what it is.
@@ -369,13 +418,17 @@ class ClassMapControl(QObject):
         if not self.wants_clicks():
             return "Press L, choose a class and click on places of it."
         picture = self._picture
-        taught = "1 click or scribble" if n_strokes == 1 else f"{n_strokes} clicks and scribbles"
+        taught = _counted(n_strokes)
         if picture is not None and picture.is_loaded:
             taught = "A saved model maps; the first click begins a map of your own"
         missing = picture.n_missing if picture is not None else 0
         if missing:
             return f"{taught} · {missing} {'window' if missing == 1 else 'windows'} of the view to be described"
         return taught + self._rest.status if picture is not None and picture.has_map else HINT
+
+
+def _counted(n_strokes: int) -> str:
+    return "1 click or scribble" if n_strokes == 1 else f"{n_strokes} clicks and scribbles"
 
 
 def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:

@@ -9,7 +9,7 @@ from .actions import Actions
 from .buttons import ActionBox, action_button
 from .settings import SNAP, remember_box
 
-_BUTTONS = "map_undo", "map_raster", "map_all_polygons", "map_polygons", "map_save", "map_load"
+_BUTTONS = "map_undo", "map_clear", "map_raster", "map_all_polygons", "map_polygons", "map_save", "map_load"
 
 
 class ClassMapPanel(QWidget):

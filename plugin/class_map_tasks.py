@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,13 +67,23 @@ class MapHandle:
         )
 
 
+@dataclass(frozen=True)
+class MapStroke:
+    """A click (one point) or a scribble of a class, in the raster's CRS; `colour` red, green, blue 0 to 255."""
+
+    points_map: tuple[Point, ...]
+    class_name: str
+    colour: tuple[int, int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class MapPicture:
     """Labels of part of a raster, to be drawn.
 
     `labels`: uint8 (rows, cols), 0 nothing; `corners_map`: upper left, upper right, lower right, lower left in the
     raster's CRS; `colours` by class id; `n_missing`: windows of the view that are not encoded yet; `n_undone`: clicks
-    and scribbles that were taken back and can come again; `is_loaded`: a saved model maps, until the first click.
+    and scribbles that were taken back and can come again; `is_loaded`: a saved model maps, until the first click;
+    `strokes`: all clicks and scribbles, the first one first.
     """
 
     labels: Any
@@ -82,6 +93,7 @@ class MapPicture:
     n_strokes: int
     n_undone: int = 0
     is_loaded: bool = False
+    strokes: tuple[MapStroke, ...] = ()
 
     @property
     def has_map(self) -> bool:
@@ -108,29 +120,55 @@ class MapTask(Task):
 
 @dataclass(frozen=True, eq=False)
 class AddStroke(MapTask):
-    """A click (one point) or a scribble of a class. Yields the picture of what is encoded."""
+    """Learn from a click or a scribble. Yields the picture of what is encoded."""
 
-    points_map: tuple[Point, ...]
-    class_name: str
-    colour: tuple[int, int, int]
+    stroke: MapStroke
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
         """Learn and draw."""
         mapper = self.handle.mapper(segmenter, progress)
-        one = mapper.add_class(self.class_name, self.colour)
-        places = segmenter.scene.reader.to_pixels(self.points_map)
-        mapper.scribble([(float(x), float(y)) for x, y in places], one.class_id)
+        _add(self.stroke, mapper)
+        yield picture(mapper, self.view_map)
+
+
+@dataclass(frozen=True, eq=False)
+class TakeUpStrokes(MapTask):
+    """Learn from the clicks and scribbles of an earlier session. Yields None between steps, and the picture at last.
+
+    Those outside a raster that was replaced since are left out.
+    """
+
+    strokes: tuple[MapStroke, ...]
+
+    def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture | None]:
+        """Encode where they lie, learn and draw."""
+        from ..models.progress import raise_if_cancelled
+        from ..processing.errors import JobError
+
+        mapper = self.handle.mapper(segmenter, progress)
+        for stroke in self.strokes:
+            places = segmenter.scene.reader.to_pixels(stroke.points_map)
+            bounds = (*places.min(axis=0), *(places.max(axis=0) + 1))
+            for cell in mapper.missing(bounds):
+                for _ in mapper.encoding(cell):
+                    raise_if_cancelled(progress)
+                    yield None
+            with suppress(JobError):
+                _add(stroke, mapper)
         yield picture(mapper, self.view_map)
 
 
 @dataclass(frozen=True, eq=False)
 class UndoStroke(MapTask):
-    """Take the last click or scribble back. Yields the picture."""
+    """Take the last click or scribble back, or `is_all` of them, one by one. Yields the picture."""
+
+    is_all: bool = False
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
         """Forget and draw."""
         mapper = self.handle.mapper(segmenter, progress)
-        mapper.undo()
+        while mapper.undo() and self.is_all:
+            pass
         yield picture(mapper, self.view_map)
 
 
@@ -345,7 +383,7 @@ def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
 
     bounds = view_px(mapper, view_map)
     colours = {one.class_id: one.colour for one in mapper.classes}
-    counts = mapper.n_strokes, mapper.n_undone, mapper.is_fitted and not mapper.n_strokes
+    counts = mapper.n_strokes, mapper.n_undone, mapper.is_fitted and not mapper.n_strokes, _strokes(mapper)
     if bounds is None:
         nowhere = (0.0, 0.0)
         empty = np.zeros((0, 0), np.uint8)
@@ -358,6 +396,17 @@ def picture(mapper: ClassMapper, view_map: Bounds) -> MapPicture:
     right, bottom = left + step * labels.shape[1], top + step * labels.shape[0]
     corners = mapper.scene.reader.to_map([(left, top), (right, top), (right, bottom), (left, bottom)])
     return MapPicture(labels, _corners(corners), colours, len(mapper.missing(bounds)), *counts)
+
+
+def _add(stroke: MapStroke, mapper: ClassMapper) -> None:
+    one = mapper.add_class(stroke.class_name, stroke.colour)
+    places = mapper.scene.reader.to_pixels(stroke.points_map)
+    mapper.scribble([(float(x), float(y)) for x, y in places], one.class_id)
+
+
+def _strokes(mapper: ClassMapper) -> tuple[MapStroke, ...]:
+    to_map = mapper.scene.reader.to_map
+    return tuple(MapStroke(tuple(map(_point, to_map(points))), one.name, one.colour) for points, one in mapper.strokes)
 
 
 def _colours(mapper: ClassMapper) -> dict[str, tuple[int, int, int]]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from qgis.core import QgsMapLayer, QgsRasterLayer, QgsSettings
 from qgis.gui import QgsMapCanvas, QgsMessageBar
 from qgis.PyQt.QtCore import QCoreApplication, QObject
+from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QFileDialog, QLineEdit
 
 from ..models.registry import list_models
@@ -241,6 +242,7 @@ class Controller(QObject):
         self.classes.changed.connect(prompts.redraw)
         self.classes.changed.connect(self._show_colours)
         self.classes.renamed.connect(self.class_map.rename_class)
+        self.class_map.classes_found.connect(self._on_classes_found)
         self.shape_panel.changed.connect(lambda _options: prompts.redraw())
         self._tool_actions.mode_chosen.connect(self._activate_on_raster)
         self.scene.changed.connect(self._on_scene_changed)
@@ -333,6 +335,11 @@ class Controller(QObject):
 
     def _show_colours(self) -> None:
         self.class_map.set_colours({name: self.classes.colour(name) for name in self.classes.names()})
+
+    def _on_classes_found(self, colours: dict[str, QColor]) -> None:
+        for name, colour in colours.items():
+            self.classes.add(name, colour)
+        self._show_colours()  # those that were here already keep theirs
 
     def _on_coverage_wanted(self, is_on: bool) -> None:
         write_setting(COVERAGE, is_on)

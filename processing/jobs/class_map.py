@@ -159,6 +159,11 @@ class ClassMapper:
         return len(self._strokes)
 
     @property
+    def strokes(self) -> list[tuple[tuple[tuple[float, float], ...], MapClass]]:
+        """The points of each click (one) and scribble, raster pixels, with its class, in the order of the clicks."""
+        return [(stroke.points, self._classes[stroke.class_id]) for stroke in self._strokes]
+
+    @property
     def n_undone(self) -> int:
         """Clicks and scribbles that `redo` brings back."""
         return len(self._undone)
@@ -214,7 +219,7 @@ class ClassMapper:
             self._classes[class_id] = MapClass(class_id, str(class_id), _PALETTE[(class_id - 1) % len(_PALETTE)])
         if self._head is not None and not self._strokes:
             self._history = (*self._history, {"event": "clicks take over", "date": _today()})
-        self._strokes.append(self._stroke(pixels, class_id))
+        self._strokes.append(self._stroke(points, pixels, class_id))
         self._undone.clear()
         self._head = None
 
@@ -371,7 +376,7 @@ class ClassMapper:
             elif cell in self._blocks:
                 yield self._blocks.block(cell)
 
-    def _stroke(self, pixels: npt.NDArray[np.int64], class_id: int) -> Stroke:
+    def _stroke(self, points: Sequence[tuple[float, float]], pixels: npt.NDArray[np.int64], class_id: int) -> Stroke:
         segment_units, cell_units = [], []
         for cell in self._reader.grid((*pixels.min(axis=0), *(pixels.max(axis=0) + 1))):
             left, top, right, bottom = cell.core_px
@@ -383,7 +388,7 @@ class ClassMapper:
             cells = np.unique(here // block.cell_px, axis=0) + 1
             segment_units.append(block.segment_units[segments])
             cell_units.append(block.cell_units[cells[:, 1], cells[:, 0]])
-        return Stroke(pixels, class_id, *(thinned(units) for units in (segment_units, cell_units)))
+        return Stroke(tuple(points), pixels, class_id, *(thinned(units) for units in (segment_units, cell_units)))
 
     def _fitted(self) -> FittedHead:
         if self._head is None:

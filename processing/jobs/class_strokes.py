@@ -19,8 +19,13 @@ _SCRIBBLE_UNITS = 40
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """What was said with one gesture: `pixels` int64 (N, 2) x, y, and the features found there, one row per unit."""
+    """What was said with one gesture.
 
+    `points`: of the line as it was drawn, raster pixels; `pixels` int64 (N, 2) x, y, all along it; `segment_units` and
+    `cell_units` the features found there, one row per unit.
+    """
+
+    points: tuple[tuple[float, float], ...]
     pixels: npt.NDArray[np.int64]
     class_id: int
     segment_units: FloatArray

@@ -15,7 +15,16 @@ from segadapt.models.backbone import CHANNELS
 from segadapt.models.class_head import HEADS, ClassHeadError, load_class_model
 from segadapt.models.errors import Cancelled
 from segadapt.models.progress import NullProgress
-from segadapt.plugin.class_map_tasks import AddStroke, LoadClassModel, MapHandle, MapView, SetOptions
+from segadapt.plugin.class_map_tasks import (
+    AddStroke,
+    LoadClassModel,
+    MapHandle,
+    MapStroke,
+    MapView,
+    SetOptions,
+    TakeUpStrokes,
+    UndoStroke,
+)
 from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs import class_blocks
 from segadapt.processing.jobs.class_map import (
@@ -317,7 +326,9 @@ def test_a_task_of_the_window_maps_with_a_saved_model(scene, tmp_path, monkeypat
     assert picture.is_loaded
     *_, picture = MapView(handle, view).run(segmenter, NullProgress())
     assert (picture.labels == labels).mean() > 0.999
-    (picture,) = AddStroke(handle, view, ((left + 10, top - 10),), "1", (0, 0, 0)).run(segmenter, NullProgress())
+    (picture,) = AddStroke(handle, view, MapStroke(((left + 10, top - 10),), "1", (0, 0, 0))).run(
+        segmenter, NullProgress()
+    )
     assert not picture.is_loaded
     (_,) = SetOptions(handle, view, head="tokens", is_snapped=True).run(segmenter, NullProgress())
     options = handle.mapper(segmenter, NullProgress()).options
@@ -344,11 +355,41 @@ def test_while_the_view_is_encoded_a_click_waits_for_one_network_at_most(scene, 
     for number, item in enumerate(MapView(handle, view).run(segmenter, NullProgress())):
         assert len(runs) <= n_before + 1
         if number == 3:  # in the middle of the first windows, of which the features are learned
-            list(AddStroke(handle, view, ((left + 10, top - 10),), "wood", (0, 0, 0)).run(segmenter, NullProgress()))
+            stroke = MapStroke(((left + 10, top - 10),), "wood", (0, 0, 0))
+            list(AddStroke(handle, view, stroke).run(segmenter, NullProgress()))
             space = handle.mapper(segmenter, NullProgress())._blocks.space
         n_before, n_missing = len(runs), getattr(item, "n_missing", None)
     assert n_missing == 0
     assert handle.mapper(segmenter, NullProgress())._blocks.space is space is not None
+
+
+def test_strokes_of_another_session_make_the_same_map(scene, monkeypatch):
+    monkeypatch.setattr(backbone, "open_backbone", lambda **_options: FakeBackbone())
+    scene.engine.device = "cpu"
+    (left, top), (right, bottom) = scene.reader.to_map([(0, 0), (COLS, ROWS)])
+    view, segmenter = (left, bottom, right, top), SimpleNamespace(scene=scene)
+
+    def begun():
+        return MapHandle(SimpleNamespace(checkpoint_folder=None, offline=True), head="ridge", is_snapped=True)
+
+    def last(task):
+        return list(task.run(segmenter, NullProgress()))[-1]
+
+    first = begun()
+    for points, name in ((((60.5, 100.5),), "water"), (((150.5, 60.5), (160.25, 70.75)), "wood")):
+        places = tuple(map(tuple, scene.reader.to_map(points)))
+        said = last(AddStroke(first, view, MapStroke(places, name, (1, 2, 3))))
+    assert [len(stroke.points_map) for stroke in said.strokes] == [1, 2]
+    outside = MapStroke(((left - 100, top),), "water", (1, 2, 3))
+    second = begun()
+    taken = last(TakeUpStrokes(second, view, (*said.strokes, outside)))
+    assert [(stroke.class_name, stroke.colour) for stroke in taken.strokes] == [
+        ("water", (1, 2, 3)),
+        ("wood", (1, 2, 3)),
+    ]
+    assert np.array_equal(taken.labels, said.labels)
+    none = last(UndoStroke(second, view, is_all=True))
+    assert (none.n_strokes, none.n_undone, none.strokes) == (0, 2, ())
 
 
 def test_written_raster_has_grid_colours_and_names(scene, tmp_path):

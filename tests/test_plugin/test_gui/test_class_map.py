@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
-from qgis.core import QgsCoordinateReferenceSystem
+from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer, QgsVectorLayer
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor, QImage, QPainter
 from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QFileDialog
 from segadapt.models.progress import NullProgress
+from segadapt.models.storage import data_folder
 from segadapt.plugin import class_map_tasks
 from segadapt.plugin.actions import Actions
 from segadapt.plugin.class_map_control import ClassMapControl
@@ -24,15 +26,19 @@ from segadapt.plugin.class_map_tasks import (
     LoadClassModel,
     LoadedModel,
     MapPicture,
+    MapStroke,
     MapView,
     NextPlace,
     RedoStroke,
     SetOptions,
+    TakeUpStrokes,
     UndoStroke,
     WriteMap,
 )
 from segadapt.plugin.exchange import Failure
 from segadapt.plugin.prompt_tool import Command
+from segadapt.plugin.rendered_source import LayerSource
+from segadapt.plugin.stroke_file import StrokeFile, StrokeFileError
 from segadapt.processing.raster.rendered import RenderedReader
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -110,7 +116,7 @@ def test_a_click_names_a_place_and_the_map_is_drawn(gui: Any, control: Any, work
     assert control.wants_clicks()
     control.click((1.0, 2.0), True)
     task = worker.last(AddStroke)
-    assert (task.points_map, task.class_name, task.colour) == (((1.0, 2.0),), "water", RED)
+    assert task.stroke == MapStroke(((1.0, 2.0),), "water", RED)
     worker.worked.emit(task, halves(at, n_missing=2))
     assert "1 click" in control.panel.status_label.text()
     assert "2 windows" in control.panel.status_label.text()
@@ -368,6 +374,86 @@ def test_redo_of_layers_waits_for_that_of_clicks(gui: Any, control: Any, worker:
     assert layer.featureCount() == 0
     gui.prompts.command(Command.REDO)
     assert layer.featureCount() == 1
+
+
+CLICK = MapStroke(((590_100.0, 5_749_900.0),), "water", RED)
+LINE = MapStroke(((590_200.0, 5_749_900.0), (590_210.5, 5_749_880.25)), "wörd", BLUE)
+
+
+def test_clicks_are_stored_and_taken_up_again(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    told, found = [], []
+    control.informed.connect(told.append)
+    control.classes_found.connect(found.append)
+    control.mode_action.trigger()
+    control.click(CLICK.points_map[0], True)
+    worker.worked.emit(worker.last(AddStroke), replace(halves(at), strokes=(CLICK,)))
+    worker.worked.emit(worker.last(MapView), replace(halves(at, n_strokes=2), strokes=(CLICK, LINE)))
+    worker.tasks.clear()
+    gui.controller.scene.reset()  # as a crash, or another raster in between
+    gui.wait_for(lambda: worker.tasks)
+    assert control.wants_clicks()
+    first = worker.tasks[0]
+    assert (type(first), first.strokes) == (TakeUpStrokes, (CLICK, LINE))
+    assert control.undo_text == "click"
+    assert control.redo_text == ""
+    worker.failed.emit(Failure("The device failed; start again.", task=first))
+    worker.worked.emit(worker.last(MapView), halves(at, n_strokes=0))  # which must not be stored in their place
+    control.click((1.0, 2.0), True)
+    again = worker.last(TakeUpStrokes)
+    assert again is not first
+    assert again.strokes == (CLICK, LINE)
+    worker.worked.emit(again, replace(halves(at, n_strokes=2), strokes=(CLICK, LINE)))
+    assert "2 clicks and scribbles" in told[-1]
+    assert found == [{"water": QColor(*RED), "wörd": QColor(*BLUE)}]
+    control.panel.buttons["map_clear"].click()
+    assert worker.last(UndoStroke).is_all
+    worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=0, n_undone=2))
+    gui.controller.scene.reset()
+    worker.tasks.clear()
+    gui.wait_for(lambda: worker.tasks)
+    assert not any(isinstance(task, TakeUpStrokes) for task in worker.tasks)
+
+
+def test_a_model_does_not_replace_clicks_from_before(
+    gui: Any, control: Any, worker: FakeWorker, at: Any, tmp_path: Any
+) -> None:
+    StrokeFile(gui.controller.scene.source).write([CLICK])
+    control.load_model(tmp_path / "my_city.safetensors")
+    assert not any(isinstance(task, LoadClassModel) for task in worker.tasks)
+    assert "begin anew" in control.said[-1]
+
+
+def test_classes_of_clicks_from_before_come_into_the_list(gui: Any) -> None:
+    classes = gui.controller.classes
+    classes.add("water", QColor(*BLUE))
+    gui.controller.class_map.classes_found.emit({"water": QColor(*RED), "wood": QColor(*RED)})
+    assert {name: classes.colour(name).getRgb()[:3] for name in classes.names()} == {"water": BLUE, "wood": RED}
+
+
+def test_a_file_of_strokes_is_whole_or_a_sentence(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    source, folder = gui.controller.scene.source, data_folder() / "objects"
+    file = StrokeFile(source)
+    assert file.read() == ()
+    file.write([CLICK, LINE])
+    (path,) = folder.iterdir()
+    layer = QgsVectorLayer(str(path), "strokes", "ogr")
+    assert layer.isValid()
+    assert StrokeFile(source).read() == (CLICK, LINE)
+    other = QgsRasterLayer(str(path.with_name("other.tif")), gui.layer.name(), "gdal")
+    assert StrokeFile(LayerSource((other,), source.look, source.crs)).read() == ()
+    path.write_text("{")
+    with pytest.raises(StrokeFileError, match="copy the file away"):
+        StrokeFile(source).read()
+    file.write([])
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    folder.write_text("in the way")
+    control.mode_action.trigger()
+    control.click(CLICK.points_map[0], True)
+    for n_strokes in (1, 2):
+        worker.worked.emit(worker.last(AddStroke), replace(halves(at), strokes=(CLICK,) * n_strokes))
+    assert len(control.said) == 1
+    assert "cannot be stored" in control.said[0]
 
 
 def test_another_scene_begins_anew(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
