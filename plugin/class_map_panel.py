@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from qgis.core import QgsSettings
 from qgis.PyQt.QtWidgets import QComboBox, QGridLayout, QLabel, QProgressBar, QWidget
 
 from ..processing.algorithms.class_map import HEADS
 from .actions import Actions
 from .buttons import ActionBox, action_button
-from .settings import SNAP, remember_box
+from .settings import HEAD, SNAP, remember_box, write_setting
 
 _BUTTONS = "map_undo", "map_clear", "map_raster", "map_all_polygons", "map_polygons", "map_save", "map_load"
 
@@ -31,6 +32,9 @@ class ClassMapPanel(QWidget):
         )
         for head in HEADS:
             self.head_combo.addItem(f"Head: {head}", head)
+        chosen = self.head_combo.findData(QgsSettings().value(f"segadapt/{HEAD}", ""))
+        self.head_combo.setCurrentIndex(max(0, chosen))
+        self.head_combo.currentIndexChanged.connect(lambda _index: write_setting(HEAD, self.head))
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.addWidget(self.status_label, 0, 0, 1, 2)

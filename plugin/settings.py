@@ -23,10 +23,12 @@ Key = Literal[
     "view_only",
     "accept_above",
     "snap_to_segments",
+    "class_map_head",
 ]
 
 ACCEPT_ABOVE: Key = "accept_above"
 COVERAGE: Key = "coverage"
+HEAD: Key = "class_map_head"
 LEARNING: Key = "learning"
 MODE: Key = "mode"
 MODEL: Key = "model"

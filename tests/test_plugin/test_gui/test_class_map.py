@@ -280,7 +280,7 @@ def test_a_saved_model_maps_until_the_first_click(
     assert not panel.buttons["map_load"].isEnabled()  # its clicks would be lost
 
 
-def test_a_map_begins_as_the_box_was_left_in_the_session_before(
+def test_a_map_begins_as_box_and_head_were_left_in_the_session_before(
     gui: Any, make_gui: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from segadapt.models import backbone
@@ -289,6 +289,7 @@ def test_a_map_begins_as_the_box_was_left_in_the_session_before(
     monkeypatch.setattr(backbone, "open_backbone", lambda **_options: None)
     monkeypatch.setattr(class_map, "ClassMapper", lambda _scene, _backbone, options: options)
     gui.controller.class_map.panel.snap_box.click()
+    gui.controller.class_map.panel.head_combo.setCurrentText("Head: logistic")
     assert gui.notices == []  # no map is begun
     gui.dispose()
     later = make_gui(type(gui.backend)())
@@ -299,7 +300,8 @@ def test_a_map_begins_as_the_box_was_left_in_the_session_before(
     later.controller.classes.choose("water")
     control.click((1.0, 2.0), True)
     segmenter = SimpleNamespace(scene=SimpleNamespace(engine=SimpleNamespace(device="cpu")))
-    assert not tasks[0].handle.mapper(segmenter, NullProgress()).is_snapped
+    options = tasks[0].handle.mapper(segmenter, NullProgress())
+    assert (options.head, options.is_snapped) == ("logistic", False)
 
 
 def test_the_map_follows_names_and_colours_of_the_panel(gui: Any, at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
