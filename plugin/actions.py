@@ -22,7 +22,7 @@ class _Words(NamedTuple):
 
 
 class Actions(QObject):
-    """Actions by key, in the order in which they were added; `on_toolbar` are those of the toolbar.
+    """Actions by key, in the order in which they were added; `on_toolbar` are those with a button there.
 
     The shortcuts that we give are single keys, which elsewhere in QGIS mean something else: Qt does not act on them.
     The map tool does, while it is active and the canvas has the focus (`of_key`). An action without one is no
@@ -55,8 +55,8 @@ class Actions(QObject):
         """Make an action and return it.
 
         `slot` is called without arguments, or with the new state where the action is `checkable`. `label` is what
-        its button says, where that is not `text`. `icon` is the name of a file in `resources/icons`, and puts the
-        action on the toolbar; `theme_icon` is one of QGIS's, for its button in the dock. `also` are further
+        its button says, where that is not `text`. `icon` is the name of a file in `resources/icons`, and gives the
+        action a button on the toolbar; `theme_icon` is one of QGIS's, for its button in the dock. `also` are further
         shortcuts, which QGIS's list does not show. Raises ValueError for a key that is taken.
         """
         if key in self._actions:

@@ -1,9 +1,11 @@
-"""Buttons and check boxes of the dock that are actions: text, tip and state are those of menu and shortcut list."""
+"""Buttons and check boxes that are actions: text, tip and state are those of menu and shortcut list."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from qgis.PyQt.QtCore import Qt
-from qgis.PyQt.QtWidgets import QCheckBox, QSizePolicy, QToolButton, QWidget
+from qgis.PyQt.QtWidgets import QCheckBox, QMenu, QSizePolicy, QToolButton, QWidget
 
 from .qt_compat import QAction
 
@@ -21,6 +23,23 @@ def action_button(action: QAction | None = None, *, is_icon: bool = False) -> QT
     button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     if action is not None:
         button.setDefaultAction(action)
+    return button
+
+
+def menu_button(text: str, pages: Mapping[str, Sequence[QAction]], *, tip: str) -> QToolButton:
+    """Make a button that opens a menu of actions, in menus of their own by page; pages without one are left out."""
+    button = QToolButton()
+    button.setText(text)
+    button.setToolTip(tip)
+    button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    menu = QMenu(button)
+    for title, actions in pages.items():
+        if actions:
+            page = menu.addMenu(title)
+            page.setToolTipsVisible(True)
+            page.addActions(actions)
+    button.setMenu(menu)
     return button
 
 

@@ -14,6 +14,7 @@ from ..processing.algorithms.resources import icon_path
 from ..processing.provider import SegAdaptProvider
 from .actions import Actions
 from .backend import SceneBackend
+from .buttons import menu_button
 from .controller import Controller
 from .dock import SegAdaptDock
 from .qt_compat import QAction
@@ -141,7 +142,7 @@ class SegAdaptPlugin:
         self._dock.closed.connect(self._on_dock_closed)
 
     def _show_actions(self, actions: Actions) -> None:
-        """Put every action into menu and shortcut list, and those with an icon on a toolbar."""
+        """Put every action into menu, shortcut list and toolbar, where a menu at the end has those without an icon."""
         self._toolbar = self._iface.addToolBar(_MENU)
         self._toolbar.setObjectName("SegAdaptToolBar")
         for title, members in actions.groups().items():
@@ -156,6 +157,11 @@ class SegAdaptPlugin:
             for action in members:
                 # Here QGIS puts the shortcut that the user chose in the place of ours.
                 self._iface.registerMainWindowAction(action, action.shortcut().toString())
+        others = {
+            title: [action for action in members if action not in actions.on_toolbar]
+            for title, members in actions.groups().items()
+        }
+        self._toolbar.addWidget(menu_button("More", others, tip="All other actions of SegAdapt, by page"))
 
     def _remove_actions(self, actions: Actions) -> None:
         for members in actions.groups().values():

@@ -14,7 +14,7 @@ from qgis.core import QgsApplication, QgsCoordinateReferenceSystem, QgsProject, 
 from qgis.gui import QgsStatusBar
 from qgis.PyQt import sip
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QAbstractButton, QToolBar, QWidget
+from qgis.PyQt.QtWidgets import QAbstractButton, QToolBar, QToolButton, QWidget
 from segadapt.plugin.buttons import ActionBox
 from segadapt.plugin.prompt_tool import Command
 from segadapt.plugin.status import Phase
@@ -286,6 +286,14 @@ def test_plugin_unmakes_what_it_makes_and_loads_again(
         assert iface.shortcuts["SegAdapt_accept"] == "Return"
         (toolbar,) = gui.window.findChildren(QToolBar, "SegAdaptToolBar")
         assert plugin.controller.actions["box"] in toolbar.actions()
+        more = next(button for button in toolbar.findChildren(QToolButton) if button.text() == "More")
+        on_toolbar = {action.objectName() for action in (*toolbar.actions(), *leaves(more.menu()))} - {""}
+        assert on_toolbar == iface.shortcuts.keys() - {"SegAdaptDockAction", "SegAdaptSampleAction"}
+        assert [page.text() for page in more.menu().actions()] == [
+            title
+            for title, members in plugin.controller.actions.groups().items()
+            if not set(members) <= set(plugin.controller.actions.on_toolbar)
+        ]
         dock, worker = plugin.dock, plugin.controller.worker
         plugin.unload()
         QTest.qWait(20)
@@ -297,6 +305,12 @@ def test_plugin_unmakes_what_it_makes_and_loads_again(
         assert sip.isdeleted(toolbar)
         assert iface.shortcuts == {}
         assert iface.status_bar.currentMessage() == ""
+
+
+def leaves(menu: Any) -> Iterator[Any]:
+    """The actions of all pages of a menu."""
+    for page in menu.actions():
+        yield from page.menu().actions()
 
 
 def is_of_qgis(button: QAbstractButton) -> bool:
