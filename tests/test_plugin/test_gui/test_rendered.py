@@ -44,13 +44,6 @@ from segadapt.plugin.rendered_source import (
 )
 from segadapt.processing.errors import RasterError
 
-HALF_WORLD = 20_037_508.342789244
-# A pixel of zoom 19: 0.299 m on the equator; the tiles' grid begins at the upper left of the world.
-ZOOM = 19
-SCALE = 2 * HALF_WORLD / 256 / 2**ZOOM
-PLACE = QgsPointXY(498_000.0, 6_783_000.0)  # Rotterdam
-TILE = (int((PLACE.x() + HALF_WORLD) / SCALE / 256), int((HALF_WORLD - PLACE.y()) / SCALE / 256))
-
 
 def _tile_server() -> Any:
     path = Path(__file__).with_name("tile_server.py")
@@ -62,6 +55,11 @@ def _tile_server() -> Any:
 
 tile_server = _tile_server()
 LEFT, TOP, RIGHT, BOTTOM = tile_server.LEFT, tile_server.TOP, tile_server.RIGHT, tile_server.BOTTOM
+HALF_WORLD, ZOOM = tile_server.HALF_WORLD, tile_server.ZOOM
+# A pixel of zoom 19: 0.299 m on the equator; the tiles' grid begins at the upper left of the world.
+SCALE = 2 * HALF_WORLD / 256 / 2**ZOOM
+PLACE = QgsPointXY(498_000.0, 6_783_000.0)  # Rotterdam
+TILE = (int((PLACE.x() + HALF_WORLD) / SCALE / 256), int((HALF_WORLD - PLACE.y()) / SCALE / 256))
 
 
 class TileServer:
@@ -82,7 +80,14 @@ class TileServer:
 
     @property
     def uri(self) -> str:
+        """Of the tiles as XYZ."""
         return f"type=xyz&url=http://127.0.0.1:{self._port}/{{z}}/{{x}}/{{y}}.png&zmax=22&zmin=0"
+
+    def service_uri(self, service: str) -> str:
+        """Of the tiles as "wms" or "wmts"."""
+        layer = "crs=EPSG:3857&format=image/png&layers=tiles"
+        more = {"wms": "styles=", "wmts": "styles=default&tileMatrixSet=web"}[service]
+        return f"{layer}&{more}&url=http://127.0.0.1:{self._port}/{service}"
 
     def close(self) -> None:
         self._process.kill()
@@ -99,8 +104,11 @@ def server(tmp_path: Path) -> Iterator[TileServer]:
 
 
 @pytest.fixture
-def tiles(server: TileServer, qgis_new_project: None) -> QgsRasterLayer:
-    layer = QgsRasterLayer(server.uri, "tiles", "wms")
+def tiles(server: TileServer, qgis_new_project: None, request: pytest.FixtureRequest) -> QgsRasterLayer:
+    """The tiles as XYZ, or as the service that a test names as parameter."""
+    service = getattr(request, "param", "xyz")
+    uri = server.uri if service == "xyz" else server.service_uri(service)
+    layer = QgsRasterLayer(uri, "tiles", "wms")
     assert layer.isValid()
     QgsProject.instance().addMapLayer(layer)
     return layer
@@ -174,7 +182,10 @@ def draw(tmp_path: Path, qgis_app: Any) -> Iterator[Callable[..., Drawn]]:
         drawn.close()
 
 
-def test_a_pixel_of_a_tile_lies_where_the_tile_lies_on_the_map(tiles: Any, server: TileServer, draw: Any) -> None:
+@pytest.mark.parametrize(("tiles", "zooms"), [("xyz", {ZOOM}), ("wmts", {ZOOM}), ("wms", set())], indirect=["tiles"])
+def test_a_pixel_of_a_tile_lies_where_the_tile_lies_on_the_map(
+    tiles: Any, zooms: set[int], server: TileServer, draw: Any
+) -> None:
     drawn = draw(layer_source(tiles))
     assert drawn.grid.units_per_px == pytest.approx(SCALE, rel=1e-12)
     chip = drawn.read(PLACE, 1024)
@@ -191,7 +202,7 @@ def test_a_pixel_of_a_tile_lies_where_the_tile_lies_on_the_map(tiles: Any, serve
             wanted[rows, cols] = rgb[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
     assert np.array_equal(chip.pixels, np.moveaxis(wanted, -1, 0))
     assert chip.valid.all()
-    assert {z for z, _, _ in server.asked} == {ZOOM}
+    assert {z for z, _, _ in server.asked} == zooms
     assert drawn.reader.gsd_m == pytest.approx(SCALE * math.cos(math.radians(51.9)), rel=0.02)
 
 
@@ -418,7 +429,9 @@ def iou(first: QgsGeometry, second: QgsGeometry) -> float:
     return float(shared / (first.area() + second.area() - shared))
 
 
-@pytest.mark.parametrize("rotation", [0.0, 30.0])
+@pytest.mark.parametrize(
+    ("tiles", "rotation"), [("xyz", 0.0), ("xyz", 30.0), ("wms", 0.0), ("wmts", 0.0)], indirect=["tiles"]
+)
 def test_a_click_on_tiles_gives_what_is_seen_there(drawn_gui: Any, tiles: Any, rotation: float) -> None:
     gui = drawn_gui
     gui.canvas.setRotation(rotation)
