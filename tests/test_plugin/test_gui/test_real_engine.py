@@ -129,10 +129,20 @@ class StallProbe:
         return max(self.stalls_s)
 
 
+def window_polygon(window: Any) -> QgsGeometry:
+    return QgsGeometry.fromPolygonXY([[QgsPointXY(*corner) for corner in window.corners_map]])
+
+
 def longest_stall_s(gui: Any, centre: QgsPointXY) -> float:
     """Show a part that is not encoded, and watch the main thread until it is."""
     status: list[Any] = []
-    gui.controller.worker.covered.connect(lambda _coverage, n_waiting: status.append(n_waiting))
+
+    def listen(coverage: Any, n_waiting: int | None) -> None:
+        # What is said of the former view may still be on its way.
+        if any(window_polygon(window).contains(centre) for window in coverage.windows):
+            status.append(n_waiting)
+
+    gui.controller.worker.covered.connect(listen)
     probe = StallProbe()  # before it is shown: on a busy machine all may be encoded when we next come round
     show(gui, centre)
     gui.wait_for(lambda: status and status[-1] == 0, seconds=120)
