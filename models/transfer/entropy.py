@@ -26,7 +26,7 @@ from .adapting import (
     with_data_as_labels,
 )
 from .base import SHARE, Limits, Method, Problem, register_method
-from .norm_statistics import estimate, has_batch_norm
+from .norm_statistics import estimate_first
 
 
 @register_method("entropy")
@@ -49,19 +49,11 @@ class Entropy(Method):
     margin: float = 0.6
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
-        """Adapt. Raises `TransferError` for a model without normalisation layers, and as `estimate` does."""
+        """Adapt. Raises `TransferError` for a model without normalisation layers, and as `estimate_first` does."""
         parameters = norm_parameters(model)
         device = device_of(model)
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
-            if has_batch_norm(model):
-                estimate(
-                    model,
-                    seen.target,
-                    alpha=self.alpha,
-                    batch=problem.batch,
-                    seed=problem.seed,
-                    progress=StepProgress(progress, 0.0, 0.1),
-                )
+            estimate_first(model, seen.target, problem, alpha=self.alpha, progress=StepProgress(progress, 0.0, 0.1))
             descent = Descent(torch.optim.Adam(parameters, lr=self.rate), model)
             usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
             for step in range(problem.n_steps):

@@ -28,7 +28,7 @@ from .adapting import (
     with_data_as_labels,
 )
 from .base import SHARE, Limits, Method, Problem, register_method
-from .norm_statistics import estimate, has_batch_norm
+from .norm_statistics import estimate_first
 
 
 @register_method("entropy_diversity")
@@ -52,7 +52,7 @@ class EntropyDiversity(Method):
     pull: float = 1.0
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
-        """Adapt. Raises `TransferError` as `estimate` does."""
+        """Adapt. Raises `TransferError` as `estimate_first` does."""
         device = device_of(model)
         n_classes = len(model.card.classes)
         shares = np.array(model.card.statistics.get("class_shares", ()), np.float64)
@@ -61,15 +61,7 @@ class EntropyDiversity(Method):
         # A class that the source hardly had may be there all the same.
         prior = torch.tensor(shares.clip(min=1e-3) / shares.clip(min=1e-3).sum(), dtype=torch.float32, device=device)
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
-            if has_batch_norm(model):
-                estimate(
-                    model,
-                    seen.target,
-                    alpha=self.alpha,
-                    batch=problem.batch,
-                    seed=problem.seed,
-                    progress=StepProgress(progress, 0.0, 0.1),
-                )
+            estimate_first(model, seen.target, problem, alpha=self.alpha, progress=StepProgress(progress, 0.0, 0.1))
             descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
             usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
             for step in range(problem.n_steps):

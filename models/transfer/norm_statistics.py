@@ -42,7 +42,7 @@ class NormStatistics(Method):
 
     def adapt(self, model: Segmenter, problem: Problem, progress: Progress) -> None:
         """Estimate. Raises `TransferError` for a model without batch normalisation, and as `estimate` does."""
-        if not has_batch_norm(model):
+        if not _layers(model):
             raise TransferError(
                 f"'{model.card.name}' ({model.card.encoder}) has no batch normalisation whose averages could be "
                 "estimated anew; choose quantile, entropy or self_training."
@@ -58,9 +58,10 @@ class NormStatistics(Method):
             )
 
 
-def has_batch_norm(model: Segmenter) -> bool:
-    """Whether any layer keeps averages."""
-    return bool(_layers(model))
+def estimate_first(model: Segmenter, chips: Chips, problem: Problem, *, alpha: float, progress: Progress) -> None:
+    """The averages of `chips`, for methods that learn from there; a model that keeps none needs none. As `estimate`."""
+    if _layers(model):
+        estimate(model, chips, alpha=alpha, batch=problem.batch, seed=problem.seed, progress=progress)
 
 
 def estimate(model: Segmenter, chips: Chips, *, alpha: float, batch: int, seed: int, progress: Progress) -> None:
