@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from qgis.core import (
     QgsProject,
     QgsRasterLayer,
     QgsSettings,
+    QgsVectorLayer,
 )
 from qgis.gui import QgsMapCanvas, QgsMessageBar
 from qgis.PyQt.QtCore import QCoreApplication, QEvent, QPoint, QPointF, QSettings, Qt
@@ -32,6 +34,7 @@ from segadapt.plugin.dock import SegAdaptDock
 from segadapt.plugin.exchange import Answer, Coverage, SceneInfo, ViewWindow
 from segadapt.processing.errors import JobError, RasterError
 
+SAMPLE = Path(__file__).resolve().parents[3] / "plugin" / "resources" / "sample"
 CRS = "EPSG:32631"
 LEFT, TOP, GSD_M = 590_000.0, 5_750_000.0, 0.5
 SIDE_PX = 1024
@@ -402,6 +405,25 @@ def real_backend(engine: Any) -> Any:
             self._engine = self._engine_key = None
 
     return SharedEngineBackend()
+
+
+@pytest.fixture(scope="session")
+def sample_buildings(qgis_app: Any) -> dict[str, Any]:
+    """Outlines of the buildings of the sample scene by name, all there are, as shapely polygons in its CRS."""
+    import rasterio
+    import shapely
+    from segadapt.processing.raster.geodesy import apply_affine
+
+    with rasterio.open(SAMPLE / "rotterdam_50cm.tif") as dataset:
+        transform = dataset.transform
+    outlines = {}
+    for feature in QgsVectorLayer(f"{SAMPLE / 'rotterdam.gpkg'}|layername=reference").getFeatures():
+        if feature["class"] == "building":
+            outlines[feature["object_id"]] = shapely.from_wkb(bytes(feature.geometry().asWkb()))
+    drawn = json.loads(Path(__file__).with_name("sample_buildings.json").read_text())
+    for one in drawn["objects"]:
+        outlines[one["object_id"]] = shapely.Polygon(apply_affine(transform, np.array(one["outline"])))
+    return outlines
 
 
 @pytest.fixture

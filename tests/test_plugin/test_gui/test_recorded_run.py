@@ -22,7 +22,6 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsPointXY, QgsProject, QgsR
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtTest import QTest
 from segadapt.processing.jobs.clicker import iou, next_click
-from segadapt.processing.raster.geodesy import apply_affine
 from segadapt.processing.raster.rasterize import burn
 from shapely.geometry.base import BaseGeometry
 
@@ -73,18 +72,11 @@ def weights() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
+def reference(sample_buildings: dict[str, Any]) -> Reference:
     with rasterio.open(SAMPLE / "rotterdam_50cm.tif") as dataset:
         transform, size = dataset.transform, (dataset.width, dataset.height)
-    outlines = {}
-    for feature in QgsVectorLayer(f"{SAMPLE / 'rotterdam.gpkg'}|layername=reference").getFeatures():
-        if feature["class"] == "building":
-            outlines[feature["object_id"]] = shapely.from_wkb(bytes(feature.geometry().asWkb()))
-    drawn = json.loads(Path(__file__).with_name("sample_buildings.json").read_text())
-    for one in drawn["objects"]:
-        outlines[one["object_id"]] = shapely.Polygon(apply_affine(transform, np.array(one["outline"])))
     everything = Reference({}, transform, size)
-    everything.buildings.update({name: Building(one, everything.mask(one)) for name, one in outlines.items()})
+    everything.buildings.update({name: Building(one, everything.mask(one)) for name, one in sample_buildings.items()})
     return everything
 
 
