@@ -18,25 +18,30 @@ if TYPE_CHECKING:
     from ..jobs.evaluate_class_map import ClassMapCurve
     from ..jobs.scene import Scene
     from ..jobs.simulated_analyst import Reference
-    from .evaluate_interactive import EvaluateInteractiveAlgorithm
+    from .raster_algorithm import RasterAlgorithm
 
 _ENCODED = 0.6
 
 
 def evaluate_class_clicks(
-    algorithm: EvaluateInteractiveAlgorithm,
+    algorithm: RasterAlgorithm,
     parameters: dict[str, Any],
     context: QgsProcessingContext,
     references: Sequence[Reference],
     scene: Scene,
     *,
     layer: str,
+    window_px: int | None,
+    n_clicks: int,
+    seed: int,
+    table: str,
     report: Path | None,
     progress: FeedbackProgress,
     settings: EngineSettings,
 ) -> tuple[ClassMapCurve, str]:
     """Click a class map of the raster, write the clicks and the page; returns the curve and where the clicks are.
 
+    `layer` is what the page calls the references, `table` the name of the output parameter for the clicks.
     Raises `JobError` for references without classes or on no pixel and for a raster too large to be clicked as one,
     and `Cancelled`; nothing is written then.
     """
@@ -58,7 +63,7 @@ def evaluate_class_clicks(
         offline=settings.offline,
         progress=progress,
     )
-    mapper = ClassMapper(scene, backbone, options=ClassMapOptions(window_px=algorithm.window_px(parameters, context)))
+    mapper = ClassMapper(scene, backbone, options=ClassMapOptions(window_px=window_px))
     ids = {name: mapper.add_class(name).class_id for name in names}
     step = thinning(scene.reader.shape)
     truth = drawn_truth(references, ids, scene.reader, step=step)
@@ -73,10 +78,7 @@ def evaluate_class_clicks(
                 f"A raster of {cols} x {rows} px is too large for clicks on the whole of it; cut a part out."
             )
         progress.set_fraction(_ENCODED * number / len(cells))
-    job = EvaluateClassMap(
-        n_clicks=algorithm.parameterAsInt(parameters, algorithm.CLICKS, context),
-        seed=algorithm.parameterAsInt(parameters, algorithm.SEED, context),
-    )
+    job = EvaluateClassMap(n_clicks=n_clicks, seed=seed)
     thinned = Thinned(mapper, step)
     curve = evaluate_class_map(thinned, truth, job, progress=StepProgress(progress, _ENCODED, 1.0))
     by_id = {class_id: name for name, class_id in ids.items()}
@@ -100,7 +102,7 @@ def evaluate_class_clicks(
         algorithm,
         parameters,
         context,
-        name=algorithm.TABLE,
+        name=table,
         crs=algorithm.raster_crs,
         fields=make_fields({"click": INTEGER, "class": TEXT, "miou": DOUBLE, "seconds": DOUBLE}),
         provenance=provenance,
