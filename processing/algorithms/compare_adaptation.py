@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # (a test compares them).
 METHODS = ("quantile", "norm_statistics", "quantile+norm_statistics", "self_training", "masked_consistency")
 LAYERS = ("decoder", "head", "norm", "lora", "tokens", "last_blocks", "full")
+_COMMA = re.compile(r",(?![^(]*\))")
+"""A comma that is not between the options of a method."""
 
 
 class CompareAdaptationAlgorithm(LabelledAlgorithm):
@@ -70,7 +73,8 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
             **self.label_helps(),
             **self.source_helps(),
             self.METHODS: self.tr(
-                "Methods without labels, separated by commas; a chain of several has plus signs. Empty for none."
+                "Methods without labels, separated by commas; a chain of several has plus signs. Options follow a name "
+                "in brackets, as in norm_statistics(alpha=0.5, n_passes=2). Empty for none."
             ),
             self.LAYERS: self.tr(
                 "Parts of the model that are trained with labels, separated by commas: decoder, head, norm, lora, "
@@ -205,8 +209,8 @@ class CompareAdaptationAlgorithm(LabelledAlgorithm):
 
 
 def parts_of(text: str) -> tuple[str, ...]:
-    """Names between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Names between commas, each with the options in its brackets."""
+    return tuple(part.strip() for part in _COMMA.split(text) if part.strip())
 
 
 def shares_of(text: str) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ...models.transfer.base import make_method
 from ...models.transfer.chain import names_of
 from ...models.transfer.fine_tuning import LAYERS
 from ..errors import JobError
@@ -22,9 +23,10 @@ _QUICK = ("quantile", "reinhard", "norm_statistics", "fourier")
 class CompareAdaptation:
     """What is compared.
 
-    `methods`: names, or chains such as "quantile+self_training". `layers`: of `fine_tuning.LAYERS`. `budgets`: shares
-    of the labels that may be used, 0 to 1. `held_out`: share of the chips that judge. `n_steps` batches of `batch`
-    chips per run. No run starts, and none goes on, after `limit_s` seconds. Raises `JobError` and `TransferError`.
+    `methods`: names, or chains such as "quantile+self_training", with options as `make_method` reads them. `layers`: of
+    `fine_tuning.LAYERS`. `budgets`: shares of the labels that may be used, 0 to 1. `held_out`: share of the chips that
+    judge. `n_steps` batches of `batch` chips per run. No run starts, and none goes on, after `limit_s` seconds. Raises
+    `JobError` and `TransferError`.
     """
 
     methods: tuple[str, ...] = USUAL_METHODS
@@ -87,7 +89,7 @@ class RunQueue:
 
     def __init__(self, job: CompareAdaptation) -> None:
         largest = max(job.budgets, default=0.0)
-        quick = [name for name in job.methods if set(names_of(name)) <= set(_QUICK)]
+        quick = [name for name in job.methods if all(make_method(step).name in _QUICK for step in names_of(name))]
         layers = [name for name in _FIRST_LAYERS if name in job.layers]
         self._first = [
             *((METHOD, name, 0.0) for name in quick),

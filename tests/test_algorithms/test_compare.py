@@ -49,7 +49,7 @@ def test_labels_teach_what_the_model_got_wrong(
             "RASTERS": [str(scene_file)],
             "LABELS": labels,
             "CLASS_FIELD": "class",
-            "METHODS": "norm_statistics",
+            "METHODS": "norm_statistics(alpha=0.5, n_passes=2)",
             "LAYERS": "full",
             "BUDGETS": "100",
             "STEPS": 25,
@@ -140,8 +140,9 @@ def test_bad_input_is_told(failure: Any, package: Path, labels: Any, scene_file:
 
 
 def test_lists_are_read() -> None:
-    """Commas, blanks and signs."""
+    """Commas, blanks, signs, and options in brackets."""
     assert algorithm.parts_of(" a+b, c ,") == ("a+b", "c")
+    assert algorithm.parts_of("a(x=1, y=2)+b(x=1,z=3),c(x=1), d") == ("a(x=1, y=2)+b(x=1,z=3)", "c(x=1)", "d")
     assert algorithm.shares_of("10, 0.5%,100 ") == (0.1, 0.005, 1.0)
     with pytest.raises(JobError, match="'ten'"):
         algorithm.shares_of("ten")

@@ -19,7 +19,7 @@ from segadapt.processing.errors import JobError
 from segadapt.processing.jobs import compare_adaptation as job_module
 from segadapt.processing.jobs.compare_adaptation import Comparison, budget_of, compare_adaptation
 from segadapt.processing.jobs.comparison_report import comparison_report, recommendation, write_comparison
-from segadapt.processing.jobs.comparison_runs import METHOD, SOURCE, TUNING, CompareAdaptation, Run
+from segadapt.processing.jobs.comparison_runs import METHOD, SOURCE, TUNING, CompareAdaptation, Run, RunQueue
 from segadapt.processing.jobs.peak_memory import PeakMemory
 
 SIDE = 64
@@ -100,6 +100,12 @@ def test_promising_runs_come_first_and_budgets_are_kept(comparison):
     assert part.n_labelled_px == round(0.3 * comparison.n_pool) * SIDE**2
     assert 0 < all_of_it.n_trainable < runs["decoder (100 % of the labels)"].n_trainable < comparison.n_parameters
     assert all(run.seconds > 0 and run.peak_mb > 50 for run in comparison.runs)
+
+
+def test_quick_methods_come_first_with_options_too():
+    quick = ("norm_statistics(alpha=0.5, n_passes=2)", "quantile+norm_statistics(alpha=0.5)")
+    waiting = RunQueue(CompareAdaptation(methods=("self_training(ema=0.9)", *quick), layers=("head",), budgets=(1.0,)))
+    assert [waiting.next([])[1] for _ in range(len(waiting))] == [*quick, "head", "self_training(ema=0.9)"]
 
 
 def test_small_budgets_are_parts_of_large_ones():
