@@ -155,7 +155,6 @@ def fit(
                 n_steps=options.n_steps,
                 model=model,
                 generator=generator,
-                optimiser=optimiser,
                 schedule=schedule,
                 descent=descent,
             )
@@ -287,11 +286,16 @@ class Descent:
         return is_number
 
     def state_dict(self) -> dict[str, Any]:
-        """What later steps depend on beside the optimiser and the model."""
-        return {"scaler": self._scaler.state_dict(), "n_left_out": self._n_left_out}
+        """What later steps depend on beside the model."""
+        return {
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "n_left_out": self._n_left_out,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take such a state over, once the model has its own."""
+        self._optimiser.load_state_dict(state_dict["optimiser"])
         self._scaler.load_state_dict(state_dict["scaler"])
         self._n_left_out = state_dict["n_left_out"]
         for average, good in zip(self._averages, self._last_good, strict=True):

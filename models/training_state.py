@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -33,6 +34,7 @@ _EVERY_S = 60.0
 # Where the disk is slow, at most a twentieth of the time goes into writing.
 _WRITING_SHARE = 0.05
 _SUFFIX = ".training"
+Numbers = npt.NDArray[np.int32]
 
 
 class Stateful(Protocol):
@@ -96,39 +98,65 @@ class Keeper:
     ) -> tuple[int, dict[str, Any]]:
         """Name what is trained, bring it to the kept state of the same training, and return its step and values.
 
-        Without such a state 0 and no values. `what` says in words and `given` holds all that decides the result beside
-        the `model`, its device and torch's own draws. `parts` learn with it; what `generator` draws next is kept too.
+        Without such a state 0 and no values. `what` and `given` as for `find`, `parts` and `generator` as for `follow`.
+        """
+        state = self.find(f"{what} {n_steps} steps", given, model=model)
+        n_done = self.follow(state, n_steps=n_steps, model=model, generator=generator, **parts)
+        return n_done, state["values"] if state else {}
+
+    def find(
+        self, what: str, given: Sequence[Chips | nn.Module | Numbers | None], *, model: nn.Module
+    ) -> dict[str, Any] | None:
+        """Name what is trained; the kept state of the same training, None where there is none.
+
+        `what` says in words and `given` holds all that decides the result beside the `model`, its device and torch's
+        own draws.
         """
         if self._is_temporary:
-            return 0, {}
-        self._model, self._generator, self._parts = model, generator, parts
-        self._device = next(model.parameters()).device
-        text = f"{what} {n_steps} steps on {self._device} {torch.__version__} {self._version}"
+            return None
+        text = f"{what} on {next(model.parameters()).device} {torch.__version__} {self._version}"
         tensors = {f"{n}.{name}": value for n, one in enumerate([model, *given]) for name, value in _tensors_of(one)}
         key = content_sha256(f"{text} {sorted(learned_state(model))}", {**tensors, "draws": torch.get_rng_state()})
         self._file = self._output.with_name(f".{self._output.name}-{key[:12]}{_SUFFIX}")
         self._due = time.monotonic() + _EVERY_S
         n_removed = self._remove_remains(spared=self._file.name)
         try:
-            state = _read(self._file)
+            return _read(self._file)
         except FileNotFoundError:
             if n_removed:
                 self._progress.info("A training with other inputs was stopped before; this one starts anew.")
-            return 0, {}
         except (OSError, ValueError) as error:
             self._progress.info(f"The state of a training that was stopped is lost ({error}); training starts anew.")
-            return 0, {}
+        return None
+
+    def follow(
+        self,
+        state: Mapping[str, Any] | None,
+        *,
+        n_steps: int,
+        model: nn.Module,
+        generator: torch.Generator,
+        **parts: Stateful,
+    ) -> int:
+        """Keep from now on what these steps learn, bring it to the `state` found, and return how many were taken.
+
+        `parts` learn with the `model`; what `generator` draws next is kept too.
+        """
+        self._model, self._generator, self._parts = model, generator, parts
+        self._device = next(model.parameters()).device
+        if state is None:
+            return 0
         self._restore(state)
         step: int = state["step"]
         self._progress.info(f"Going on from step {step} of {n_steps} of a training that was stopped.")
-        return step, state["values"]
+        return step
 
     def is_due(self) -> bool:
         """Whether the state should be kept now."""
         return time.monotonic() >= self._due
 
     def keep(self, step: int, values: Mapping[str, Any]) -> None:
-        """Keep the state after `step` steps; `values`: tensors and plain values that `take_up` shall return."""
+        """Keep the state after `step` steps; `values`: tensors and plain values that are handed back with it."""
         if self._file is None:
             return
         start = time.monotonic()
@@ -193,10 +221,10 @@ def learned_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
-def _tensors_of(one: Chips | nn.Module | None) -> list[tuple[str, torch.Tensor]]:
+def _tensors_of(one: Chips | nn.Module | Numbers | None) -> list[tuple[str, torch.Tensor]]:
     if isinstance(one, nn.Module):
         return list(one.state_dict().items())
-    arrays = () if one is None else (one.pixels, one.labels, one.valid)
+    arrays = (one.pixels, one.labels, one.valid) if isinstance(one, Chips) else () if one is None else (one,)
     return [(str(number), torch.from_numpy(np.ascontiguousarray(array))) for number, array in enumerate(arrays)]
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from ..chips import Chips
+from ..progress import Progress, raise_if_cancelled
 from ..semantic.card import IGNORE
 from ..semantic.segmenter import LEVELS, Segmenter
 from ..training import Descent
+from ..training_state import Stateful
 from .base import Problem, TransferError
 
 NORMS: tuple[type[nn.Module], ...] = (
@@ -59,6 +61,30 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
+
+
+def steps_left(
+    problem: Problem,
+    progress: Progress,
+    *,
+    n_steps: int,
+    model: Segmenter,
+    generator: torch.Generator,
+    **parts: Stateful,
+) -> Iterator[int]:
+    """The numbers of the steps that are to be taken, from 0, and after a kill from where the state was kept.
+
+    `parts` learn with the `model`. Raises `Cancelled` between steps.
+    """
+    stage, n_done = problem.stage, 0
+    if stage is not None:
+        n_done = stage.keeper.follow(stage.state, n_steps=n_steps, model=model, generator=generator, **parts)
+    for step in range(n_done, n_steps):
+        raise_if_cancelled(progress)
+        if stage is not None and stage.keeper.is_due():
+            stage.keeper.keep(step, {"stage": stage.number, "start": stage.start})
+        yield step
+        progress.set_fraction((step + 1) / n_steps)
 
 
 def usable_chips(chips: Chips) -> list[int]:

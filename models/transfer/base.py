@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from ..chips import Chips
 from ..errors import ModelError
 from ..progress import Progress
 from ..semantic.segmenter import Segmenter
+from ..training_state import Keeper
 
 Limits = Mapping[str, tuple[float, float]]
 """Least and largest value of options by their names."""
@@ -27,6 +28,19 @@ class TransferError(ModelError, ValueError):
 
 
 @dataclass(frozen=True, eq=False)
+class Stage:
+    """A method of a chain whose state is kept, so that it goes on after a kill.
+
+    `number` of the method, from 0, and the weights that it starts from; `state`: what was kept within it, if anything.
+    """
+
+    keeper: Keeper
+    number: int
+    start: Mapping[str, torch.Tensor]
+    state: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Where a model is to go.
 
@@ -36,7 +50,7 @@ class Problem:
     each target chip (0: none), which pseudo-labels are cleaned by. `n_steps`: how many batches of `batch` chips a
     method that learns may take; `seed` decides on every draw. `source_weight`: how far the weights of what learned are
     taken back to those of the source model, 0 (not at all) to 1; None for `chain.USUAL_SOURCE_WEIGHT` where nothing of
-    the source is rehearsed, and 0 where it is.
+    the source is rehearsed, and 0 where it is. `stage`: where the method keeps how far it is, None for nowhere.
     """
 
     target: Chips
@@ -47,6 +61,7 @@ class Problem:
     batch: int = 8
     seed: int = 0
     source_weight: float | None = None
+    stage: Stage | None = None
 
     def __post_init__(self) -> None:
         """Check what goes together. Raises `TransferError`."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ..progress import Progress, StepProgress
+from ..semantic.prediction import device_of
 from ..semantic.segmenter import Segmenter
-from .base import Problem, TransferError, make_method
+from ..training_state import Keeper, decisive_text, learned_state
+from .adapting import seeded
+from .base import Method, Problem, Stage, TransferError, make_method
 
 SEPARATOR = "+"
 """Between the names of a chain: "norm_statistics+self_training"."""
@@ -48,23 +53,47 @@ def is_rehearsed(problem: Problem, names: Sequence[str]) -> bool:
     return problem.source is not None and any(make_method(name).rehearses for name in names)
 
 
-def adapt_in_order(model: Segmenter, problem: Problem, names: Sequence[str], progress: Progress) -> None:
+def adapt_in_order(
+    model: Segmenter, problem: Problem, names: Sequence[str], progress: Progress, *, keeper: Keeper | None = None
+) -> None:
     """Adapt `model` in place by one method after another, then go back by `source_weight`.
 
-    Raises `TransferError` as `names_of` and the methods do, and `Cancelled`.
+    With a `keeper` it goes on where a run with the same arguments was killed, to the same result. Raises
+    `TransferError` as `names_of` and the methods do, and `Cancelled`.
     """
     methods = [make_method(name) for name in names_of(SEPARATOR.join(names))]
     weight = source_weight(problem, names)
     before = copy.deepcopy(model.state_dict()) if weight else {}
+    state = None if keeper is None else _found(keeper, model, problem, methods)
+    n_done = 0 if state is None else state["values"]["stage"]
+    if state is not None:
+        model.load_state_dict(state["values"]["start"], strict=False)
     # Methods that learn nothing take hardly any time.
     lengths = [0.05 if method.name in _QUICK else 1.0 for method in methods]
     start = 0.0
-    for method, length in zip(methods, lengths, strict=True):
-        progress.info(f"{method.title} ...")
-        method.adapt(model, problem, StepProgress(progress, start / sum(lengths), (start + length) / sum(lengths)))
+    for number, (method, length) in enumerate(zip(methods, lengths, strict=True)):
+        if number >= n_done:
+            progress.info(f"{method.title} ...")
+            part = StepProgress(progress, start / sum(lengths), (start + length) / sum(lengths))
+            if keeper is not None:
+                problem = replace(problem, stage=Stage(keeper, number, copy.deepcopy(learned_state(model)), state))
+            method.adapt(model, problem, part)
+            state = None
         start += length
     if weight:
         _mix(model, before, weight)
+
+
+def _found(keeper: Keeper, model: Segmenter, problem: Problem, methods: Sequence[Method]) -> dict[str, Any] | None:
+    """The state that a run with the same arguments left."""
+    numbers = (problem.n_steps, problem.batch, problem.seed, problem.source_weight)
+    # Every method seeds torch's own draws: where they stand before decides nothing.
+    with seeded(problem.seed, device_of(model)):
+        return keeper.find(
+            f"{decisive_text(model.card)} {methods} {numbers}",
+            [problem.target, problem.source, problem.segments],
+            model=model,
+        )
 
 
 def source_weight(problem: Problem, names: Sequence[str]) -> float:

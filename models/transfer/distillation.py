@@ -298,7 +298,6 @@ def _teach(
             n_steps=options.n_steps,
             model=nn.ModuleList([student, project or nn.Identity()]),
             generator=generator,
-            optimiser=optimiser,
             schedule=schedule,
             descent=descent,
         )

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from ..augmentation import WEAK
-from ..progress import Progress, StepProgress, raise_if_cancelled
+from ..progress import Progress, StepProgress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
@@ -22,6 +22,7 @@ from .adapting import (
     network_values,
     norm_parameters,
     seeded,
+    steps_left,
     usable_chips,
     with_data_as_labels,
 )
@@ -56,8 +57,10 @@ class Entropy(Method):
             estimate_first(model, seen.target, problem, alpha=self.alpha, progress=StepProgress(progress, 0.0, 0.1))
             descent = Descent(torch.optim.Adam(parameters, lr=self.rate), model)
             usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
-            for step in range(problem.n_steps):
-                raise_if_cancelled(progress)
+            tuning = StepProgress(progress, 0.1, 1.0)
+            for _ in steps_left(
+                problem, tuning, n_steps=problem.n_steps, model=model, generator=generator, descent=descent
+            ):
                 set_training(model, freeze_statistics=True)
                 pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
                 has_data = labels != IGNORE
@@ -67,7 +70,6 @@ class Entropy(Method):
                 is_counted = (entropy.detach() < self.margin) & has_data
                 weight = _balance(logits.detach(), has_data) * is_counted
                 descent.step((entropy * weight).sum() / weight.sum().clamp(min=1))
-                progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)
 
 
 def _balance(logits: torch.Tensor, has_data: torch.Tensor) -> torch.Tensor:

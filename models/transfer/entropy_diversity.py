@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..augmentation import WEAK
-from ..progress import Progress, StepProgress, raise_if_cancelled
+from ..progress import Progress, StepProgress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
@@ -24,6 +24,7 @@ from .adapting import (
     mean_where,
     network_values,
     seeded,
+    steps_left,
     usable_chips,
     with_data_as_labels,
 )
@@ -64,8 +65,10 @@ class EntropyDiversity(Method):
             estimate_first(model, seen.target, problem, alpha=self.alpha, progress=StepProgress(progress, 0.0, 0.1))
             descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
             usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
-            for step in range(problem.n_steps):
-                raise_if_cancelled(progress)
+            tuning = StepProgress(progress, 0.1, 1.0)
+            for _ in steps_left(
+                problem, tuning, n_steps=problem.n_steps, model=model, generator=generator, descent=descent
+            ):
                 set_training(model, freeze_statistics=True)
                 pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
                 has_data = labels != IGNORE
@@ -74,4 +77,3 @@ class EntropyDiversity(Method):
                 marginal = mean_where(logits.softmax(1), has_data)
                 divergence = (marginal * (marginal.clamp(min=1e-6) / prior).log()).sum()
                 descent.step(mean_where(entropy_of(logits), has_data) + self.pull * divergence)
-                progress.set_fraction(0.1 + 0.9 * (step + 1) / problem.n_steps)

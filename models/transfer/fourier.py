@@ -12,7 +12,7 @@ import torch
 
 from ..augmentation import USUAL
 from ..losses import class_weights_of, segmentation_loss
-from ..progress import Progress, raise_if_cancelled
+from ..progress import Progress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
@@ -24,6 +24,7 @@ from .adapting import (
     mean_where,
     network_values,
     seeded,
+    steps_left,
     whole_chips,
     with_data_as_labels,
 )
@@ -64,8 +65,9 @@ class Fourier(Method):
             source, target = problem.source, with_data_as_labels(seen.target)
             descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate)
             usable, n_half = whole_chips(target), max(1, problem.batch // 2)
-            for step in range(problem.n_steps):
-                raise_if_cancelled(progress)
+            for _ in steps_left(
+                problem, progress, n_steps=problem.n_steps, model=model, generator=generator, descent=descent
+            ):
                 set_training(model)
                 pixels, labels = draw(source, drawn(n_half, range(len(source)), generator), USUAL, generator, device)
                 styles, has_data = draw(target, drawn(n_half, usable, generator), None, generator, device)
@@ -75,7 +77,6 @@ class Fourier(Method):
                 loss = segmentation_loss(logits[:n_half], labels, class_weights=weights)
                 robust = (entropy_of(logits[n_half:]).square() + 1e-6).square()
                 descent.step(loss + self.entropy_weight * mean_where(robust, has_data != IGNORE))
-                progress.set_fraction((step + 1) / problem.n_steps)
 
 
 def restyled(pixels: torch.Tensor, styles: torch.Tensor, *, beta: float) -> torch.Tensor:

@@ -6,19 +6,18 @@ The masks of RingMo (Sun et al. 2022, https://doi.org/10.1109/TGRS.2022.3194732)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..augmentation import WEAK
-from ..progress import Progress, raise_if_cancelled
+from ..progress import Progress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import Segmenter
 from ..training import Descent, draw, set_training
-from .adapting import drawn, network_values, seeded, usable_chips, with_data_as_labels
+from .adapting import drawn, network_values, seeded, steps_left, usable_chips, with_data_as_labels
 from .base import SHARE, Limits, Method, Problem, TransferError, register_method
 from .masked_consistency import patch_mask
 
@@ -53,36 +52,49 @@ class MaskedImage(Method):
                 f"The encoder of '{model.card.name}' is frozen, so that it cannot be pre-trained; choose another "
                 "method without masked_image."
             )
-        device, n_bands = device_of(model), problem.target.n_bands
+        device = device_of(model)
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
             target, usable = with_data_as_labels(seen.target), usable_chips(seen.target)
             mean = torch.tensor(model.card.mean, device=device)[None, :, None, None]
             std = torch.tensor(model.card.std, device=device)[None, :, None, None]
-            learnt: tuple[nn.Conv2d, Descent] | None = None
+            decoder = _pixel_decoder(model, torch.from_numpy(target.pixels[:1]).to(device))
+            rates = ((decoder.parameters(), self.rate), (learning, self.rate * self.encoder_rate))
+            descent = Descent(torch.optim.AdamW([{"params": part, "lr": rate} for part, rate in rates]), model)
             n_steps = max(1, round(self.steps * problem.n_steps))
-            for step in range(n_steps):
-                raise_if_cancelled(progress)
+            for _ in steps_left(
+                problem,
+                progress,
+                n_steps=n_steps,
+                model=model,
+                generator=generator,
+                decoder=decoder,
+                descent=descent,
+            ):
                 set_training(model, freeze_statistics=True)
                 pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
                 is_hidden = self._hidden(pixels, generator)
                 with autocast(device):
                     stages = model.encode(torch.where(is_hidden[:, None], mean, pixels))
-                deepest = (stages[0] if isinstance(stages, tuple) else stages)[-1].float()
-                zoom = model.padded(pixels.shape[-1]) // deepest.shape[-1]
-                if learnt is None:
-                    # As SimMIM's head: each deepest cell draws its own pixels.
-                    decoder = nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1).to(device)
-                    rates = ((decoder.parameters(), self.rate), (learning, self.rate * self.encoder_rate))
-                    groups = [{"params": part, "lr": rate} for part, rate in rates]
-                    learnt = decoder, Descent(torch.optim.AdamW(groups), model)
-                decoder, descent = learnt
-                drawing = functional.pixel_shuffle(decoder(deepest), zoom)[..., : pixels.shape[-2], : pixels.shape[-1]]
+                drawing = decoder(_deepest(stages))[..., : pixels.shape[-2], : pixels.shape[-1]]
                 error = (drawing - (pixels - mean) / std).abs().mean(1)
                 is_counted = is_hidden & (labels != IGNORE)
                 descent.step((error * is_counted).sum() / is_counted.sum().clamp(min=1))
-                progress.set_fraction((step + 1) / n_steps)
 
     def _hidden(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         shape = (len(pixels), *pixels.shape[-2:])
         patches = patch_mask(shape, patch_px=self.patch_px, ratio=self.ratio, generator=generator)
         return (patches & (torch.rand(shape, generator=generator) >= self.left)).to(pixels.device)
+
+
+def _deepest(stages: Any) -> torch.Tensor:
+    """The deepest features (B, D, h, w) of what the encoder made."""
+    deepest: torch.Tensor = (stages[0] if isinstance(stages, tuple) else stages)[-1]
+    return deepest.float()
+
+
+def _pixel_decoder(model: Segmenter, pixels: torch.Tensor) -> nn.Module:
+    """As SimMIM's head: each deepest cell draws its own pixels (B, bands, rows, cols) like those given."""
+    with torch.no_grad(), autocast(pixels.device):
+        deepest = _deepest(model.encode(pixels))
+    n_bands, zoom = pixels.shape[1], model.padded(pixels.shape[-1]) // deepest.shape[-1]
+    return nn.Sequential(nn.Conv2d(deepest.shape[1], n_bands * zoom * zoom, 1), nn.PixelShuffle(zoom)).to(pixels.device)

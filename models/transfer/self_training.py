@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,16 @@ import torch
 
 from ..augmentation import STRONG, USUAL, augment
 from ..losses import class_weights_of, segmentation_loss
-from ..progress import Progress, StepProgress, raise_if_cancelled
+from ..progress import Progress, StepProgress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import autocast, device_of, probabilities
 from ..semantic.segmenter import Segmenter
 from ..training import draw, set_training
-from .adapting import drawn, learning_parts, network_values, seeded, usable_chips
+from ..training_state import learned_state
+from .adapting import drawn, learning_parts, network_values, seeded, steps_left, usable_chips
 from .base import SHARE, Limits, Method, Problem, register_method
 from .pseudo_labels import (
     Bounds,
-    Survey,
     aligned,
     class_mix,
     factors_into,
@@ -80,14 +80,14 @@ class SelfTraining(Method):
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
             run = _Run(self, model, seen, generator)
             every = -(-problem.n_steps // self.n_surveys)
-            for step in range(problem.n_steps):
-                raise_if_cancelled(progress)
+            for step in steps_left(
+                problem, progress, n_steps=problem.n_steps, model=model, generator=generator, run=run
+            ):
                 part = StepProgress(progress, step / problem.n_steps, (step + 0.3) / problem.n_steps)
                 if step % every == 0:
                     run.look(step / problem.n_steps, part)
                 run.descent.step(run.loss())
                 run.teach(step)
-                progress.set_fraction((step + 1) / problem.n_steps)
             model.load_state_dict(run.teacher.state_dict())
 
     def extra_loss(
@@ -112,7 +112,7 @@ class _Run:
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
         self.descent = learning_parts(model, rate=method.rate, encoder_rate=method.encoder_rate)
         n_classes = len(model.card.classes)
-        self._survey = Survey(torch.ones(n_classes), np.zeros((len(self._target), n_classes)))
+        self._thresholds = torch.ones(n_classes)
         self._bounds: Bounds = (np.zeros(n_classes), np.ones(n_classes))
         self._factors = torch.ones(n_classes)
         self._excess = np.ones(n_classes)
@@ -126,7 +126,7 @@ class _Run:
     def look(self, done: float, progress: Progress) -> None:
         """Have the teacher look at all chips: thresholds, and which chips hold rare classes."""
         keep = self._method.keep + done * (self._method.keep_last - self._method.keep)
-        self._survey = survey(
+        said = survey(
             self.teacher,
             self._target,
             keep=keep,
@@ -135,14 +135,15 @@ class _Run:
             batch=self._problem.batch,
             progress=progress,
         )
-        chances = rare_first(self._survey.shares, temperature=self._method.temperature)
+        self._thresholds = said.thresholds
+        chances = rare_first(said.shares, temperature=self._method.temperature)
         self._chances = torch.from_numpy(chances)
-        found = self._survey.shares.mean(axis=0)
+        found = said.shares.mean(axis=0)
         if not done:
             known = np.array(self.teacher.card.statistics.get("class_shares", ()), np.float64)
             self._bounds = share_bounds(found, known, odds=self._method.odds)
         # Chips with rare classes come more often than others.
-        self._excess = (chances @ self._survey.shares + 1e-3) / (found + 1e-3)
+        self._excess = (chances @ said.shares + 1e-3) / (found + 1e-3)
 
     def loss(self) -> torch.Tensor:
         """The student's loss on a new batch."""
@@ -153,7 +154,7 @@ class _Run:
         valid = torch.from_numpy(self._target.valid[indices])
         labels = pseudo_labels(
             self._bounded(probabilities(self.teacher, pixels), valid),
-            self._survey.thresholds,
+            self._thresholds,
             valid=valid,
             segments=None if self._segments is None else self._segments[indices],
         )
@@ -186,6 +187,31 @@ class _Run:
         with torch.no_grad():
             for old, new in zip(self.teacher.parameters(), self._student.parameters(), strict=True):
                 old.lerp_(new, 1 - stays)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps depend on beside the student; what does not learn is the same in student and teacher."""
+        taught = self.teacher.state_dict()
+        return {
+            "teacher": {name: taught[name] for name in learned_state(self._student)},
+            "descent": self.descent.state_dict(),
+            "thresholds": self._thresholds,
+            "chances": self._chances,
+            "factors": self._factors,
+            "bounds": [bound.tolist() for bound in self._bounds],
+            "excess": self._excess.tolist(),
+            "running": None if self._running is None else self._running.tolist(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take such a state over, once the student has its own."""
+        self.teacher.load_state_dict(state_dict["teacher"], strict=False)
+        self.descent.load_state_dict(state_dict["descent"])
+        self._thresholds, self._chances = state_dict["thresholds"], state_dict["chances"]
+        self._factors = state_dict["factors"]
+        low, high = state_dict["bounds"]
+        self._bounds = np.array(low), np.array(high)
+        self._excess = np.array(state_dict["excess"])
+        self._running = None if state_dict["running"] is None else np.array(state_dict["running"])
 
     def _loss_on(
         self, pixels: torch.Tensor, labels: torch.Tensor, *, class_weights: torch.Tensor | None = None

@@ -13,6 +13,7 @@ from qgis.core import (
 )
 
 from ...models.progress import Progress, StepProgress
+from .base import is_temporary
 from .feedback import FeedbackProgress
 from .settings import EngineSettings
 from .training_source import OF_SOURCE, READ, LabelledAlgorithm
@@ -123,7 +124,10 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             self.BATCH: shared[self.BATCH],
             self.SEED: shared[self.SEED],
             self.DEVICE: shared[self.DEVICE],
-            self.OUTPUT: self.tr("The adapted model, or the source model where adapting did harm (.safetensors)."),
+            self.OUTPUT: (
+                self.tr("The adapted model, or the source model where adapting did harm (.safetensors).")
+                + f" {self.going_on_help()}"
+            ),
             self.REPORT: self.tr("Page with what was done, measured, and the windows that changed most."),
             self.IS_ADAPTED: self.tr("Whether the adapted model was saved, and not the source model."),
             self.AGREEMENT_BEFORE: self.tr("Agreement of the source model on windows held out, 0 to 1."),
@@ -190,6 +194,7 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             source_weight=self.parameterAsDouble(parameters, self.SOURCE_WEIGHT, context)
             if self.is_given(parameters, self.SOURCE_WEIGHT)
             else None,
+            is_temporary=is_temporary(output),
             device=self.device(parameters, context, settings),
             seed=self.parameterAsInt(parameters, self.SEED, context),
         )

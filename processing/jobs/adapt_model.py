@@ -18,6 +18,7 @@ from ...models.progress import NullProgress, Progress, StepProgress, raise_if_ca
 from ...models.semantic.card import SegmenterCard, replaces, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.semantic.prediction import predict_labels
+from ...models.training_state import Keeper
 from ...models.transfer.agreement import Agreement, Verdict, judge, measure_agreement, surest_kept
 from ...models.transfer.base import Problem
 from ...models.transfer.chain import SEPARATOR, adapt_in_order, is_rehearsed, names_of, source_weight
@@ -25,6 +26,7 @@ from ...models.transfer.statistics import band_quantiles, lasting_tensors
 from ..errors import JobError
 from .chip_segments import SegmentEngine, SegmentKind, Segments, model_segments, superpixels
 from .model_rasters import TargetRaster, read_target_chips
+from .page import version
 from .unchanged_model import save_unchanged
 
 CHAINS = (
@@ -56,8 +58,9 @@ class AdaptJob:
     `model`: package of the source model. `output`: where the result goes. `methods`: names, in order, with options as
     `make_method` reads them. `n_steps` batches of `batch` chips for each method that learns. `segments`: what cleans
     pseudo-labels. `held_out`: share of the target's chips that decide whether the result is kept. `source_weight`: as
-    for `Problem`. `device`: as `choose_device` takes it. Raises `JobError` for numbers that make no sense,
-    `TransferError` for methods that do not exist.
+    for `Problem`. `is_temporary`: every run has another output, so that none can go on with what another learned.
+    `device`: as `choose_device` takes it. Raises `JobError` for numbers that make no sense, `TransferError` for methods
+    that do not exist.
     """
 
     model: Path
@@ -68,6 +71,7 @@ class AdaptJob:
     segments: SegmentKind = "none"
     held_out: float = 0.2
     source_weight: float | None = None
+    is_temporary: bool = False
     device: str = "auto"
     seed: int = 0
 
@@ -126,8 +130,9 @@ def adapt_model(
     """Adapt, judge on chips that were held out, and save: the adapted model, or the source model unchanged.
 
     `source`: labelled chips of the source to rehearse, as the model sees them. `engine`: promptable model where
-    `job.segments` asks for it. Raises `JobError` where the target has too few chips, `RasterError`, `TransferError`,
-    `PackageError`, and `Cancelled`; then nothing is written.
+    `job.segments` asks for it. After a kill or an error a call for the same job with the same inputs goes on with what
+    was learned. Raises `JobError` where the target has too few chips, `RasterError`, `TransferError`, `PackageError`,
+    and `Cancelled`; then no model is written.
     """
     progress = progress or NullProgress()
     if job.segments == "model" and engine is None:
@@ -157,26 +162,29 @@ def adapt_model(
     )
     weight = source_weight(problem, job.methods)
     adapted = copy.deepcopy(model)
-    start = time.perf_counter()
-    adapt_in_order(adapted, problem, job.methods, StepProgress(progress, 0.25, 0.92))
-    seconds = time.perf_counter() - start
-    after = measure_agreement(
-        adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.97)
-    )
-    kept = surest_kept(model, adapted, held_out, batch=job.batch, progress=StepProgress(progress, 0.97, 0.98))
-    has_rehearsed = is_rehearsed(problem, job.methods)
-    verdict = judge(before, after, source_card, is_rehearsed=has_rehearsed, kept=kept)
-    progress.info(
-        verdict.reason if verdict.is_kept else f"{verdict.reason} The source model is saved as it was, to do no harm."
-    )
-    labels = [predict_labels(one, held_out, batch=job.batch) for one in (model, adapted)]
-    raise_if_cancelled(progress)
-    if verdict.is_kept:
-        adapted.card = _adapted_card(source_card, job, targets, learned, before, after, weight, seconds)
-        lasting = lasting_tensors(model, adapted, problem.statistics)
-        save_segmenter(adapted.cpu(), job.output, extra=lasting)
-    else:
-        save_unchanged(model, job.model, job.output, extra=problem.statistics)
+    with Keeper(job.output, version=version(), is_temporary=job.is_temporary, progress=progress) as keeper:
+        start = time.perf_counter()
+        adapt_in_order(adapted, problem, job.methods, StepProgress(progress, 0.25, 0.92), keeper=keeper)
+        seconds = time.perf_counter() - start
+        after = measure_agreement(
+            adapted, held_out, segments=judging, batch=job.batch, progress=StepProgress(progress, 0.92, 0.97)
+        )
+        kept = surest_kept(model, adapted, held_out, batch=job.batch, progress=StepProgress(progress, 0.97, 0.98))
+        has_rehearsed = is_rehearsed(problem, job.methods)
+        verdict = judge(before, after, source_card, is_rehearsed=has_rehearsed, kept=kept)
+        progress.info(
+            verdict.reason
+            if verdict.is_kept
+            else f"{verdict.reason} The source model is saved as it was, to do no harm."
+        )
+        labels = [predict_labels(one, held_out, batch=job.batch) for one in (model, adapted)]
+        raise_if_cancelled(progress)
+        if verdict.is_kept:
+            adapted.card = _adapted_card(source_card, job, targets, learned, before, after, weight, seconds)
+            lasting = lasting_tensors(model, adapted, problem.statistics)
+            save_segmenter(adapted.cpu(), job.output, extra=lasting)
+        else:
+            save_unchanged(model, job.model, job.output, extra=problem.statistics)
     progress.set_fraction(1.0)
     return AdaptResult(
         adapted.card if verdict.is_kept else source_card,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -173,6 +177,72 @@ def test_a_cancel_leaves_nothing(town_model, target, tmp_path, recorder, questio
     with pytest.raises(Cancelled):
         adapt_model([raster], job, progress=recorder(cancel_after=questions))
     assert [path.name for path in tmp_path.iterdir()] == [Path(raster.path).name]
+
+
+_KILLED = """
+import os, runpy, signal, sys, torch
+runpy.run_path(sys.argv[1])
+test = runpy.run_path(sys.argv[2])
+from segadapt.models import training_state
+torch.set_num_threads(1)
+training_state.Keeper.is_due = lambda _: True
+write, n = training_state._write, []
+def kill(state, file):
+    if len(n) == int(sys.argv[6]):
+        file.write_bytes(b"half a state")
+        os.kill(os.getpid(), signal.SIGKILL)
+    n.append(file)
+    write(state, file)
+training_state._write = kill
+test["briefly"](*sys.argv[3:6])
+"""
+
+
+def briefly(raster, model, output, progress=None):
+    """Three steps of pre-training, six of self-training, on mapped values."""
+    methods = ("quantile", "masked_image(steps=0.5)", "self_training")
+    job = AdaptJob(model=Path(model), output=Path(output), methods=methods, n_steps=6, batch=4, device="cpu")
+    return adapt_model([TargetRaster(str(raster))], job, progress=progress)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills")
+@pytest.mark.parametrize(("n_written", "step"), [(2, "step 1 of 3"), (6, "step 2 of 6")])
+def test_after_a_kill_adapting_goes_on_to_the_same_model(town_model, target, tmp_path, recorder, n_written, step):
+    """In a process that is killed while it writes a state of the first, and of the second method that learns."""
+    raster, out, told = target[0].path, tmp_path / "out", recorder()
+    out.mkdir()
+    conftest = Path(__file__).resolve().parents[1] / "conftest.py"
+    given = [conftest, __file__, raster, town_model, out / "m.safetensors", n_written]
+    ended = subprocess.run(
+        [sys.executable, "-c", _KILLED, *map(str, given)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(list(out.iterdir())) == 3  # the state, half of the next one, and the lock of a process that is no more
+    again = briefly(raster, town_model, out / "m.safetensors", told)
+    whole = briefly(raster, town_model, tmp_path / "whole.safetensors")
+    assert f"Going on from {step} of a training that was stopped." in told.texts
+    assert [file.name for file in out.iterdir()] == ["m.safetensors"]
+    assert again.is_adapted
+    assert again.after == whole.after
+    expected = load_segmenter(tmp_path / "whole.safetensors").state_dict()
+    found = load_segmenter(out / "m.safetensors").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert not torch.equal(found["input_map"], load_segmenter(town_model).input_map)
+
+
+def test_a_temporary_output_keeps_nothing(town_model, target, tmp_path, monkeypatch):
+    monkeypatch.setattr("segadapt.models.training_state.Keeper.is_due", lambda _: True)
+    monkeypatch.setattr("segadapt.processing.jobs.adapt_model.judge", lambda *_, **__: 1 / 0)
+    (out := tmp_path / "out").mkdir()
+    job = AdaptJob(model=town_model, output=out / "m.safetensors", methods=("entropy",), n_steps=2, device="cpu")
+    for is_temporary, n_left in ((True, 0), (False, 1)):
+        with pytest.raises(ZeroDivisionError):
+            adapt_model([target[0]], replace(job, is_temporary=is_temporary))
+        assert len(list(out.iterdir())) == n_left
 
 
 def test_progress_only_goes_forward(town_model, target, tmp_path, recorder):

@@ -18,6 +18,8 @@ from segadapt.models.semantic.card import SegmenterCard, SegmenterClass
 from segadapt.models.semantic.segmenter import Segmenter
 from segadapt.models.training import Descent, TrainingOptions, fit
 from segadapt.models.training_state import Keeper
+from segadapt.models.transfer.base import Problem
+from segadapt.models.transfer.chain import adapt_in_order, names_of
 from segadapt.models.transfer.distillation import Distillation, distil
 from segadapt.models.transfer.fine_tuning import FineTuning, fine_tune
 from torch import nn
@@ -385,6 +387,85 @@ def test_distilling_goes_on(path):
     told = Told()
     distilled(path, told, temperature=3.0)
     assert told.n_steps == 12
+
+
+def adapted(path, told, chain, **changes):
+    """The weights of a new model that a chain of methods adapted."""
+    model = new_model()
+    model.card = replace(
+        CARD, statistics={"band_quantiles": [[8.0 * n for n in range(33)]], "class_shares": [0.6, 0.4]}
+    )
+    problem = Problem(**({"target": noise(7, 4), "n_steps": 8, "batch": 3} | changes))
+    with Keeper(path or Path("none"), version="1", progress=told, is_temporary=path is None) as keeper:
+        adapt_in_order(model, problem, names_of(chain), told, keeper=keeper)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("is_rehearsed", [False, True])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "masked_consistency",
+        "entropy",
+        "quantile+entropy_diversity",
+        "norm_statistics(alpha=0.5)+masked_image(steps=1.0)+self_training(rate=1e-2, n_surveys=3)",
+        "fourier+self_training",
+    ],
+)
+def test_adapting_without_labels_goes_on(path, chain, is_rehearsed, monkeypatch):
+    """Killed in every third state that is kept, one after another, in all methods of a chain."""
+    if "fourier" in chain and not is_rehearsed:
+        pytest.skip("it needs the source")
+    more = {"source": noise(5, 2)} if is_rehearsed else {}
+    whole = adapted(None, Told(), chain, **more)
+    write, n_written = training_state._write, [0]
+
+    def kill(state, file):
+        n_written[0] += 1
+        if n_written[0] % 3 == 0:
+            raise Killed
+        write(state, file)
+
+    monkeypatch.setattr(training_state, "_write", kill)
+    said = []
+    for _ in range(20):
+        told = Told()
+        try:
+            found = adapted(path, told, chain, **more)
+            break
+        except Killed:
+            assert len(list(path.parent.iterdir())) == 1
+        finally:
+            said += told.texts
+    assert same(found, whole)
+    assert not list(path.parent.iterdir())
+    assert not any("anew" in text for text in said)
+    n_learning = sum(name.split("(")[0] not in ("quantile", "norm_statistics") for name in chain.split("+"))
+    assert n_written[0] >= 8 * n_learning
+    assert sum("Going on from step" in text for text in said) >= 3 * n_learning
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chain": "self_training(ema=0.9)"},
+        {"chain": "self_training+self_training"},
+        {"n_steps": 9},
+        {"batch": 4},
+        {"seed": 1},
+        {"source_weight": 0.5},
+        {"target": noise(7, 5)},
+        {"source": noise(5, 2)},
+        {"segments": np.ones((7, 32, 32), np.int32)},
+    ],
+)
+def test_adapting_with_other_inputs_starts_anew(path, other):
+    with pytest.raises(Killed):
+        adapted(path, Told(at=6), "self_training")
+    told = Told()
+    adapted(path, told, **({"chain": "self_training"} | other))
+    assert told.texts[0] == "A training with other inputs was stopped before; this one starts anew."
+    assert not any("Going on" in text for text in told.texts)
 
 
 def test_of_two_trainings_of_one_output_the_second_waits(tmp_path):
