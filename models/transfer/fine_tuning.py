@@ -78,7 +78,7 @@ class FineTuned:
     """What came of it.
 
     `model`: the model to use, in evaluation mode; its card names tokens where it has them. `adapter`: only what
-    changed, for `package.save_segmenter`. `before`, `after`: mean IoU on the labels held out, of the source model and
+    changed, for `package.save_segmenter`. `before`, `after`: mean IoU on the labels that judge, of the source model and
     of the best state reached. `is_accepted`: whether it rose; if not, `model` is the source model and `adapter` is
     empty. `n_trainable`: parameters that learned, of `n_parameters`.
     """
@@ -108,6 +108,7 @@ def fine_tune(
     options: FineTuning | None = None,
     training: TrainingOptions | None = None,
     *,
+    judging: Chips | None = None,
     replay: Chips | None = None,
     keeper: Keeper | None = None,
     progress: Progress | None = None,
@@ -115,9 +116,10 @@ def fine_tune(
 ) -> FineTuned:
     """Adapt a copy of `model` to the labelled ones of `chips`; the model itself is not changed.
 
-    Of the states checked on `held_out` the best is kept, and only if it beats the source model there (no harm).
-    `replay`: labelled chips of the source domain to rehearse. `keeper`: as for `fit`. A cancel ends it early, with the
-    best state so far. Raises `TransferError` where `held_out` has no label, `ChipError` where `chips` has none.
+    Of the states checked on `held_out` the best is kept, and only if it beats the source model (no harm) on `judging`,
+    labels that chose nothing; without these on `held_out`, too. `replay`: labelled chips of the source domain to
+    rehearse. `keeper`: as for `fit`. A cancel ends it early, with the best state so far. Raises `TransferError` where
+    `held_out` has no label, `ChipError` where `chips` has none.
     """
     options = options or FineTuning()
     training = training or usual_training(options.layers)
@@ -138,10 +140,11 @@ def fine_tune(
             progress=progress,
             on_check=on_check,
         )
-    before = score_of(model, held_out)
+    judging = judging or held_out
+    before = score_of(model, judging)
     adapter = _adapter(model, learner, layers)
     adapted = _with_adapter(model, adapter, options)
-    after = score_of(adapted, held_out)
+    after = score_of(adapted, judging)
     is_accepted = after > before
     return FineTuned(
         model=adapted if is_accepted else model,

@@ -81,14 +81,17 @@ class FineTuneModelAlgorithm(LabelledAlgorithm):
             ),
             self.TOKENS: self.tr("Number of tokens behind each stage."),
             self.STEPS: self.tr("Number of batches of windows to learn from."),
-            self.HELD_OUT: self.tr("Share of the labelled chips that is held out to judge by, in blocks of ground."),
+            self.HELD_OUT: self.tr(
+                "Share of the labelled chips that is held out, in blocks of ground. Half of them choose the best state "
+                "of the training, the other half judge it; fewer than four blocks do both, which flatters the result."
+            ),
             self.ADAPTER_ONLY: self.tr(
                 "Save only what changed: a small file that is used as a model as long as the source model lies beside "
                 "it or where it is now."
             ),
             self.OUTPUT: f"{self.tr('File for the fine-tuned model (.safetensors).')} {self.going_on_help()}",
             self.IS_ADAPTED: self.tr("Whether the fine-tuned model was saved, and not the source model."),
-            self.MEAN_IOU_BEFORE: self.tr("Mean IoU of the source model on the chips held out."),
+            self.MEAN_IOU_BEFORE: self.tr("Mean IoU of the source model on the chips that judge."),
             self.MEAN_IOU_AFTER: self.tr("Mean IoU of the fine-tuned model there, whether it was kept or not."),
             self.N_TRAINABLE: self.tr("Number of parameters that learned."),
         }

@@ -13,7 +13,7 @@ from ...models.chips import Chips
 from ...models.device import choose_device
 from ...models.errors import Cancelled
 from ...models.progress import NullProgress, Progress, StepProgress
-from ...models.semantic.card import SegmenterCard, read_card, replaces, with_event
+from ...models.semantic.card import IGNORE, SegmenterCard, read_card, replaces, with_event
 from ...models.semantic.package import load_extra, load_segmenter, package_sha256, save_segmenter
 from ...models.training import Training
 from ...models.training_state import Keeper
@@ -29,6 +29,8 @@ from .unchanged_model import save_unchanged
 
 _READ, _TUNED = 0.1, 0.95
 """Shares of the progress at which chips are read, and at which tuning is over."""
+_FEWEST_BLOCKS = 4
+"""Of ground that is held out, so that two choose the best state and two others judge it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class FineTuneJob:
     """What is to be done.
 
     `model`: package of the source model. `output`: where the result goes. `tuning`: which layers learn. `n_steps`
-    batches of `batch` chips. `held_out`: share of the labelled chips that decide whether the result is kept.
+    batches of `batch` chips. `held_out`: share of the labelled chips that choose the best state and, where they are
+    enough for that other ones, decide whether it is kept.
     `n_most`: at most about so many labelled chips, those with nothing but background only where there is room.
     `is_adapter_only`: save what changed, to be laid over the source model, and not the whole. `is_temporary`: every run
     has another output, so that none can go on with the training of another. Raises `JobError` for values that make no
@@ -73,10 +76,11 @@ class FineTuneResult:
     """What was done.
 
     `card`: as saved, that of the source model where the result was not kept. `is_adapted`: whether it was kept.
-    `mean_iou_before`, `mean_iou_after`: on the chips held out, of the source model and of the best state reached, kept
-    or not; `before`, `after`: everything measured there, `after` None where it was not kept. `n_trainable` of
-    `n_parameters` parameters learned. `n_chips` with `n_labelled_px` labelled pixels were learned from, `n_rehearsed`
-    chips of the source rehearsed. `n_bytes`: size of the file written, of `n_bytes_before` of the source model.
+    `mean_iou_before`, `mean_iou_after`: on the `n_held_out` chips that judge, of the source model and of the best state
+    reached, kept or not; `before`, `after`: everything measured there, `after` None where it was not kept. `n_choosing`
+    chips chose that state, 0 where the same ones did both. `n_trainable` of `n_parameters` parameters learned.
+    `n_chips` with `n_labelled_px` labelled pixels were learned from, `n_rehearsed` chips of the source rehearsed.
+    `n_bytes`: size of the file written, of `n_bytes_before` of the source model.
     """
 
     card: SegmenterCard
@@ -91,6 +95,7 @@ class FineTuneResult:
     n_trainable: int
     n_parameters: int
     n_chips: int
+    n_choosing: int
     n_held_out: int
     n_labelled_px: int
     n_rehearsed: int
@@ -139,17 +144,21 @@ def fine_tune_model(
         progress=StepProgress(progress, 0, _READ),
     )
     learned, held_out = _split(chips, job, progress)
+    choosing, judging = _parted(held_out, job, progress)
+    n_choosing = 0 if choosing is judging else len(choosing)
     progress.info(
-        f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out."
+        f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out"
+        + (f": {n_choosing} to choose the best state, {len(judging)} others to judge it by." if n_choosing else ".")
     )
     model.to(choice.name)
     with Keeper(job.output, version=version(), is_temporary=job.is_temporary, progress=progress) as keeper:
         tuned = fine_tune(
             model,
             learned,
-            held_out,
+            choosing,
             job.tuning,
             usual_training(job.tuning.layers, n_steps=job.n_steps, batch=job.batch, seed=job.seed),
+            judging=judging,
             replay=source,
             keeper=keeper,
             progress=StepProgress(progress, _READ, _TUNED),
@@ -163,11 +172,11 @@ def fine_tune_model(
         # From here on a cancel is not asked for: what was learned is to be saved.
         seconds = tuned.training.checks[-1].seconds
         options = EvaluationOptions(batch=job.batch, seed=job.seed)
-        before = judge(model, held_out, name="source model", options=options)
-        after = judge(tuned.model, held_out, name="fine-tuned model", options=options) if tuned.is_accepted else None
+        before = judge(model, judging, name="source model", options=options)
+        after = judge(tuned.model, judging, name="fine-tuned model", options=options) if tuned.is_accepted else None
         progress.info(verdict(tuned.before, tuned.after, is_adapted=tuned.is_accepted))
         if after is not None:
-            card = _card(job, tuned, after, rasters, learned, held_out, n_rehearsed, seconds)
+            card = _card(job, tuned, after, rasters, learned, n_choosing, len(judging), n_rehearsed, seconds)
             card = _save(tuned, card, learned, job)
         else:
             card = source_card
@@ -187,7 +196,8 @@ def fine_tune_model(
         tuned.n_trainable,
         tuned.n_parameters,
         len(learned),
-        len(held_out),
+        n_choosing,
+        len(judging),
         learned.n_labelled_px(),
         n_rehearsed,
         job.output.stat().st_size,
@@ -207,7 +217,7 @@ def verdict(before: float, after: float, *, is_adapted: bool) -> str:
 
 
 def _split(chips: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, Chips]:
-    """Chips to learn from and to judge by, in blocks of ground where there are several."""
+    """Chips to learn from and to hold out, in blocks of ground where there are several."""
     if len(chips) < 2:
         raise JobError(
             f"The labels lie in one window of {chips.pixels.shape[-1]} px, too few to learn from some and to judge by "
@@ -220,13 +230,28 @@ def _split(chips: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, C
     return split_chips(apart, held_out=job.held_out, seed=job.seed)
 
 
+def _parted(held_out: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, Chips]:
+    """Chips that choose the best state, and others that judge it; the same ones for both where they are few."""
+    if len(np.unique(held_out.blocks)) >= _FEWEST_BLOCKS:
+        choosing, judging = split_chips(held_out, held_out=0.5, seed=job.seed)
+        of_choosing, of_judging = (set(np.unique(part.labels)) - {IGNORE} for part in (choosing, judging))
+        if of_choosing == of_judging:
+            return choosing, judging
+    progress.info(
+        "The labels held out are too few to choose the best state by some of them and to judge it by others: the same "
+        "ones do both, so that the gain is a little flattered. Label more places, or hold more out."
+    )
+    return held_out, held_out
+
+
 def _card(
     job: FineTuneJob,
     tuned: FineTuned,
     after: Evaluation,
     rasters: Sequence[LabelledRaster],
     learned: Chips,
-    held_out: Chips,
+    n_choosing: int,
+    n_held_out: int,
     n_rehearsed: int,
     seconds: float,
 ) -> SegmenterCard:
@@ -245,7 +270,8 @@ def _card(
         rasters=[Path(raster.path).name for raster in rasters],
         n_chips=len(learned),
         n_labelled_px=learned.n_labelled_px(),
-        n_held_out=len(held_out),
+        n_choosing=n_choosing,
+        n_held_out=n_held_out,
         n_rehearsed=n_rehearsed,
         n_steps=tuned.training.checks[-1].step if tuned.training.checks else 0,
         best_step=tuned.training.best_step,

@@ -29,9 +29,7 @@ def fine_tuning_report(result: FineTuneResult) -> str:
         table(_scores(result), has_head=True),
         *_gain(result),
         note(
-            f"Measured on {result.n_held_out} chips that were not learned from, over their labelled pixels. The state "
-            "that is best on them was kept, so that the numbers are a little too good; with few labels they are also "
-            "uncertain. Evaluate the model on other ground, too."
+            f"{_measured(result)} With few labels the numbers are uncertain. Evaluate the model on other ground, too."
         ),
         heading("How training went"),
         picture(_course(result), "Loss and mean IoU against steps"),
@@ -39,6 +37,16 @@ def fine_tuning_report(result: FineTuneResult) -> str:
         table(_facts(result)),
     ]
     return page(f"Fine-tuning of {result.source_card.name}", parts)
+
+
+def _measured(result: FineTuneResult) -> str:
+    where = f"Measured on {result.n_held_out} chips that were not learned from, over their labelled pixels."
+    if result.n_choosing:
+        return f"{where} {result.n_choosing} others chose the state that is best."
+    return (
+        f"{where} The state that is best on them was kept, so that the numbers are a little too good: there were too "
+        "few labels to choose by some and to judge by others."
+    )
 
 
 def _scores(result: FineTuneResult) -> list[tuple[str, ...]]:
@@ -68,10 +76,12 @@ def _course(result: FineTuneResult) -> Figure:
     axes.set_ylim(bottom=0)
     axes.yaxis.label.set_color(colour)
     score = axes.twinx()
-    values = [result.mean_iou_before, *(check.score for check in checks)]
-    score.plot([0, *steps], values, other_dash, color=other_colour, marker="s", markersize=3)
+    # What the source model reached is known of the chips that judge alone.
+    begun = [] if result.n_choosing else [(0, result.mean_iou_before)]
+    points = [*begun, *((check.step, check.score) for check in checks)]
+    score.plot(*zip(*points, strict=True), other_dash, color=other_colour, marker="s", markersize=3)
     score.set_ylim(0, 1)
-    score.set_ylabel("mean IoU on the chips held out", color=other_colour)
+    score.set_ylabel("mean IoU on the chips that choose", color=other_colour)
     axes.axvline(result.training.best_step, color="#444444", linewidth=0.8, linestyle=":")
     return figure
 

@@ -108,7 +108,7 @@ def test_few_labels_bring_the_model_to_new_ground(source, target, tmp_path, reco
     assert event["rasters"] == ["target.tif"]
     assert event["source_sha256"] == package_sha256(source)
     assert event["mean_iou_after"] == pytest.approx(result.mean_iou_after, abs=1e-4)
-    assert event["n_chips"] + event["n_held_out"] == 16
+    assert event["n_chips"] + event["n_choosing"] + event["n_held_out"] == 16
     assert card.metrics["held_out"]["mean_iou"] == pytest.approx(result.mean_iou_after, abs=1e-4)
     # It knows the ground that it was tuned on, as the network that it is now sees it.
     home = TargetRaster(target("home.tif", seed=9).path)
@@ -202,7 +202,37 @@ def test_a_cancel_keeps_the_best_so_far_or_leaves_nothing(source, target, tmp_pa
 def test_one_block_of_ground_is_split_by_chips(source, target, tmp_path, recorder):
     told = recorder()
     result = tuned([target(side=2 * CHIP_PX)], job(source, tmp_path, "decoder", n_steps=4), progress=told)
-    assert (result.n_chips, result.n_held_out) == (3, 1)
+    assert (result.n_chips, result.n_choosing, result.n_held_out) == (3, 0, 1)
+    assert any("too few to choose" in text for text in told.texts)
+    assert "a little too good" in fine_tuning_report(result)
+
+
+def test_the_verdict_is_reached_on_labels_that_chose_nothing(source, target, tmp_path, monkeypatch, recorder):
+    """A state that is best by the labels that choose, which say the opposite of those that judge."""
+    from segadapt.processing.jobs import fine_tune_model as module
+
+    split, model = module.split_chips, load_segmenter(source)
+
+    def opposite(chips, **options):
+        kept, held = split(chips, **options)
+        return kept.with_labels(1 - predict_labels(model, kept)), held.with_labels(predict_labels(model, held))
+
+    monkeypatch.setattr(module, "split_chips", opposite)
+    told = recorder()
+    result = tuned([target()], job(source, tmp_path), progress=told)
+    assert result.training.best_step > 0
+    assert result.training.best_score > 0.5
+    assert not result.is_adapted
+    assert result.mean_iou_after < result.mean_iou_before == 1
+    assert (result.n_chips, result.n_choosing, result.n_held_out) == (11, 3, 2)
+    assert "3 others chose the state" in fine_tuning_report(result)
+    assert any("3 to choose the best state, 2 others to judge it by" in text for text in told.texts)
+
+
+def test_a_class_that_one_half_lacks_is_judged_on_all(source, target, tmp_path):
+    """There is a roof in a single block: no half of those held out could tell it from the rest for the other."""
+    result = tuned([target(n=1)], job(source, tmp_path, "head", n_steps=2))
+    assert (result.n_choosing, result.n_held_out) == (0, 5)
 
 
 def test_of_many_labels_those_with_objects_are_learned_from(source, target, tmp_path, recorder, monkeypatch):
