@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # `jobs.training_data.SPLITS`; those modules need the environment (a test compares them).
 DECODERS = ("fpn", "unet", "upernet", "segformer", "dpt", "light")
 WEIGHTS = ("auto", "published", "none")
-SPLITS = ("blocks", "rasters")
+SPLITS = ("blocks", "rasters", "folders")
 LOSSES = ("cross_entropy_dice", "cross_entropy", "focal")
 
 
@@ -100,8 +100,9 @@ class TrainModelAlgorithm(LabelledAlgorithm):
             self.RATE: self.tr("Learning rate at its highest; the encoder takes a third of it from published weights."),
             self.HELD_OUT: self.tr("Share of the chips that is held out to judge the model by; 0 holds none out."),
             self.SPLIT: self.tr(
-                "What is held out: blocks of ground of every raster, or whole rasters, which is the harder test and "
-                "the right one where the model is for other places."
+                "What is held out: blocks of ground of every raster; or whole rasters, which is the harder test and "
+                "the right one where the model is for other places; or all rasters of a folder, where several show "
+                "one place, as the tiles of a city do: put each place's in a folder of its own."
             ),
             self.PATIENCE: self.tr("Training stops after so many of 20 checks without a better one; 0 never stops."),
             self.AUGMENT: self.tr("Show chips flipped, turned by right angles, scaled, and in other light."),

@@ -40,7 +40,7 @@ from ..raster.band_reader import open_bands
 from .class_scheme import ClassScheme
 from .evaluate_model import Evaluation, EvaluationOptions, in_words, judge
 from .page import version
-from .training_data import LabelledRaster, SplitBy, read_training_chips, split_chips
+from .training_data import LabelledRaster, SplitBy, folder_of, place_of, read_training_chips, split_chips
 
 Weights = Literal["auto", "published", "none"]
 WEIGHTS: tuple[Weights, ...] = ("auto", "published", "none")
@@ -69,8 +69,8 @@ class ModelOptions:
     `bands`: 1-based, None for all but alpha of the first raster (the colours of a palette), and in the others those of
     the same names where all rasters have them, else of the same numbers. `epochs`: how often each chip is seen;
     `n_steps` batches instead where it is given. `held_out`: share of the chips that the model is judged by, 0 for none,
-    held out in blocks of ground or whole rasters (`split`). `patience`: checks (20 at most) without a better one before
-    training stops. `n_most`: at most about so many chips.
+    held out in blocks of ground, whole rasters, or all rasters of a folder (`split`). `patience`: checks (20 at most)
+    without a better one before training stops. `n_most`: at most about so many chips.
     """
 
     name: str = ""
@@ -166,7 +166,12 @@ def train_model(
     stretch = _training_stretch(rasters, names, bands, progress)
     kept, held_out = chips, None
     if options.held_out:
-        kept, held_out = split_chips(chips, held_out=options.held_out, by=options.split, seed=options.seed)
+        kept, held_out = split_chips(
+            chips, held_out=options.held_out, by=options.split, rasters=rasters, seed=options.seed
+        )
+        if options.split != "blocks":
+            held = [rasters[int(place)] for place in np.unique(place_of(held_out))]
+            progress.info(f"Held out: {', '.join(_place_names(held, options.split))}.")
     scale = "" if gsd_m is None else f" at {gsd_m:.3g} m"
     progress.info(
         f"{len(kept)} chips of {options.chip_px} px{scale} to learn from, {len(held_out or ())} to judge by; classes: "
@@ -264,6 +269,13 @@ def _look_at(
         )
     is_by_name = options.bands is None and all(has_bands(one.path, names) for one in rasters)
     return None if is_by_name else bands, names, options.gsd_m or own_m
+
+
+def _place_names(rasters: Sequence[LabelledRaster], by: SplitBy) -> list[str]:
+    """Names of the rasters, or of the folders that they lie in, each once."""
+    if by == "rasters":
+        return [Path(raster.path).name for raster in rasters]
+    return list(dict.fromkeys(folder_of(raster).name for raster in rasters))
 
 
 def _training_stretch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,8 +24,8 @@ from ..raster.stretch import Stretch
 from .class_scheme import ClassScheme
 from .labelled_chips import Labels, LabelSource, PolygonLabels, RasterLabels, count_chips, cut_chips
 
-SplitBy = Literal["blocks", "rasters"]
-SPLITS: tuple[SplitBy, ...] = ("blocks", "rasters")
+SplitBy = Literal["blocks", "rasters", "folders"]
+SPLITS: tuple[SplitBy, ...] = ("blocks", "rasters", "folders")
 
 _PLACE = 1 << 32
 """Blocks of ground are numbered `place * _PLACE + block`: chips of two rasters never share one."""
@@ -176,16 +177,38 @@ def place_of(chips: Chips) -> npt.NDArray[np.int64]:
     return chips.blocks // _PLACE
 
 
-def split_chips(chips: Chips, *, held_out: float, by: SplitBy = "blocks", seed: int = 0) -> tuple[Chips, Chips]:
-    """Chips to learn from, and about the fraction `held_out` of them to judge by, which share no block or raster.
+def folder_of(raster: LabelledRaster) -> Path:
+    """The folder that a raster lies in, by the name that it was given: links are not followed."""
+    return Path(os.path.abspath(raster.path)).parent
 
-    Of 20 splits by seeds that follow from `seed`, the first that leaves the most classes on both sides is taken: a
-    rare class may live in one block. Raises `JobError` or `ChipError` where there are too few blocks or rasters.
+
+def split_chips(
+    chips: Chips,
+    *,
+    held_out: float,
+    by: SplitBy = "blocks",
+    rasters: Sequence[LabelledRaster] = (),
+    seed: int = 0,
+) -> tuple[Chips, Chips]:
+    """Chips to learn from, and about the fraction `held_out` of them to judge by, which share no block or place.
+
+    A place is a raster, or all rasters of a folder; `rasters`: those that the chips were read from. Of 20 splits by
+    seeds that follow from `seed`, the first that leaves the most classes on both sides is taken: a rare class may live
+    in one block. Raises `JobError` or `ChipError` where there are too few blocks or places.
     """
-    numbers = place_of(chips) if by == "rasters" else chips.blocks
-    if by == "rasters" and len(np.unique(numbers)) < 2:
+    numbers = chips.blocks if by == "blocks" else place_of(chips)
+    if by == "folders":
+        _, of_raster = np.unique([str(folder_of(raster)) for raster in rasters], return_inverse=True)
+        numbers = of_raster[numbers].astype(np.int64)
+    is_alone = len(np.unique(numbers)) < 2
+    if is_alone and by == "rasters":
         raise JobError("Labels lie on one raster alone, so that no raster can be held out; split by blocks instead.")
-    if len(np.unique(numbers)) < 2:
+    if is_alone and by == "folders":
+        raise JobError(
+            f"Labels lie on rasters of {folder_of(rasters[int(place_of(chips)[0])])} alone, so that no folder can be "
+            "held out; give each place a folder of its own, or split by rasters or blocks instead."
+        )
+    if is_alone:
         raise JobError(
             f"The {len(chips)} labelled chips lie in one block of ground, so that nothing can be held out; label more "
             "ground, choose smaller chips, or hold nothing out."

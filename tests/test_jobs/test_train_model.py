@@ -387,6 +387,29 @@ def test_a_raster_without_labels_is_left_out_and_the_others_are_kept_apart(house
         split_chips(one, held_out=0.5, by="rasters")
 
 
+def test_the_rasters_of_a_folder_are_one_place(houses, tmp_path, recorder):
+    """Two cities of two tiles, one of them given by a roundabout way."""
+    rasters = []
+    for n, city in enumerate(("north", "north", "south", "south")):
+        path, boxes, _ = houses(f"{city}_{n}.tif", seed=n)
+        (folder := tmp_path / city).mkdir(exist_ok=True)
+        moved = Path(path).rename(folder / Path(path).name)
+        given = tmp_path / "south" / ".." / city / moved.name if n == 1 else moved
+        rasters.append(labelled(str(given), boxes, area=(box(0, 0, 160, 160),)))
+    scheme, told = scheme_of_labels(rasters), recorder()
+    chips = read_training_chips(rasters, scheme, chip_px=32)
+    for seed in range(4):
+        kept, held = split_chips(chips, held_out=0.2, by="folders", rasters=rasters, seed=seed)
+        assert {frozenset(place_of(part).tolist()) for part in (kept, held)} == {frozenset((0, 1)), frozenset((2, 3))}
+    north = chips.take(np.flatnonzero(place_of(chips) < 2))
+    with pytest.raises(JobError, match="north alone"):
+        split_chips(north, held_out=0.5, by="folders", rasters=rasters)
+    options = replace(QUICK, n_steps=1, split="folders")
+    trained = train_model(rasters, scheme, tmp_path / "m.safetensors", options, device="cpu", progress=told)
+    assert trained.n_chips == trained.n_held_out == 50
+    assert {"Held out: north.", "Held out: south."} & set(told.texts)
+
+
 def test_rasters_with_labels_share_the_chips_and_hand_on_what_they_have_too_few_for(houses):
     path, boxes, _ = houses()
     corner = (0, 0, 160, 20)
