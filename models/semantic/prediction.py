@@ -17,6 +17,7 @@ from ..chips import Chips
 from ..device import DTYPES, choose_precision
 from ..metrics import Confusion, confusion_matrix
 from ..progress import NullProgress, Progress, raise_if_cancelled
+from .card import SegmenterCard
 from .segmenter import Segmenter
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
@@ -55,6 +56,11 @@ def probabilities(model: Segmenter, pixels: torch.Tensor, *, flips: bool = False
         answers = (torch.softmax(model(torch.flip(pixels, flip)).float(), dim=1) for flip in axes)
         turned = (torch.flip(answer, flip) for answer, flip in zip(answers, axes, strict=True))
         return functools.reduce(torch.add, turned) / len(axes)
+
+
+def windows_at_once(card: SegmenterCard, side_px: int, *, batch: int) -> int:
+    """How many windows of `side_px` have the pixels of a `batch` of chips that a model was trained on; at least 1."""
+    return max(1, batch * card.chip_px**2 // side_px**2)
 
 
 class BatchPredictor:

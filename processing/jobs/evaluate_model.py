@@ -29,7 +29,7 @@ from ...models.metrics import (
 from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, read_card
 from ...models.semantic.package import load_segmenter, package_sha256
-from ...models.semantic.prediction import device_of, predict_chips
+from ...models.semantic.prediction import device_of, predict_chips, windows_at_once
 from ...models.semantic.segmenter import Segmenter
 from ..errors import JobError
 from ..raster.band_reader import BandReader
@@ -58,7 +58,8 @@ class EvaluationOptions:
     `chip_px`: side of the windows, None for what the models were trained on. `bands`: 1-based, None as for
     `open_bands` by the names on each card. `n_most`: at most about so many windows, drawn by `seed`, fewer where these
     would take more than 4 GiB of memory. `flips`: mean over
-    mirror images. `tolerance_px`: how far an outline may be off and still be right.
+    mirror images. `tolerance_px`: how far an outline may be off and still be right. `batch`: windows at once, of larger
+    ones than a model was trained on as many as take that memory.
     """
 
     chip_px: int | None = None
@@ -180,8 +181,9 @@ def judge(
     sure, right, counts = np.zeros(N_BINS), np.zeros(N_BINS), np.zeros(N_BINS)
     worst: list[Window] = []
     seconds, start = 0.0, time.perf_counter()
+    batch = windows_at_once(model.card, chips.pixels.shape[-1], batch=options.batch)
     for part, probability in predict_chips(
-        model, chips, batch=options.batch, flips=options.flips, coarser=coarser, progress=progress
+        model, chips, batch=batch, flips=options.flips, coarser=coarser, progress=progress
     ):
         seconds += time.perf_counter() - start
         answers = probability.argmax(axis=1).astype(np.uint8)

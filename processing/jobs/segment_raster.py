@@ -22,6 +22,7 @@ from ...models.file_lock import file_lock
 from ...models.progress import NullProgress, Progress, StepProgress
 from ...models.semantic.card import SegmenterCard, SegmenterClass, read_card
 from ...models.semantic.package import package_sha256
+from ...models.semantic.prediction import windows_at_once
 from ..errors import JobError, RasterError
 from ..raster.access import gdal_access
 from ..raster.band_reader import BandReader
@@ -166,7 +167,7 @@ def segment_raster(
         n_classes=len(card.classes),
         overlap=options.overlap,
         flips=options.flips,
-        batch=max(1, options.batch * card.chip_px**2 // side**2),
+        batch=windows_at_once(card, side, batch=options.batch),
         extras=outputs.extras,
         version=version(),
     )

@@ -82,6 +82,22 @@ def test_a_perfect_model_and_one_that_is_always_wrong():
     assert difference(bad, good) == (1, 1, 1)
 
 
+def test_of_large_windows_fewer_are_judged_at_once():
+    """As many as take the memory of a batch of training chips, and one of the largest."""
+    seen = []
+
+    class Watched(Threshold):
+        def forward(self, pixels):
+            seen.append(len(pixels))
+            return super().forward(pixels)
+
+    for factor, expected in ((1, [6]), (2, [2, 2, 2]), (4, [1] * 6)):
+        seen.clear()
+        found = judge(Watched(), chips_of(halves().repeat(factor, axis=1).repeat(factor, axis=2)))
+        assert found.mean_iou == 1
+        assert seen == expected
+
+
 def test_counts_are_those_of_the_pixels():
     labels = halves(4)
     pixels = np.where(labels == 1, 200, 50).astype(np.uint8)[:, None].repeat(3, axis=1)
