@@ -143,7 +143,7 @@ def _shift_text(result: Results) -> str:
     if level not in _LEVELS:
         return f"Cannot be told: the model does not say what it was trained on. Worth trying: {advice}."
     how_far = f"{_LEVELS[level]}: {_number(result.get('SHIFT'))} (0 is the same, 1 another world)."
-    return how_far if level == NEAR else f"{how_far} What should help: {advice}."
+    return how_far if level == NEAR else f"{how_far} Worth trying: {advice}."
 
 
 def _verdict(change: str, *, is_kept: bool) -> str:

@@ -13,6 +13,7 @@ from segadapt.benchmarks import study
 from segadapt.benchmarks.study import Size, Study
 from segadapt.benchmarks.study_tables import append_row, overview, rows_of, tables
 from segadapt.models.chips import Chips
+from segadapt.models.transfer import shift
 
 
 def row(what: str, mean_iou: float, **more: Any) -> dict[str, Any]:
@@ -46,6 +47,31 @@ def test_a_run_that_was_killed_goes_on_where_it_was(begun: Study, tmp_path: Path
         ("second", 1.0, "second"),
         ("third", 1.0, "third"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "n_won", "points"),
+    [
+        ("masked_consistency, source rehearsed", "on all where labelled rasters of the source were rehearsed", 6, 3.1),
+        ("masked_consistency", "on five without them", 5, 2.6),
+        ("self_training, source rehearsed", "self_training with them on all", 6, 2.2),
+        ("self_training, source rehearsed, 3 times the steps", "with 240 steps in place of 80 on five", 5, 4.3),
+        ("self_training", "without them on four", 4, 0.8),
+        ("quantile", "", 1, -2.1),
+    ],
+)
+def test_what_is_advised_is_what_was_measured(name: str, told: str, n_won: int, points: float) -> None:
+    """How often a row was above the source model, and by how much, as *Measure domain shift* and the help say it."""
+    gains: dict[str, list[float]] = {}
+    for file in (Path(__file__).parents[1] / "docs" / "study").glob("*.jsonl"):
+        scores = {one["row"]: one["mean_iou"] for one in rows_of(file)}
+        gains.setdefault(file.stem[:-2], []).append(100 * (scores[name] - scores["source only"]))
+    means = [float(np.mean(of_pair)) for of_pair in gains.values()]
+    assert (len(means), sum(gain > 0 for gain in means)) == (6, n_won)
+    assert round(float(np.mean(means)), 1) == points
+    if told:
+        said = shift._MEASURED[shift._MEASURED.index(told) :]
+        assert said.partition("(")[2].startswith(f"{points:g}")
 
 
 @pytest.fixture

@@ -782,8 +782,12 @@ def test_a_shift_is_far_and_its_absence_near(world):
     said_near, said_far = advise(world.model, near), advise(world.model, far)
     assert said_near.level == "near"
     assert said_far.level == "far"
-    assert said_far.methods[0] == "quantile+masked_consistency"
+    assert said_far.methods == ("quantile", "quantile+masked_consistency", "masked_consistency", "self_training")
     assert any("Map them first" in sentence for sentence in said_far.sentences)
+    # No further in its values than the pairs of the study, on which mapping them lost.
+    as_studied = advise(world.model, replace(far, band_distances=(0.45, 0.3, 0.32)))
+    assert as_studied.methods == ("masked_consistency", "self_training")
+    assert not any("Map them first" in sentence for sentence in as_studied.sentences)
     for methods in (said_near.methods, said_far.methods):
         for method in methods:
             assert names_of(method)

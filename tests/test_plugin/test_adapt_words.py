@@ -75,7 +75,7 @@ def test_every_method_has_words() -> None:
     ("step", "result", "text"),
     [
         (SHIFT, {"LEVEL": "near", "SHIFT": 0.082, "RECOMMENDED": "quantile"}, "Near: 0.08 (0 is the same, 1 another"),
-        (SHIFT, {"LEVEL": "far", "SHIFT": 0.7, "RECOMMENDED": "quantile"}, "What should help: matching its colours."),
+        (SHIFT, {"LEVEL": "far", "SHIFT": 0.7, "RECOMMENDED": "quantile"}, "Worth trying: matching its colours."),
         (SHIFT, {"LEVEL": "unknown", "RECOMMENDED": "self_training"}, "Cannot be told"),
         (ADAPT, {"IS_ADAPTED": True, "AGREEMENT_BEFORE": 0.6, "AGREEMENT_AFTER": 0.8}, "Kept: agreement 0.60 → 0.80."),
         (ADAPT, {"IS_ADAPTED": False, "AGREEMENT_BEFORE": 0.6, "AGREEMENT_AFTER": 0.5}, "Not kept, as it was no"),
