@@ -100,8 +100,10 @@ class SegmentRasterAlgorithm(ModelAlgorithm):
                 "raster and model lie at the same paths for all. Without it the work is done here."
             ),
             self.OUTPUT: self.tr(
-                "Cloud-optimised GeoTIFF of class ids on the pixels of the input, with names and colours; 255 is "
-                "nodata."
+                "Cloud-optimised GeoTIFF of class ids on the pixels of the input; 255 is nodata. It holds the colours "
+                "of the classes as a colour table and their names as metadata (CLASS_0 and so on). The style, with the "
+                "names in the legend, is a file of the same name beside it, .qml: move both, or the legend shows the "
+                "numbers of the classes."
             ),
             self.PROBABILITIES: self.tr("Raster with one band per class: its probability in per cent; 255 is nodata."),
             self.CONFIDENCE: self.tr("Raster of the largest probability in per cent; 255 is nodata."),

@@ -99,6 +99,26 @@ def test_all_outputs(run: Any, package: Path, raster: str, tmp_path: Path) -> No
     assert area == {number: 0.25 * (labels == number).sum() for number in (0, 1)}
 
 
+def test_the_file_keeps_its_colours_without_the_style_beside_it(
+    run: Any, package: Path, raster: str, tmp_path: Path
+) -> None:
+    """As the help says: names of the legend lie in the .qml, colours in the raster, and the names as metadata."""
+    import rasterio
+
+    def legend(path: Path) -> list[tuple[float, str, str]]:
+        layer = QgsRasterLayer(str(path), "labels")  # the renderer is part of it
+        return [(one.value, one.color.name(), one.label) for one in layer.renderer().classes()]
+
+    (tmp_path / "away").mkdir()
+    path = tmp_path / "labels.tif"
+    run("segmentraster", {"INPUT": raster, "MODEL": str(package), "DEVICE": "cpu", "OUTPUT": str(path)})
+    assert legend(path) == [(0, "#5a5a5a", "other"), (1, "#e6550d", "roof")]
+    moved = path.rename(tmp_path / "away" / path.name)
+    assert legend(moved)[:2] == [(0, "#5a5a5a", "0"), (1, "#e6550d", "1")]
+    with rasterio.open(moved) as dataset:
+        assert dataset.tags()["CLASS_1"] == "roof"
+
+
 def test_results_come_with_a_legend(
     run_task: Any, package: Path, raster: str, tmp_path: Path, provider: Any, feedback: Any
 ) -> None:
