@@ -35,6 +35,7 @@ _EVERY_S = 60.0
 _WRITING_SHARE = 0.05
 _SUFFIX = ".training"
 Numbers = npt.NDArray[np.int32]
+"""Numbers of segments, as `transfer.base.Problem` has them."""
 
 
 class Stateful(Protocol):
