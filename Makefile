@@ -39,7 +39,7 @@ link: ## link this checkout into the QGIS profile and enable the plugin
 package: environment ## build dist/segadapt-<version>.zip and scan it as the plugin repository does
 	@"$(PYTHON)" tools/package.py
 
-bench: setup ## measure speed; BENCH=clicks, similar, class_map: accuracy on labelled imagery, session: a long one
+bench: setup ## measure speed; BENCH=clicks, similar, review, class_map: accuracy on labelled imagery, session: a long one
 	@QT_QPA_PLATFORM=offscreen $(RUN) benchmarks/$(or $(BENCH),run).py $(ARGS)
 
 study: setup ## measure adaptation on the labelled imagery (ARGS="--pairs banepa --seeds 0"); hours on a CPU, resumable

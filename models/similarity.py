@@ -33,6 +33,9 @@ _MOST_PROTOTYPES = 4
 # The background around an example is counter-evidence only in part: in a dense town it holds the neighbours.
 _NEGATIVE_SHARE = 0.25
 _LEAST_NORM = 1e-6
+# How far answers move the judge. They are no fair sample, as they come from the top of the list: from 0.3 on what is
+# not answered yet gets worse probabilities than without learning (docs/similar.md).
+_ANSWERS_SPREAD = 0.15
 
 
 def unit(features: npt.ArrayLike) -> FloatArray:
@@ -153,29 +156,28 @@ class Judge:
         return found
 
     def learn(
-        self, measures: npt.NDArray[np.float64], is_wanted: BoolArray, *, spread: float = 1.0, bias_spread: float = 2.0
+        self, measures: npt.NDArray[np.float64], is_wanted: BoolArray, *, spread: float = _ANSWERS_SPREAD
     ) -> Judge:
         """The judge after answers: measures (N, D) and whether each was accepted (N,).
 
-        `spread`, `bias_spread`: standard deviations of the prior around the present weights and bias.
+        `spread`: standard deviation of the prior around the present weights and bias.
         """
         if not len(measures):
             return self
         x = np.column_stack([measures, np.ones(len(measures))])
         prior = np.append(self.weights, self.bias)
-        precision = np.append(np.full(len(self.weights), spread**-2), bias_spread**-2)
         found = prior.copy()
         target = is_wanted.astype(np.float64)
 
         def loss(w: npt.NDArray[np.float64]) -> float:
             z = x @ w
-            return float((np.logaddexp(0, z) - target * z).sum() + 0.5 * (precision * (w - prior) ** 2).sum())
+            return float((np.logaddexp(0, z) - target * z).sum() + 0.5 * ((w - prior) ** 2).sum() / spread**2)
 
         # Convex and tiny; with halved steps Newton's method cannot run away.
         for _ in range(50):
             p = expit(x @ found)
-            gradient = x.T @ (p - target) + precision * (found - prior)
-            hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(precision)
+            gradient = x.T @ (p - target) + (found - prior) / spread**2
+            hessian = (x * (p * (1 - p))[:, None]).T @ x + np.eye(len(prior)) / spread**2
             step = np.linalg.solve(hessian, gradient)
             scale, before = 1.0, loss(found)
             while loss(found - scale * step) > before and scale > 1e-6:

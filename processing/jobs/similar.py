@@ -54,9 +54,6 @@ _SMALLEST_WINDOW_PX, _LARGEST_WINDOW_PX = 256, 8192
 # Windows that tell what the raster looks like on average.
 _SAMPLE_WINDOWS = 9
 _SAME_OBJECT_IOU = 0.5
-# How far examples and rejected objects may move the judge. They are no fair sample: those that are given as rejected
-# are the likeliest of the wrong ones.
-_GIVEN_SPREAD = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +314,7 @@ class SimilarSearch:
         given = [*self._examples, *self._rejected]
         measures = self._target.measures(MaskTraits.joined([self._asked_about(example) for example in given]))
         is_wanted = np.arange(len(given)) < len(self._examples)
-        return GENERAL_JUDGE.learn(measures, is_wanted, spread=_GIVEN_SPREAD, bias_spread=_GIVEN_SPREAD)
+        return GENERAL_JUDGE.learn(measures, is_wanted)
 
     def _asked_about(self, example: Example) -> MaskTraits:
         """The traits of an example, with what the model says of the mask that it finds in its box."""

@@ -103,7 +103,7 @@ class TestJudge:
 
     def test_many_answers_outweigh_the_prior(self):
         rng = np.random.default_rng(0)
-        measures = rng.normal(size=(200, 2))
+        measures = rng.normal(size=(2000, 2))
         is_wanted = measures[:, 1] > 0  # the prior believes in the first measure
         learned = self.GENERAL.learn(measures, is_wanted)
         right = (learned.probability(measures) > 0.5) == is_wanted
@@ -114,10 +114,10 @@ class TestJudge:
         """Newton's method ends where the gradient of the posterior is zero."""
         rng = np.random.default_rng(1)
         measures, is_wanted = rng.normal(size=(12, 2)), rng.random(12) > 0.5
-        learned = self.GENERAL.learn(measures, is_wanted, spread=0.7, bias_spread=3.0)
+        learned = self.GENERAL.learn(measures, is_wanted, spread=0.7)
         error = learned.probability(measures) - is_wanted
         weights = measures.T @ error + (learned.weights - self.GENERAL.weights) / 0.7**2
-        bias = error.sum() + (learned.bias - self.GENERAL.bias) / 3.0**2
+        bias = error.sum() + (learned.bias - self.GENERAL.bias) / 0.7**2
         np.testing.assert_allclose([*weights, bias], 0, atol=1e-4)
 
 
