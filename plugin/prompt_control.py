@@ -82,7 +82,12 @@ class PromptControl(QObject):
             self.session, scene=scene, target=target, classes=classes, shape_options=shape_options
         )
         self._undo = UndoControl(
-            self.session, history=target.history, click_takers=self.click_takers, actions=actions, parent=self
+            self.session,
+            history=target.history,
+            classes=classes,
+            click_takers=self.click_takers,
+            actions=actions,
+            parent=self,
         )
         self.gestures = Gestures(
             canvas,
@@ -225,8 +230,6 @@ class PromptControl(QObject):
         if self._accept_as is not None:
             self._later.append(add)  # It belongs to the next object.
             return
-        if not self.session.can_undo:
-            self._object.start_clock()
         self._undo.forget_undone()
         add()
         self._go_on()
@@ -251,7 +254,6 @@ class PromptControl(QObject):
 
     def _ask_seed(self, seed: Seed) -> None:
         seed.enter(self.session)
-        self._object.start_clock()
         self._go_on()
 
     def _on_batch_finished(self, sentence: str) -> None:
@@ -286,6 +288,7 @@ class PromptControl(QObject):
 
     def _on_scene_changed(self) -> None:
         self.batch.stop()
+        self._undo.forget_accepted()
         self.reset()
 
     def _accept(self) -> bool:
@@ -305,6 +308,7 @@ class PromptControl(QObject):
         except (SinkError, CoordinateError) as error:
             self.notified.emit(str(error))
             return False
+        self._undo.keep_accepted(class_name)
         self.reset()
         self.accepted.emit(answer, bytes(outline.asWkb()), class_name)
         if is_correction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -66,6 +67,14 @@ class Step:
         )
 
 
+class Begun(NamedTuple):
+    """An object that was put aside: its steps so far, those that redo would bring back, the seconds that it took."""
+
+    done: tuple[Step, ...] = (Step(),)
+    undone: tuple[Step, ...] = ()
+    seconds: float = 0.0
+
+
 class Session:
     """Steps of one object. Coordinates are map units of the raster's CRS; request ids never repeat."""
 
@@ -75,6 +84,7 @@ class Session:
         self._position = 0
         self._requested: dict[int, int] = {}
         """Position in `_steps` by the id of the request that is to answer it."""
+        self._started_s = 0.0
 
     @property
     def step(self) -> Step:
@@ -101,6 +111,17 @@ class Session:
     def is_waiting(self) -> bool:
         """True while the present prompts have no answer."""
         return not self.is_empty and self.answer is None
+
+    @property
+    def newest_step(self) -> Step:
+        """The step that redo would lead to at last."""
+        return self._steps[-1]
+
+    @property
+    def begun(self) -> Begun:
+        """The object as it is, to be taken up again."""
+        done = tuple(self._steps[: self._position + 1])
+        return Begun(done, tuple(self._steps[self._position + 1 :]), time.monotonic() - self._started_s)
 
     @property
     def can_undo(self) -> bool:
@@ -168,7 +189,12 @@ class Session:
 
     def drop(self) -> None:
         """Forget the object. Answers that are still under way will be refused."""
-        self._steps, self._position = [Step()], 0
+        self.take_up(Begun())
+
+    def take_up(self, begun: Begun) -> None:
+        """Go on with an object that was put aside, in place of the present one, as `drop` would leave that."""
+        self._steps, self._position = [*begun.done, *begun.undone], len(begun.done) - 1
+        self._started_s = time.monotonic() - begun.seconds
         self._requested.clear()
 
     def request(self, view_map: Bounds) -> PromptInput | None:
@@ -217,6 +243,8 @@ class Session:
         return True
 
     def _push(self, step: Step) -> None:
+        if not self.can_undo:
+            self._started_s = time.monotonic()
         self._steps = [*self._steps[: self._position + 1], replace(step, answer=None, chosen=0)]
         self._position += 1
 

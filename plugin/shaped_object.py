@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from qgis.core import QgsCoordinateReferenceSystem, QgsGeometry, QgsProject, QgsVectorLayer
@@ -18,7 +17,7 @@ from .target import TargetChoice
 
 
 class ShapedObject:
-    """Shapes the answer of the session, once for all who draw and store it, and knows how long the object took."""
+    """Shapes the answer of the session, once for all who draw and store it."""
 
     def __init__(
         self,
@@ -31,13 +30,8 @@ class ShapedObject:
     ) -> None:
         self._session, self._scene, self._target, self._classes = session, scene, target, classes
         self._shape_options = shape_options
-        self._started_s = 0.0
         self._shaped_from: tuple[object, ...] = ()
         self._shaped = QgsGeometry()
-
-    def start_clock(self) -> None:
-        """Count the seconds of the object from now on."""
-        self._started_s = time.monotonic()
 
     def forget_neighbours(self) -> None:
         """Shape anew: other neighbours make another outline."""
@@ -78,7 +72,7 @@ class ShapedObject:
             colour=self._classes.colour(class_name),
             geometry=outline,
             n_clicks=self._session.step.n_prompts,
-            seconds=time.monotonic() - self._started_s,
+            seconds=self._session.begun.seconds,
             on_top=self._shape_options().new_on_top,
         )
 

@@ -252,3 +252,22 @@ def test_undo_and_redo_keep_the_choice_and_name_the_prompt(session: Session) -> 
     assert session.newest_prompt == ""
     session.redo()
     assert session.step.chosen == 1
+
+
+def test_an_object_that_was_put_aside_is_taken_up_as_it_was(session: Session) -> None:
+    session.add_point((1.0, 2.0), is_foreground=True)
+    answered = ask_and_answer(session)
+    session.add_point((3.0, 4.0), is_foreground=True)
+    session.undo()
+    aside = session.begun
+    session.drop()
+    session.add_point((5.0, 6.0), is_foreground=True)
+    late = session.request(VIEW)
+    session.take_up(aside)
+    assert session.step.points_map == ((1.0, 2.0),)
+    assert session.answer is not None
+    assert session.answer.request_id == answered
+    assert late is not None
+    assert not session.take(answer_to(late.request_id))
+    session.redo()
+    assert session.step.points_map == ((1.0, 2.0), (3.0, 4.0))

@@ -364,7 +364,11 @@ def test_undo_goes_on_with_the_layer_where_prompts_end_and_says_so(gui: Any, at:
     gui.key(Qt.Key.Key_Z, CTRL)
     assert layer.featureCount() == 0
     assert redo.text() == "Redo accept tank"
+    gui.key(Qt.Key.Key_Z, CTRL)
+    assert redo.text() == "Redo click"  # of the object that is in hand again
     assert not undo.isEnabled()
+    gui.key(Qt.Key.Key_Z, CTRL | SHIFT)
+    assert redo.text() == "Redo accept tank"
     gui.key(Qt.Key.Key_Z, CTRL | SHIFT)
     assert layer.featureCount() == 1
     assert redo.text() == "Redo click"
