@@ -314,8 +314,11 @@ class SceneBackend:
 
 
 def _ground(spec: SceneSpec) -> object:
-    """What must be the same for what was learned to hold: model and raster, a web map at whatever scale it is drawn."""
-    return spec.model, replace(spec.source, blocks=None)
+    """What must be the same for what was learned to hold: model and raster, a web map at whatever scale it is drawn.
+
+    What the layer is called does not count: two web maps may have one name, and a layer may get another.
+    """
+    return spec.model, replace(spec.source, name="", blocks=None)
 
 
 def _info(spec: SceneSpec, segmenter: InteractiveSegmenter, reason: str) -> SceneInfo:

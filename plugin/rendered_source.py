@@ -134,7 +134,8 @@ def read_layer_source(source: LayerSource, *, centre: QgsPointXY, units_per_px: 
         n_rows=_AREA_BLOCKS,
     )
     wkt = source.crs.toWkt(QgsCoordinateReferenceSystem.WKT_PREFERRED)
-    return RasterSource(source.name, source.name, wkt, (1, 2, 3), None, blocks=grid)
+    sources = "\n".join(" ".join(_address(layer)) for layer in source.layers)
+    return RasterSource(source.name, sources, wkt, (1, 2, 3), None, blocks=grid)
 
 
 def note_reload(source: LayerSource, *, folder: Path) -> None:
@@ -212,7 +213,8 @@ def _parts(node: QDomNode) -> Iterator[str]:
 
 
 def _address(layer: QgsMapLayer) -> tuple[str, str]:
-    return layer.providerType() if hasattr(layer, "providerType") else "", layer.source()
+    # Annotations and groups have no data source: the layer is all there is.
+    return layer.providerType() if hasattr(layer, "providerType") else "", layer.source() or layer.id()
 
 
 def _content(layer: QgsMapLayer, folder: Path) -> str:

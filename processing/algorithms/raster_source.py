@@ -74,7 +74,7 @@ class RasterSource:
 
     `bands` are 1-based; None leaves the choice to the reader. `ranges` is the (low, high) that the layer's
     style maps to black and white, one per band, or None where the stretch is to be estimated. With `blocks` it
-    is no file but a picture that is drawn on demand, and `path` only names it.
+    is no file but a picture that is drawn on demand, and `path` holds the data sources of what is drawn.
     """
 
     name: str

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qgis.core import QgsProject, QgsRasterLayer
+from qgis.core import QgsPointXY, QgsProject, QgsRasterLayer
 from qgis.PyQt.QtTest import QTest
 from segadapt.models.errors import EngineError
 from segadapt.models.progress import NullProgress, raise_if_cancelled
 from segadapt.plugin.backend import RasterChangedError, SceneBackend, is_device_failure
 from segadapt.plugin.exchange import PromptInput, SceneSpec, Task
+from segadapt.plugin.rendered_source import layer_source, read_layer_source
 from segadapt.plugin.status import Phase
 from segadapt.plugin.tasks import Learn, LoadAdapter, ResetLearning, SaveAdapter, SetLearning, SetRectangles
 from segadapt.processing.algorithms.raster_source import BlockGrid, read_source
@@ -317,6 +318,23 @@ def test_what_was_learned_on_a_picture_stays_when_it_is_drawn_finer(backend_on: 
     assert n_learned(1.0) == 0
     backend_on._segmenter.n_learned = 3
     assert n_learned(0.25) == 3
+
+
+def test_what_was_learned_follows_the_raster_and_not_the_name_of_its_layer(
+    backend_on: SceneBackend, tmp_path: Path
+) -> None:
+    def n_learned(tiles: str, name: str) -> int:
+        layer = QgsRasterLayer(f"type=xyz&url=http://127.0.0.1:9/{tiles}/{{z}}/{{x}}/{{y}}.png", name, "wms")
+        source = read_layer_source(
+            layer_source(layer), centre=QgsPointXY(0, 0), units_per_px=1.0, folder=tmp_path / "rendered"
+        )
+        demand = SimpleNamespace(wait=lambda *_: None, forget=lambda: None, order=lambda _: None)
+        return backend_on.open(replace(backend_on.spec, source=source, demand=demand), NullProgress()).n_learned
+
+    assert n_learned("spring", "Imagery") == 0
+    backend_on._segmenter.n_learned = 3
+    assert n_learned("autumn", "Imagery") == 0
+    assert n_learned("spring", "Imagery of spring") == 3
 
 
 def test_only_failures_of_a_device_count_as_such() -> None:
