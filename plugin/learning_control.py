@@ -14,7 +14,7 @@ from ..processing.algorithms.base import with_ending
 from .actions import Actions
 from .buttons import ActionBox, action_button
 from .engine_worker import EngineWorker
-from .exchange import Answer, Task
+from .exchange import Answer, Failure, Task
 from .feature_sink import EditStep
 from .history import EditHistory
 from .scene_control import SceneControl
@@ -64,7 +64,8 @@ class LearningPanel(QWidget):
 class LearningControl(QObject):
     """Owns the page; `line` is a label elsewhere that says in short what the page says.
 
-    An accept that is undone in the `history` takes back what it taught, as long as it is one of the last.
+    An accept that is undone in the `history` takes back what it taught, as long as it is one of the last; where the
+    raster is being opened anew, as soon as it is open.
     `notified` carries a sentence for the message bar.
     """
 
@@ -84,6 +85,8 @@ class LearningControl(QObject):
         self._worker, self._scene, self._actions, self._line = worker, scene, actions, line
         self._history = history
         self._lessons: deque[tuple[object, Lesson]] = deque(maxlen=_MOST_LESSONS)
+        self._unlearning: list[Task] = []
+        """What is not done yet: the worker forgets its tasks with the scene."""
         self._state: LearningState | None = None
         self._add_actions()
         self.panel = LearningPanel(actions)
@@ -94,6 +97,8 @@ class LearningControl(QObject):
         scene.ready.connect(self._on_ready)
         scene.changed.connect(self._on_scene_changed)
         worker.worked.connect(self._on_worked)
+        worker.done.connect(self._on_ended)
+        worker.failed.connect(self._on_failed)
         history.undone.connect(lambda step: self._on_step(step, is_redo=False))
         history.redone.connect(lambda step: self._on_step(step, is_redo=True))
         self._show()
@@ -117,7 +122,8 @@ class LearningControl(QObject):
     def _on_step(self, step: EditStep, *, is_redo: bool) -> None:
         for key, lesson in self._lessons:
             if key is step.key:
-                self._do(Unlearn(lesson, is_redo=is_redo))
+                self._unlearning.append(Unlearn(lesson, is_redo=is_redo))
+                self._do(self._unlearning[-1])
 
     def _add_actions(self) -> None:
         add = partial(self._actions.add, group="Learning")
@@ -152,6 +158,8 @@ class LearningControl(QObject):
             self._worker.do(SetLearning(False))
         if not self.panel.rectangles.isChecked():
             self._worker.do(SetRectangles(False))
+        for task in self._unlearning:
+            self._worker.do(task)
         self._show()
 
     def _save(self) -> None:
@@ -183,6 +191,14 @@ class LearningControl(QObject):
         self._show()
         if not isinstance(task, SetLearning):
             self.panel.report.setText(item.sentence)
+
+    def _on_ended(self, task: Task) -> None:
+        if task in self._unlearning:
+            self._unlearning.remove(task)
+
+    def _on_failed(self, failure: Failure) -> None:
+        if failure.task is not None:
+            self._on_ended(failure.task)
 
     def _show(self) -> None:
         is_on, kept = self.panel.is_on.isChecked(), _kept(self._state)

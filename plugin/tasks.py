@@ -117,10 +117,11 @@ class Unlearn(Task):
             now, wanted = wanted, now
         if segmenter.knowledge is now:
             segmenter.take_over(wanted)
-            done = "counts again" if self.is_redo else "is taken back"
-            yield _state(segmenter, f"What that object taught {done}.")
-        else:
+        elif segmenter.knowledge is not wanted:
             yield _state(segmenter, "The model has changed since that object taught it, and stays as it is.")
+            return
+        done = "counts again" if self.is_redo else "is taken back"
+        yield _state(segmenter, f"What that object taught {done}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,38 @@ def test_undoing_an_accept_takes_back_what_it_taught(gui: Any, at: Any, learner:
     assert learner.knowledge == []
 
 
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_undoing_an_accept_while_the_raster_is_opened_anew_waits_for_it(
+    gui: Any, at: Any, learner: Learner, is_queued: bool
+) -> None:
+    gui.start()
+    scene, known = gui.controller.scene, learner.knowledge
+    accept(gui, at)
+    gui.wait_for(lambda: learner.n_learned == 1)
+    if is_queued:
+        gui.backend.gate.clear()
+        gui.click(at(500, 400))
+        gui.wait_for(lambda: len(gui.backend.prompts) == 2)  # the worker is busy
+        gui.key(Qt.Key.Key_Escape)
+    gui.backend.open_gate.clear()
+    if is_queued:
+        gui.controller.actions["undo"].trigger()
+        scene.reset()
+        gui.backend.gate.set()
+    else:
+        scene.reset()
+        gui.controller.actions["undo"].trigger()
+    gui.backend.open_gate.set()
+    gui.wait_for(lambda: learner.knowledge is known)
+    report = gui.controller.learning.panel.report
+    gui.wait_for(lambda: report.text() == "What that object taught is taken back.")
+    n_tasks = gui.backend.calls.count("run_task")
+    scene.reset()
+    gui.wait_for(lambda: scene.is_ready)
+    gui.wait_for(lambda: "is encoded" in gui.status)
+    assert gui.backend.calls.count("run_task") == n_tasks  # once is enough
+
+
 def test_undoing_what_taught_nothing_changes_no_model(gui: Any, at: Any, learner: Learner) -> None:
     gui.start()
     control = gui.controller.learning
