@@ -184,7 +184,8 @@ def _commit(layer: QgsVectorLayer, changes: Sequence[FeatureChange]) -> list[Fea
     if not is_saved:
         reason = _reason(layer.commitErrors())
         layer.rollBack()
-        raise SinkError(f"'{layer.name()}' could not be saved ({reason}); check space and rights, then accept again.")
+        remedy = "let the program finish that has it open" if "is locked" in reason else "check space and rights"
+        raise SinkError(f"'{layer.name()}' could not be saved ({reason}); {remedy}, then accept again.")
     return [_with_new_id(change, added) for change in changes]
 
 

@@ -114,20 +114,28 @@ def test_a_file_that_is_gone(target: Any, shapes: Any) -> None:
     assert len(target.saved()) == 2
 
 
-def test_a_constraint_of_the_file(target: Any, shapes: Any, gpkg: Any) -> None:
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("no trees here", "check space and rights"),
+        # What SQLite says after GDAL has waited for another program, here without the wait.
+        ("database is locked", "let the program finish that has it open"),
+    ],
+)
+def test_a_constraint_of_the_file(target: Any, shapes: Any, gpkg: Any, reason: str, remedy: str) -> None:
     layer = gpkg((shapes.rectangle(0, 0), "roof"))
     path = layer.source().split("|")[0]
     QgsProject.instance().clear()
     with sqlite3.connect(path) as connection:
         connection.execute(
             "CREATE TRIGGER no_trees BEFORE INSERT ON objects WHEN NEW.class = 'tree' "
-            "BEGIN SELECT RAISE(ABORT, 'no trees here'); END"
+            f"BEGIN SELECT RAISE(ABORT, '{reason}'); END"
         )
     connection.close()
     layer = QgsVectorLayer(path, "strict", "ogr")
     QgsProject.instance().addMapLayer(layer)
     target.choice.set_layer(layer)
-    with pytest.raises(SinkError, match=r"could not be saved .*no trees here"):
+    with pytest.raises(SinkError, match=rf"could not be saved .*{reason}\); {remedy}, then accept again"):
         target.accept(shapes.rectangle(20, 0), "tree")
     assert not layer.isEditable()
     target.accept(shapes.rectangle(20, 0), "roof")
