@@ -33,7 +33,7 @@ from segadapt.processing.jobs.guidance import uncertain_regions
 from segadapt.processing.jobs.scene import Scene
 from segadapt.processing.raster.reader import open_raster
 
-NAIP_SEEDS = 3
+N_SEEDS = 3
 N_CLICKS = 30
 AT = (5, 10, 20, 30)
 # The truth is compared at every third pixel: hand-drawn borders are no finer, and the analyst searches faster.
@@ -133,7 +133,7 @@ def guidance(bench: Bench) -> Iterator[tuple[str, ...]]:
         found.setdefault("guided", []).append(
             evaluate_class_map(Thinned(mapper, STEP_PX), truth, job, guide=guided(mapper)).mious
         )
-        for seed in range(3):
+        for seed in range(N_SEEDS):
             curve = evaluate_class_map(
                 Thinned(bench.mapper(path), STEP_PX), truth, job, guide=anywhere(truth.shape, seed)
             ).mious
@@ -144,6 +144,8 @@ def guidance(bench: Bench) -> Iterator[tuple[str, ...]]:
         )
     for title, curves in found.items():
         yield _row(title, curves)
+    at_random = _filled(found["anywhere at random"]).reshape(-1, N_SEEDS, N_CLICKS).mean(axis=1)
+    yield _gain_row(100 * (_filled(found["guided"]) - at_random))
 
 
 def naip(bench: Bench) -> Iterator[tuple[str, ...]]:
@@ -159,12 +161,12 @@ def naip(bench: Bench) -> Iterator[tuple[str, ...]]:
         if is_tree.sum() < 40:
             continue
         for title, curves in found.items():
-            for seed in range(NAIP_SEEDS):
+            for seed in range(N_SEEDS):
                 curves.append(_naip_curve(bench, path, points, is_tree, title == "guided", seed))
     for title, curves in found.items():
         yield _row(f"{title} ({len(curves)} runs)", curves)
     gains = 100 * (np.array(found["guided"]) - np.array(found["random"]))
-    yield _gain_row(gains.reshape(-1, NAIP_SEEDS, N_CLICKS).mean(axis=1))
+    yield _gain_row(gains.reshape(-1, N_SEEDS, N_CLICKS).mean(axis=1))
 
 
 def tree_points(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -237,10 +239,13 @@ def speed(bench: Bench) -> Iterator[tuple[str, ...]]:
 
 
 def _row(title: str, curves: Any) -> tuple[str, ...]:
-    # A map without errors before its clicks are used up stays so.
-    full = np.array([[*curve, *([curve[-1]] * (N_CLICKS - len(curve)))] for curve in curves])
-    mean = 100 * full.mean(axis=0)
+    mean = 100 * _filled(curves).mean(axis=0)
     return (title, *(f"{mean[n - 1]:.1f}" for n in AT), f"{mean.mean():.1f}")
+
+
+def _filled(curves: Any) -> npt.NDArray[np.float64]:
+    """Curves (N, clicks): a map without errors before its clicks are used up stays so."""
+    return np.array([[*curve, *([curve[-1]] * (N_CLICKS - len(curve)))] for curve in curves], np.float64)
 
 
 def _gain_row(gains: npt.NDArray[np.float64]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,10 @@ class ClassMapper:
     def clicked_pixels(self) -> npt.NDArray[np.int64]:
         """All pixels that were clicked or scribbled over, (N, 2) x, y."""
         return np.concatenate([stroke.pixels for stroke in self._strokes] or [np.zeros((0, 2), np.int64)])
+
+    def said_units(self) -> Iterator[FloatArray]:
+        """Features (D,) of each segment that was clicked or scribbled over."""
+        return chain.from_iterable(stroke.segment_units for stroke in self._strokes)
 
     def blocks(self, bounds_px: Bounds | None = None, *, progress: Progress | None = None) -> Iterator[MapBlock]:
         """Map an extent of any size block by block, without holding more than a few in memory. Raises `Cancelled`."""

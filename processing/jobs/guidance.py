@@ -2,7 +2,9 @@
 
 In the manner of DIAL (Lenczner et al. 2022, https://arxiv.org/abs/2201.01047) and RIPU (Xie et al. 2022,
 https://arxiv.org/abs/2111.12940): entropy of the prediction times impurity of the neighbourhood, here per segment,
-times the square root of the size, since a large mistake costs more.
+times the square root of the size, since a large mistake costs more. And times the square root of what a click there
+would cover: how much nearer, on average, the image's segments would be to what was clicked (facility location, as in
+Wei et al. 2015, https://proceedings.mlr.press/v37/wei15.html), so that what is odd and rare waits.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from ...models.similarity import unit
 from ..raster.windows import Bounds
 from .class_map import ClassMapper, SegmentView
 from .class_scores import overlap
@@ -21,6 +24,10 @@ from .class_scores import overlap
 _APART_SEGMENTS = 6.0
 # A place that is uncertain but has neighbours of one class only still counts.
 _LEAST_IMPURITY = 0.2
+# Segments that stand for the image, and those of most value among which the choice is made.
+_REFERENCES, _SHORTLIST = 600, 2000
+# Where every segment is like one that was clicked, a place still counts.
+_LEAST_GAIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,24 @@ def uncertain_regions(
     if len(known):
         # Before any choice: a click or a visit leaves its place worth most, and must not hide what is worth less.
         value[cKDTree(known).query(centre, p=np.inf)[0] < apart] = 0
-    found: list[Region] = []
-    while len(found) < most and value.max() > 0:
-        index = int(value.argmax())
+    units = np.concatenate([view.block.segment_units for view in views])
+    references = unit(units[:: max(1, len(units) // _REFERENCES)])
+    shortlist = np.argsort(-value, kind="stable")[:_SHORTLIST]
+    likeness = unit(units[shortlist]) @ references.T
+    covered = np.max([np.zeros(len(references)), *(unit(said) @ references.T for said in mapper.said_units())], axis=0)
+    left, found = value[shortlist], list[Region]()
+    while len(found) < most and left.max() > 0:
+        gain = np.maximum(likeness - covered, 0).mean(axis=1)
+        worth = left * np.sqrt(gain + _LEAST_GAIN)
+        best = int(worth.argmax())
+        index = int(shortlist[best])
         number = int(np.searchsorted(starts, index, side="right")) - 1
-        region = _region(views[number], index - int(starts[number]), value=float(value[index]))
-        value[index] = 0
+        region = _region(views[number], index - int(starts[number]), value=float(worth[best]))
+        left[best] = 0
         if bounds_px is None or _is_inside(region.centre, bounds_px):
             found.append(region)
-            value[np.abs(centre - centre[index]).max(axis=1) < apart] = 0
+            left[np.abs(centre[shortlist] - centre[index]).max(axis=1) < apart[shortlist]] = 0
+            covered = np.maximum(covered, likeness[best])
     return found
 
 

@@ -27,11 +27,13 @@ from segadapt.plugin.class_map_tasks import (
 )
 from segadapt.processing.errors import JobError, RasterError
 from segadapt.processing.jobs import class_blocks
+from segadapt.processing.jobs.class_blocks import Block
 from segadapt.processing.jobs.class_map import (
     ENTROPY_NODATA,
     ClassMapOptions,
     ClassMapper,
     MapClass,
+    SegmentView,
 )
 from segadapt.processing.jobs.class_map_model import load_mapper, save_mapper
 from segadapt.processing.jobs.class_polygons import class_polygons, write_class_polygons
@@ -521,6 +523,34 @@ def test_guidance_points_at_what_is_in_doubt(truth, raster_factory, open_scene):
     assert uncertain_regions(mapper, (0, 0, 60, 60), most=3) == [] or all(
         region.centre[0] < 60 for region in uncertain_regions(mapper, (0, 0, 60, 60), most=3)
     )
+
+
+def test_guidance_asks_for_what_is_typical():
+    """Of what is in doubt that comes first which many places are like, though an odd one is doubted more."""
+    kinds = np.zeros(100, int)  # of squares of 20 px, ten in a row
+    kinds[[3, 15, 27, 51, 63, 75, 87, 99, 8]], kinds[44] = 1, 2
+    numbers = np.arange(100, dtype=np.int32).reshape(10, 10)
+    rows, cols = np.divmod(np.arange(100), 10)
+    block = Block(
+        core_px=(0, 0, 200, 200),
+        cell_px=20,
+        segments=numbers.repeat(20, 0).repeat(20, 1),
+        segment_units=np.eye(3, dtype=np.float16)[kinds],
+        cell_units=np.zeros((12, 12, 3), np.float16),
+        sizes_px=np.full(100, 400),
+        centres_px=(20 * np.stack([cols, rows], axis=1) + 10).astype(np.float32),
+        neighbours=np.zeros((0, 2), np.int32),
+        valid=None,
+    )
+    first = np.array([0.99, 0.55, 0.5], np.float32)[kinds]
+    view = SegmentView(block, np.stack([first, 1 - first], axis=1), np.ones(100, np.uint8))
+    mapper = SimpleNamespace(
+        segment_views=lambda *_, **__: [view],
+        clicked_pixels=lambda: np.array([[1000, 1000]]),
+        said_units=lambda: [np.array([1.0, 0, 0], np.float32)],
+    )
+    x, y = uncertain_regions(mapper, most=1)[0].centre
+    assert kinds[numbers[int(y) // 20, int(x) // 20]] == 1
 
 
 @pytest.mark.parametrize("bounds", [None, (50, 30, 170, 150)])
