@@ -305,7 +305,8 @@ class Study:
             segments=superpixels(chips) if is_cleaned else None,
             n_steps=self.size.adapt * factor,
             seed=self.seed,
-            source_weight=source_weight,
+            # All the way with rehearsal: how much less is worth has rows of its own.
+            source_weight=0.0 if is_rehearsed and source_weight is None else source_weight,
         )
         adapt_in_order(adapted, problem, names_of(chain), NullProgress())
         return adapted

@@ -49,8 +49,9 @@ class Problem:
     of its source domain (`statistics.source_tensors`). `segments`: int32 (N, rows, cols), numbers of segments within
     each target chip (0: none), which pseudo-labels are cleaned by. `n_steps`: how many batches of `batch` chips a
     method that learns may take; `seed` decides on every draw. `source_weight`: how far the weights of what learned are
-    taken back to those of the source model, 0 (not at all) to 1; None for `chain.USUAL_SOURCE_WEIGHT` where nothing of
-    the source is rehearsed, and 0 where it is. `stage`: where the method keeps how far it is, None for nowhere.
+    taken back to those of the source model, 0 (not at all) to 1; None for `chain.REHEARSED_SOURCE_WEIGHT` where the
+    source is rehearsed, and `chain.USUAL_SOURCE_WEIGHT` where it is not. `stage`: where the method keeps how far it is,
+    None for nowhere.
     """
 
     target: Chips

@@ -28,6 +28,8 @@ Wortsman et al. 2022 (WiSE-FT, https://arxiv.org/abs/2109.01903) average so what
 the study's pairs a third of the way keeps most of what learning without the source's labels wins, and loses next to
 nothing where it loses (docs/adaptation.md).
 """
+REHEARSED_SOURCE_WEIGHT = 1 / 3
+"""Two thirds of the way where the source is rehearsed: no less is won in the mean, and far less lost."""
 _QUICK = ("quantile", "reinhard", "norm_statistics")
 """Methods that learn nothing."""
 _BETWEEN = re.compile(r"\+(?![^(]*\))")
@@ -102,7 +104,7 @@ def source_weight(problem: Problem, names: Sequence[str]) -> float:
         return 0.0
     if problem.source_weight is not None:
         return problem.source_weight
-    return 0.0 if is_rehearsed(problem, names) else USUAL_SOURCE_WEIGHT
+    return REHEARSED_SOURCE_WEIGHT if is_rehearsed(problem, names) else USUAL_SOURCE_WEIGHT
 
 
 def _mix(model: Segmenter, before: Mapping[str, torch.Tensor], weight: float) -> None:

@@ -108,8 +108,8 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
             ),
             self.SOURCE_WEIGHT: self.tr(
                 "How far the weights of what learned are taken back to those of the model, 0 to 1. Without it two "
-                "thirds of the way where no labels of the source are rehearsed, which keeps most of what can be won "
-                "and loses little where the model was right before; not at all where they are."
+                "thirds of the way where no labels of the source are rehearsed, and one third where they are, which "
+                "keeps most of what can be won and loses less where the model was right before."
             ),
             self.SOURCE: source[self.SOURCE],
             self.LABELS: self.tr(
