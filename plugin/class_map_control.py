@@ -94,6 +94,8 @@ class ClassMapControl(QObject):
         self._visited: list[Point] = []
         self._under_way: list[MapTask] = []
         """Clicks, undos and redos that no picture shows yet."""
+        self._n_dropped = 0
+        """How many clicks and scribbles `Begin anew` took back, until one is made or comes back."""
         self._view_task: MapView | None = None
         self._rest = RestOfMap(worker, do=self._do, parent=self)
         self._rest.changed.connect(self._show)
@@ -109,7 +111,7 @@ class ClassMapControl(QObject):
         self.next_action = add("next_place", "Next place", self.show_next, tip=tip, shortcut="N")
         tip = "Take the last click or scribble of the class map back"
         self._undo_action = add("map_undo", "Undo in the class map", self.undo, tip=tip, label="Undo")
-        tip = "Take all clicks and scribbles of the class map back, and begin anew"
+        tip = "Take all clicks and scribbles of the class map back, and begin anew; undo brings all of them back"
         clear = partial(self._change, UndoStroke, is_all=True)
         self._clear_action = add("map_clear", "Begin the class map anew", clear, tip=tip, label="Begin anew")
         tip = "Whole segments of the image get one class, which draws clean borders"
@@ -140,8 +142,12 @@ class ClassMapControl(QObject):
     @property
     def undo_text(self) -> str:
         """What `undo` takes back while the class map is on, "" for nothing."""
+        if not self.wants_clicks():
+            return ""
         n_strokes = 0 if self._picture is None else self._picture.n_strokes
-        return "click" if self.wants_clicks() and (self._under_way or n_strokes) else ""
+        if self._under_way or n_strokes:
+            return "click"
+        return "beginning anew" if self._n_dropped else ""
 
     @property
     def redo_text(self) -> str:
@@ -191,8 +197,11 @@ class ClassMapControl(QObject):
         self._encode_view()
 
     def undo(self) -> None:
-        """Take the last click or scribble back."""
-        self._change(UndoStroke)
+        """Take the last click or scribble back, or all of them as they were before the map was begun anew."""
+        if self._n_dropped and not self._under_way:
+            self._change(RedoStroke, n_strokes=self._n_dropped)
+        else:
+            self._change(UndoStroke)
         self._encode_view()
 
     def redo(self) -> None:
@@ -317,6 +326,11 @@ class ClassMapControl(QObject):
         if not isinstance(task, MapTask) or task.handle is not self._handle:
             return
         if isinstance(item, MapPicture):
+            n_before = 0 if self._picture is None else self._picture.n_strokes
+            if isinstance(task, UndoStroke) and task.is_all and n_before:
+                self._n_dropped = n_before
+            elif item.n_strokes or not item.n_undone:
+                self._n_dropped = 0
             self._picture = item
             self._store(item)
             self._under_way = [one for one in self._under_way if one is not task]
@@ -359,6 +373,7 @@ class ClassMapControl(QObject):
         self.export.forget()
         self._visited.clear()
         self._under_way.clear()
+        self._n_dropped = 0
         self._hide_place()
         self._draw()
         self._show()
@@ -404,8 +419,8 @@ class ClassMapControl(QObject):
         picture, panel = self._picture, self.panel
         n_strokes = 0 if picture is None else picture.n_strokes
         panel.status_label.setText(self._status(n_strokes))
-        for action in (self._undo_action, self._clear_action):
-            action.setEnabled(n_strokes > 0)
+        self._undo_action.setEnabled(n_strokes + self._n_dropped > 0)
+        self._clear_action.setEnabled(n_strokes > 0)
         self._load_action.setEnabled(not n_strokes and not self._under_way)
         panel.progress_bar.setVisible(self.export.is_writing)
         # The head of a saved model stays what it is.

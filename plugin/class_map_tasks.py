@@ -174,12 +174,15 @@ class UndoStroke(MapTask):
 
 @dataclass(frozen=True, eq=False)
 class RedoStroke(MapTask):
-    """Bring the click or scribble back that was taken back last. Yields the picture."""
+    """Bring back what was taken back last, `n_strokes` clicks and scribbles. Yields the picture."""
+
+    n_strokes: int = 1
 
     def run(self, segmenter: InteractiveSegmenter, progress: Progress) -> Iterator[MapPicture]:
         """Learn again and draw."""
         mapper = self.handle.mapper(segmenter, progress)
-        mapper.redo()
+        for _ in range(self.n_strokes):
+            mapper.redo()
         yield picture(mapper, self.view_map)
 
 

@@ -21,6 +21,7 @@ from segadapt.plugin.class_map_tasks import (
     MapHandle,
     MapStroke,
     MapView,
+    RedoStroke,
     SetOptions,
     TakeUpStrokes,
     UndoStroke,
@@ -392,6 +393,8 @@ def test_strokes_of_another_session_make_the_same_map(scene, monkeypatch):
     assert np.array_equal(taken.labels, said.labels)
     none = last(UndoStroke(second, view, is_all=True))
     assert (none.n_strokes, none.n_undone, none.strokes) == (0, 2, ())
+    again = last(RedoStroke(second, view, n_strokes=2))
+    assert (again.n_strokes, again.n_undone, again.strokes) == (2, 0, taken.strokes)
 
 
 def test_written_raster_has_grid_colours_and_names(scene, tmp_path):

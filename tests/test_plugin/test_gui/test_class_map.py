@@ -360,6 +360,53 @@ def test_undo_and_redo_of_clicks(gui: Any, control: Any, worker: FakeWorker, at:
     assert possible() == ("", "")
 
 
+def test_undo_after_begin_anew_brings_all_clicks_back(
+    gui: Any, control: Any, worker: FakeWorker, at: Any, accepted_before: Any
+) -> None:
+    gui.prompts.click_takers.add(control, hint="Class map.")
+    control.changed.connect(gui.prompts.show_possible)
+    control.mode_action.trigger()
+    for n_strokes in (1, 2, 3):
+        control.click((1.0, 2.0), True)
+        worker.worked.emit(worker.last(AddStroke), halves(at, n_strokes=n_strokes))
+    gui.prompts.command(Command.UNDO)
+    worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=2, n_undone=1))
+    control.panel.buttons["map_clear"].click()
+    control.panel.buttons["map_clear"].click()
+    worker.worked.emit(worker.tasks[-2], halves(at, n_strokes=0, n_undone=3))
+    worker.worked.emit(worker.tasks[-1], halves(at, n_strokes=0, n_undone=3))
+    assert gui.controller.actions["undo"].text() == "Undo beginning anew"
+    assert control.panel.buttons["map_undo"].isEnabled()
+    gui.prompts.command(Command.UNDO)
+    assert accepted_before.featureCount() == 1
+    assert worker.last(RedoStroke).n_strokes == 2  # the third was taken back before
+    worker.worked.emit(worker.last(RedoStroke), halves(at, n_strokes=2, n_undone=1))
+    assert gui.controller.actions["undo"].text() == "Undo click"
+
+
+def test_a_click_after_begin_anew_is_what_undo_takes_back(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    control.panel.buttons["map_clear"].click()
+    worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=0, n_undone=1))
+    control.click((1.0, 2.0), True)
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    control.undo()
+    assert not worker.last(UndoStroke).is_all
+    worker.worked.emit(worker.last(UndoStroke), halves(at, n_strokes=0, n_undone=1))
+    assert control.undo_text == ""
+
+
+@pytest.fixture
+def accepted_before(gui: Any, control: Any, at: Any) -> QgsVectorLayer:
+    """The layer of an object that was accepted before the class map was begun."""
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    gui.prompts.command(Command.ACCEPT)
+    return gui.controller.target.layer()
+
+
 def test_redo_of_layers_waits_for_that_of_clicks(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
     gui.prompts.click_takers.add(control, hint="Class map.")
     gui.click(at(300, 400))
