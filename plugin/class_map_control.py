@@ -338,8 +338,7 @@ class ClassMapControl(QObject):
                 self._rest.start_soon()
             self._draw()
             if isinstance(task, TakeUpStrokes):
-                taught = _counted(item.n_strokes)
-                self.informed.emit(f"Taken up again on this raster: {taught}; 'Begin anew' takes them back.")
+                self.informed.emit(_taken_up(item.n_strokes, n_stored=len(task.strokes)))
                 self.classes_found.emit({stroke.class_name: QColor(*stroke.colour) for stroke in item.strokes})
         elif isinstance(task, FindNext):
             self._go_to(item)
@@ -444,6 +443,16 @@ class ClassMapControl(QObject):
 
 def _counted(n_strokes: int) -> str:
     return "1 click or scribble" if n_strokes == 1 else f"{n_strokes} clicks and scribbles"
+
+
+def _taken_up(n_strokes: int, *, n_stored: int) -> str:
+    """Say what became of the strokes that were stored."""
+    n_outside = n_stored - n_strokes
+    outside = f"{_counted(n_outside)} outside the raster as it is now {'is' if n_outside == 1 else 'are'} dropped"
+    if not n_strokes:
+        return f"Of the class map of an earlier session nothing is left: {outside}."
+    rest = f"; {outside}" if n_outside else ""
+    return f"Taken up again on this raster: {_counted(n_strokes)}; 'Begin anew' takes them back{rest}."
 
 
 def _net(corners: tuple[Point, Point, Point, Point]) -> list[list[Point]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,5 +108,8 @@ def _stroke(feature: dict[str, Any]) -> MapStroke:
     """Raises LookupError, TypeError and ValueError for what `_feature` did not write."""
     geometry, properties = feature["geometry"], feature["properties"]
     points = [geometry["coordinates"]] if geometry["type"] == "Point" else geometry["coordinates"]
+    places = tuple((float(x), float(y)) for x, y in points)
+    if not places or not all(map(math.isfinite, chain(*places))):
+        raise ValueError(f"'{geometry['coordinates']}' is no place")
     red, green, blue, _ = QColor(properties["colour"]).getRgb()
-    return MapStroke(tuple((float(x), float(y)) for x, y in points), str(properties["class"]), (red, green, blue))
+    return MapStroke(places, str(properties["class"]), (red, green, blue))

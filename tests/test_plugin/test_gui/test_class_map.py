@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -463,6 +464,24 @@ def test_clicks_are_stored_and_taken_up_again(gui: Any, control: Any, worker: Fa
     assert not any(isinstance(task, TakeUpStrokes) for task in worker.tasks)
 
 
+@pytest.mark.parametrize(
+    ("n_taken_up", "sentence"),
+    [
+        (1, "; 'Begin anew' takes them back; 1 click or scribble outside the raster as it is now is dropped."),
+        (0, "nothing is left: 2 clicks and scribbles outside the raster as it is now are dropped."),
+    ],
+)
+def test_clicks_that_a_replaced_raster_has_no_place_for_are_told(
+    gui: Any, control: Any, worker: FakeWorker, at: Any, n_taken_up: int, sentence: str
+) -> None:
+    told = []
+    control.informed.connect(told.append)
+    StrokeFile(gui.controller.scene.source).write([CLICK, LINE])
+    control.mode_action.trigger()
+    worker.worked.emit(worker.last(TakeUpStrokes), halves(at, n_strokes=n_taken_up))
+    assert sentence in told[-1]
+
+
 def test_a_model_does_not_replace_clicks_from_before(
     gui: Any, control: Any, worker: FakeWorker, at: Any, tmp_path: Any
 ) -> None:
@@ -490,9 +509,11 @@ def test_a_file_of_strokes_is_whole_or_a_sentence(gui: Any, control: Any, worker
     assert StrokeFile(source).read() == (CLICK, LINE)
     other = QgsRasterLayer(str(path.with_name("other.tif")), gui.layer.name(), "gdal")
     assert StrokeFile(LayerSource((other,), source.look, source.crs)).read() == ()
-    path.write_text("{")
-    with pytest.raises(StrokeFileError, match="copy the file away"):
-        StrokeFile(source).read()
+    content = path.read_text()
+    for damaged in ("{", re.sub(r"\[\[.*?\]\]", "[]", content), re.sub(r"590100\.0", "NaN", content)):
+        path.write_text(damaged)
+        with pytest.raises(StrokeFileError, match="copy the file away"):
+            StrokeFile(source).read()
     file.write([])
     assert list(folder.iterdir()) == []
     folder.rmdir()
