@@ -63,6 +63,9 @@ class TargetChoice(QObject):
         self._said: set[tuple[str, str]] = set()
         self._held_id = ""
         self._keepers: dict[str, MeasureKeeper] = {}
+        self._renamings: dict[object, tuple[str, str]] = {}
+        """Old and new name of a class by the key of the step that renamed it in a layer."""
+        self._is_following = False
         self.history = EditHistory(self)
         self.history.failed.connect(self.failed)
         combo.setAdditionalItems([AUTOSAVED, NEW_SCRATCH, NEW_GEOPACKAGE])
@@ -74,6 +77,8 @@ class TargetChoice(QObject):
         if classes is not None:
             classes.renamed.connect(self._on_renamed)
             classes.changed.connect(self._show_classes)
+            self.history.undone.connect(lambda step: self._follow_renaming(step, is_undo=True))
+            self.history.redone.connect(lambda step: self._follow_renaming(step, is_undo=False))
         self._restore()
 
     def dispose(self) -> None:
@@ -340,12 +345,25 @@ class TargetChoice(QObject):
         self._show_choice()
 
     def _on_renamed(self, old: str, new: str) -> None:
-        if self.layer() is None:
+        if self.layer() is None or self._is_following:
             return
+        before = self.history.newest
         try:
             self.do(lambda layer: rename_class(layer, old, new))
         except (SinkError, CoordinateError) as error:
             self.failed.emit(f"The class is called '{new}' now, but its features keep '{old}': {error}")
+        if self.history.newest is not None and self.history.newest is not before:
+            self._renamings[self.history.newest.key] = old, new
+
+    def _follow_renaming(self, step: EditStep, *, is_undo: bool) -> None:
+        """Let a class have the name again that undo or redo has given to its features."""
+        if self._classes is None or step.key not in self._renamings:
+            return
+        old, new = self._renamings[step.key]
+        self._is_following = True  # the features are renamed already
+        # Where there is a class of that name again, the features are of that.
+        self._classes.rename(*((new, old) if is_undo else (old, new)))
+        self._is_following = False
 
     def _show_classes(self) -> None:
         layer = self.layer()

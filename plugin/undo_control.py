@@ -117,10 +117,11 @@ class UndoControl(QObject):
 
     def _undo_edit(self) -> str:
         step, before = self._history.newest, self._history.next
+        aside = _Object(self._session.begun, self._classes.current)  # before: undo may rename the class
         sentence = self._history.undo()
         if step is None or self._history.next is before:
             return sentence
-        self._set_aside.append(_Object(self._session.begun, self._classes.current))
+        self._set_aside.append(aside)
         accepted = self._accepted_by(step)
         if accepted is None or self._click_takers.present is not None:
             return sentence

@@ -152,6 +152,28 @@ def test_class_seconds_and_chosen_mask_come_back(gui: Any, at: Any, monkeypatch:
     assert gui.controller.classes.current == "tank"
 
 
+def test_undo_of_a_renaming_renames_the_class_too(gui: Any, at: Any) -> None:
+    gui.start()
+    classes, actions = gui.controller.classes, gui.controller.actions
+    classes.choose("tank")
+    gui.click(at(300, 400))
+    accept(gui)
+    classes.rename("tank", "silo")
+    assert features(gui)[0]["class"] == "silo"
+    undo(gui)
+    assert (features(gui)[0]["class"], classes.names(), classes.current) == ("tank", ["tank"], "tank")
+    undo(gui)
+    assert (features(gui), classes.names(), classes.current) == ([], ["tank"], "tank")
+    redo(gui)
+    redo(gui)
+    assert (features(gui)[0]["class"], classes.names(), classes.current) == ("silo", ["silo"], "silo")
+    assert not actions["redo"].isEnabled()
+    undo(gui)
+    classes.add("silo")
+    redo(gui)  # a class has that name already: the features are of it
+    assert (features(gui)[0]["class"], classes.names()) == ("silo", ["tank", "silo"])
+
+
 def test_a_corrected_polygon_gets_its_outline_back_and_the_correction_goes_on(gui: Any, at: Any) -> None:
     layer = QgsVectorLayer("Polygon?crs=EPSG:32631", "parcels", "memory")
     feature = QgsFeature()
