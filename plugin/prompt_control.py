@@ -220,6 +220,8 @@ class PromptControl(QObject):
 
     def _on_layer_edited(self) -> None:
         self._object.forget_neighbours()
+        # What was done before is not what was done last any more; who did something says so after this.
+        self.object_changed.emit(self._description())
         self.show_possible()
 
     def _prompt(self, add: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from .classes import Classes
 from .crs import CoordinateError, geometry_from_wkb
 from .engine_worker import EngineWorker
 from .exchange import Answer, Point
-from .feature_sink import SinkError
+from .feature_sink import EditStep, SinkError
 from .review_keys import ReviewKeys
 from .scene_control import SceneControl
 from .shaping import ShapeOptions, shaped
@@ -192,7 +192,8 @@ class SimilarControl(QObject):
             if history.newest is said.step:
                 return  # not now; the history says why
             undone = history.next if history.next is not before else None  # the object may be gone already
-        review.take_back(undone)
+        if said in review.answers:
+            review.take_back(undone)
         self._go_on()
         self._ask(said.number)
         self._draw()
@@ -207,7 +208,8 @@ class SimilarControl(QObject):
             history.redo()
             if history.next is said.step:
                 return  # not now; the history says why
-        review.say_again(history.newest)
+        if said in review.taken_back:
+            review.say_again(history.newest)
         self._go_on()
 
     def leave(self) -> None:
@@ -274,12 +276,32 @@ class SimilarControl(QObject):
         self._canvas.destinationCrsChanged.connect(self._draw)
         self._canvas.destinationCrsChanged.connect(self._draw_examples)
         self._keys.leave_wanted.connect(self.leave)
+        # An accept may be undone after the review was left, too.
+        self._target.history.undone.connect(self._on_undone)
+        self._target.history.redone.connect(self._on_redone)
+        if self._classes is not None:
+            self._classes.renamed.connect(self._on_renamed)
         self._scene.changed.connect(self._forget_all)
         self._search.found.connect(self._on_found)
         self._search.ranked.connect(self._on_ranked)
         self._search.progressed.connect(lambda fraction: panel.progress_bar.setValue(round(1000 * fraction)))
         self._search.ended.connect(self._on_ended)
         self._search.failed.connect(self._on_failed)
+
+    def _on_undone(self, step: EditStep) -> None:
+        if self.review is not None:
+            self.review.follow_undo(step, self._target.history.next)
+            self._show()
+
+    def _on_redone(self, step: EditStep) -> None:
+        if self.review is not None:
+            self.review.follow_redo(step, self._target.history.newest)
+            self._show()
+
+    def _on_renamed(self, old: str, new: str) -> None:
+        self._examples.rename_class(old, new)
+        if self.review is not None and self.review.class_name == old:
+            self.review.class_name = new
 
     def _is_view_only(self) -> bool:
         """Whether to look in this view only: as wanted, and always on a map that is drawn, which has no end."""

@@ -34,6 +34,10 @@ class SimilarExamples:
         """Take back what was chosen."""
         self._chosen.clear()
 
+    def rename_class(self, old: str, new: str) -> None:
+        """Follow a class that has another name now."""
+        self._chosen = [(wkb, new if name == old else name) for wkb, name in self._chosen]
+
     def outlines(self) -> list[QgsGeometry]:
         """Return what was chosen."""
         return [geometry_from_wkb(wkb) for wkb, _ in self._chosen]

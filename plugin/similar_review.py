@@ -73,6 +73,22 @@ class Review:
         """Bring back the answer that was taken back last; `step`: the newest of the history now."""
         self.answers.append(self.taken_back.pop()._replace(step=step))
 
+    def follow_undo(self, done: EditStep, undone: EditStep | None) -> None:
+        """Take back the accept that was undone as a step of a layer; `undone`: what the history can do again."""
+        for said in self.answers:
+            if said.is_accepted and said.step is not None and said.step.key is done.key:
+                self.answers.remove(said)
+                self.taken_back.append(said._replace(step=undone))
+                return
+
+    def follow_redo(self, redone: EditStep, newest: EditStep | None) -> None:
+        """Bring back the accept that was done again as a step of a layer; `newest`: that step of the history."""
+        for said in self.taken_back:
+            if said.is_accepted and said.step is not None and said.step.key is redone.key:
+                self.taken_back.remove(said)
+                self.answers.append(said._replace(step=newest))
+                return
+
     def add(self, found: Found) -> None:
         """Take in a candidate."""
         self.candidates[found.number], self.geometries[found.number] = found, geometry_from_wkb(found.wkb)

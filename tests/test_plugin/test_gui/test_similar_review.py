@@ -238,8 +238,10 @@ def test_undo_takes_back_first_what_was_done_to_the_layer_after_an_answer(
     gui.key(Z, CTRL)  # the review is left: only the layer has something
     assert features(gui) == []
     undoable.start()
-    assert undoable.redo_text == "reject"
-    assert undoable.undo_text == ""
+    assert (undoable.undo_text, undoable.redo_text) == ("", "accept")
+    gui.key(Z, CTRL | SHIFT)
+    assert len(features(gui)) == 1
+    assert (undoable.undo_text, undoable.redo_text) == ("accept", "reject")
 
 
 def test_an_accepted_object_that_is_gone_is_a_candidate_again(
@@ -616,3 +618,50 @@ def test_candidates_get_the_shape_that_is_wanted(gui: Any, review: Any, worker: 
     assert (first.area(), second.area()) == pytest.approx((400.0, 200.0), abs=0.1)
     assert first.intersection(second).area() < 1e-3
     assert review.said == []
+
+
+def test_accepts_that_are_undone_after_the_review_was_left_are_asked_about_again(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    begin(review, worker, at, (0.9, 0.8, 0.7, 0.6))
+    for key in (A, R, A, ESCAPE):
+        gui.key(key)
+    gui.key(Z, CTRL)
+    gui.key(Z, CTRL)
+    assert features(gui) == []
+    assert (review.review.accepted, review.review.rejected) == ([], [2])
+    gui.key(Z, CTRL | SHIFT)
+    assert len(features(gui)) == 1
+    assert sorted([*review.review.accepted, *review.review.rejected]) == [1, 2]
+    review.start()
+    assert review.current == 3
+    gui.key(R)
+    assert (worker.learned.accepted, worker.learned.rejected) == ((1,), (2, 3))
+
+
+def test_a_review_follows_a_class_that_is_renamed(gui: Any, review: Any, worker: FakeWorker, at: Any) -> None:
+    begin(review, worker, at)
+    gui.key(A)
+    gui.controller.classes.rename("building", "house")
+    gui.key(A)
+    assert [feature["class"] for feature in features(gui)] == ["house", "house"]
+    gui.key(ESCAPE)
+    review.review.candidates.clear()
+    review.start()
+    assert review.review.class_name == "house"
+
+
+def test_what_was_done_last_to_a_layer_is_not_said_after_an_accept_of_the_review(
+    gui: Any, review: Any, worker: FakeWorker, at: Any
+) -> None:
+    gui.click(at(600, 600))
+    gui.wait_for_answer()
+    gui.key(Qt.Key.Key_Return)
+    gui.key(Z, CTRL)
+    assert "Undone" in gui.dock.object_label.text()
+    gui.prompts.reset()
+    gui.key(Z, CTRL | SHIFT)
+    assert gui.dock.object_label.text() == "Done again: accept building."
+    begin(review, worker, at)
+    gui.key(A)
+    assert gui.dock.object_label.text() == "No prompt yet."
