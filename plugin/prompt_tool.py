@@ -191,7 +191,7 @@ class PromptTool(QgsMapTool):
         self._drawing.dispose()
 
     def _is_ours(self, event: QKeyEvent) -> bool:
-        is_vertex_back = self._state is ToolState.DRAWING and event.key() == Qt.Key.Key_Backspace
+        is_vertex_back = self.is_drawing and event.key() == Qt.Key.Key_Backspace
         return is_vertex_back or self._actions.of_key(event) is not None
 
     def _act(self, event: QKeyEvent) -> None:
@@ -209,9 +209,7 @@ class PromptTool(QgsMapTool):
             self._rest()
         elif self._state is ToolState.DRAWING and event.key() in _FINISH_KEYS:
             self._finish_polygon()
-        elif self._state is ToolState.DRAWING and (
-            event.key() == Qt.Key.Key_Backspace or action is self._actions["undo"]
-        ):
+        elif self.is_drawing and (event.key() == Qt.Key.Key_Backspace or action is self._actions["undo"]):
             self._remove_vertex()
         else:
             return False

@@ -90,6 +90,19 @@ def test_two_clicks_make_a_box_in_box_mode_only(gui: Any, at: Any, key: Any) -> 
         assert gui.session.step.points_map == ()
 
 
+@pytest.mark.parametrize("keys", [(Qt.Key.Key_Z, CTRL), (Qt.Key.Key_Backspace, NO_KEYS)])
+def test_undo_takes_the_first_corner_of_a_box_back_before_what_was_accepted(gui: Any, at: Any, keys: Any) -> None:
+    gui.start()
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    gui.key(Qt.Key.Key_Return)
+    gui.key(Qt.Key.Key_B)
+    gui.click(at(200, 300))
+    gui.key(*keys)
+    assert not gui.prompts.tool.is_drawing
+    assert gui.controller.target.layer().featureCount() == 1
+
+
 def test_the_first_corner_of_a_box_stays_on_the_map_while_the_view_moves(gui: Any, at: Any) -> None:
     gui.start()
     gui.key(Qt.Key.Key_B)
