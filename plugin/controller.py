@@ -163,6 +163,7 @@ class Controller(QObject):
 
     def dispose(self) -> None:
         """Stop the worker, which frees the engine, and leave canvas, project and dock."""
+        self._canvas.mapToolSet.disconnect(self._on_tool_set)
         self.coverage.dispose()
         self.adaptation.dispose()
         self.class_map.dispose()
@@ -226,9 +227,9 @@ class Controller(QObject):
     def _connect(self) -> None:
         dock, prompts = self._dock, self.prompts
         prompts.tool.activated.connect(lambda: self.scene.set_tool_active(True))
-        prompts.tool.activated.connect(self._show_hint)
         prompts.tool.deactivated.connect(lambda: self.scene.set_tool_active(False))
-        prompts.tool.deactivated.connect(self._show_hint)
+        # A tool that another takes the place of is told so while it still is the canvas's.
+        self._canvas.mapToolSet.connect(self._on_tool_set)
         dock.raster_combo.layerChanged.connect(self._on_raster_chosen)
         dock.look_combo.currentIndexChanged.connect(self._on_look_chosen)
         dock.model_combo.currentIndexChanged.connect(self._on_model_chosen)
@@ -390,6 +391,9 @@ class Controller(QObject):
                 self._status_bar.showMessage(text)
             else:
                 self._status_bar.clearMessage()
+
+    def _on_tool_set(self, *_tools: object) -> None:
+        self._show_hint()
 
     def _notify(self, sentence: str) -> None:
         now = time.monotonic()

@@ -82,8 +82,13 @@ class ToolActions(QObject):
             self._modes.addAction(action)
         for key, text, tip, shortcut in (
             ("accept", "Accept", "Add the mask to the target layer", "Return"),
-            ("undo", "Undo", "Take the newest prompt back, or the newest change of the layer", "Ctrl+Z"),
-            ("redo", "Redo", "Bring the prompt back, or the change of the layer", "Ctrl+Shift+Z"),
+            (
+                "undo",
+                "Undo",
+                "Take the newest prompt back, or the newest change of the layer; with an accept its prompts come back",
+                "Ctrl+Z",
+            ),
+            ("redo", "Redo", "Bring back what was undone last: a prompt, or a change of the layer", "Ctrl+Shift+Z"),
             ("drop", "Drop", "Forget this object; without one, go back to clicks", "Esc"),
         ):
             slot = partial(self._prompts.command, Command(key))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from qgis.core import QgsProject, QgsSettings, QgsVectorLayer
-from qgis.gui import QgsGui
+from qgis.gui import QgsGui, QgsMapToolPan
 from qgis.PyQt.QtCore import QEvent, Qt
 from qgis.PyQt.QtGui import QKeyEvent, QKeySequence
 from qgis.PyQt.QtTest import QTest
@@ -183,6 +183,11 @@ def test_the_status_bar_says_what_the_next_click_does(gui: Any, at: Any) -> None
     assert shown[-1] == (
         "Click to add, right click to take away; Enter puts it as a 'tank' into a new layer, Esc drops it."
     )
+    other = QgsMapToolPan(gui.canvas)
+    gui.canvas.setMapTool(other)
+    assert shown[-1] == ""
+    gui.controller.activate_tool(True)
+    assert shown[-1].startswith("Click to add")
     gui.controller.activate_tool(False)
     assert shown[-1] == ""
     assert "Choose a raster" in gui.dock.hint_label.text()
