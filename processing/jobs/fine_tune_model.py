@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.chips import Chips
+from ...models.chips import Chips, joined_chips
 from ...models.device import choose_device
 from ...models.errors import Cancelled
 from ...models.progress import NullProgress, Progress, StepProgress
@@ -78,7 +78,8 @@ class FineTuneResult:
     `card`: as saved, that of the source model where the result was not kept. `is_adapted`: whether it was kept.
     `mean_iou_before`, `mean_iou_after`: on the `n_held_out` chips that judge, of the source model and of the best state
     reached, kept or not; `before`, `after`: everything measured there, `after` None where it was not kept. `n_choosing`
-    chips chose that state, 0 where the same ones did both. `n_trainable` of `n_parameters` parameters learned.
+    chips chose that state, 0 where the same ones did both. `known`: names of the classes that no chip held out has, so
+    that chips with them that were learned from judge, too. `n_trainable` of `n_parameters` parameters learned.
     `n_chips` with `n_labelled_px` labelled pixels were learned from, `n_rehearsed` chips of the source rehearsed.
     `n_bytes`: size of the file written, of `n_bytes_before` of the source model.
     """
@@ -97,6 +98,7 @@ class FineTuneResult:
     n_chips: int
     n_choosing: int
     n_held_out: int
+    known: tuple[str, ...]
     n_labelled_px: int
     n_rehearsed: int
     n_bytes: int
@@ -144,7 +146,11 @@ def fine_tune_model(
         progress=StepProgress(progress, 0, _READ),
     )
     learned, held_out = _split(chips, job, progress)
-    choosing, judging = _parted(held_out, job, progress)
+    known = _only_in(learned, held_out)
+    if known:
+        choosing = judging = _with_classes(held_out, learned, known, source_card, progress)
+    else:
+        choosing, judging = _parted(held_out, job, progress)
     n_choosing = 0 if choosing is judging else len(choosing)
     progress.info(
         f"{len(learned)} chips with {learned.n_labelled_px()} labelled pixels to learn from, {len(held_out)} held out"
@@ -198,6 +204,7 @@ def fine_tune_model(
         len(learned),
         n_choosing,
         len(judging),
+        tuple(source_card.class_names[class_id] for class_id in known),
         learned.n_labelled_px(),
         n_rehearsed,
         job.output.stat().st_size,
@@ -228,6 +235,27 @@ def _split(chips: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, C
     progress.info("The labels lie in one block of ground: chips that decide lie beside chips that are learned from.")
     apart = Chips(chips.pixels, chips.labels, chips.valid, np.arange(len(chips), dtype=np.int64), chips.origins)
     return split_chips(apart, held_out=job.held_out, seed=job.seed)
+
+
+def _only_in(learned: Chips, held_out: Chips) -> list[int]:
+    """Ids of the classes that chips to learn from have, and none that is held out."""
+    return sorted({int(class_id) for class_id in np.setdiff1d(learned.labels, held_out.labels)} - {IGNORE})
+
+
+def _with_classes(
+    held_out: Chips, learned: Chips, class_ids: Sequence[int], card: SegmenterCard, progress: Progress
+) -> Chips:
+    """The chips held out and those learned from that have these classes.
+
+    Without them a model that forgets such a class would be judged by the others alone, and win.
+    """
+    names = ", ".join(f"'{card.class_names[class_id]}'" for class_id in class_ids)
+    progress.info(
+        f"No label held out is of {names}: what is learned from judges there, too, which flatters. Label more places "
+        "with it."
+    )
+    has_one = np.isin(learned.labels, class_ids).any(axis=(1, 2))
+    return joined_chips([held_out, learned.take(np.flatnonzero(has_one))])
 
 
 def _parted(held_out: Chips, job: FineTuneJob, progress: Progress) -> tuple[Chips, Chips]:

@@ -40,6 +40,13 @@ def fine_tuning_report(result: FineTuneResult) -> str:
 
 
 def _measured(result: FineTuneResult) -> str:
+    if result.known:
+        names = ", ".join(f"'{name}'" for name in result.known)
+        return (
+            f"Measured on {result.n_held_out} chips, over their labelled pixels. No chip held out has a label of "
+            f"{names}, so that chips with it that were learned from are among them, and the numbers are too good: "
+            "label more places with it."
+        )
     where = f"Measured on {result.n_held_out} chips that were not learned from, over their labelled pixels."
     if result.n_choosing:
         return f"{where} {result.n_choosing} others chose the state that is best."

@@ -308,3 +308,23 @@ def test_after_an_error_tuning_goes_on_with_what_is_kept(source, target, tmp_pat
     assert "Going on from step 3 of 4 of a training that was stopped." in told.texts
     assert (again.mean_iou_after, again.n_bytes) == (whole.mean_iou_after, whole.n_bytes)
     assert list(out.iterdir()) == [one.output]
+
+
+def test_a_class_that_is_learned_from_alone_can_still_be_lost(source, target, tmp_path, monkeypatch, recorder):
+    """The labels held out are of the background alone, so that a model without roofs would be perfect there."""
+    from segadapt.processing.jobs import fine_tune_model as module
+
+    split = module.split_chips
+
+    def without_roofs(chips, **options):
+        kept, held = split(chips, **options)
+        return kept, held.with_labels(np.where(held.labels == 1, IGNORE, held.labels).astype(np.uint8))
+
+    monkeypatch.setattr(module, "split_chips", without_roofs)
+    told = recorder()
+    result = tuned([target()], job(source, tmp_path, n_steps=1), progress=told)
+    assert result.known == ("roof",)
+    assert (result.n_choosing, result.n_held_out) == (0, 16)
+    assert any("No label held out is of 'roof'" in text for text in told.texts)
+    assert "No chip held out has a label of 'roof'" in fine_tuning_report(result).replace("&#x27;", "'")
+    assert result.before.confusion[1].sum() > 0
