@@ -24,6 +24,7 @@ from ...models.errors import Cancelled, ModelError
 from ..environment import EnvironmentUnavailable, activate, check
 from ..errors import JobError, RasterError
 from .feedback import FeedbackProgress
+from .input_files import check_inputs
 from .resources import icon_path
 from .settings import EngineSettings, read_settings
 
@@ -92,13 +93,18 @@ class SegAdaptAlgorithm(QgsProcessingAlgorithm):
     def file_output(self, parameters: dict[str, Any], context: QgsProcessingContext, name: str) -> Path | None:
         """The file of an optional output such as `REPORT`, None where it is not wanted; to be asked before the work.
 
-        Raises `JobError` for a folder that cannot be written to.
+        Raises `JobError` for a folder that cannot be written to, for a file that the algorithm reads, and for one that
+        another result is to be written to.
         """
         file = self.parameterAsFileOutput(parameters, name, context)
         if not file:
             return None
         path = Path(file)
         check_folder(path, name.lower())
+        check_inputs(self, parameters, context, path=path)
+        others = [parameters.get(one.name()) for one in self.destinationParameterDefinitions() if one.name() != name]
+        if any(Path(other).absolute() == path.absolute() for other in others if isinstance(other, str)):
+            raise JobError(f"Two results have the same name, {path}; give each its own.")
         return path
 
     def shortHelpString(self) -> str:
@@ -149,7 +155,9 @@ def with_ending(file: str, ending: str) -> Path:
 
 
 def check_folder(path: Path, what: str) -> None:
-    """Raise `JobError` where the folder of `path` cannot be written to; `what` is to be saved there."""
+    """Raise `JobError` where `path`, which `what` is saved to, is a folder or lies in one that takes no file."""
+    if path.is_dir():
+        raise JobError(f"{path} is a folder; choose a file for the {what}.")
     probe = path.with_name(f".{path.name}.probe")
     try:
         # Only a file that is there is proof: Windows says of every folder that it can be written to.

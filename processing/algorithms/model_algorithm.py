@@ -266,6 +266,10 @@ class ModelAlgorithm(SegAdaptAlgorithm):
         package_sha256(path)
         return path, card
 
+    def file_output(self, parameters: dict[str, Any], context: QgsProcessingContext, name: str) -> Path | None:
+        """As every algorithm's, with folders taken for the rasters that they hold."""
+        return super().file_output(self._with_files(parameters), context, name)
+
     def model_output(
         self, parameters: dict[str, Any], context: QgsProcessingContext, *, others: Sequence[Path] = ()
     ) -> Path:

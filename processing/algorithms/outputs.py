@@ -26,20 +26,19 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
-    QgsProcessingFeatureSourceDefinition,
     QgsProcessingOutputLayerDefinition,
-    QgsProcessingParameterFeatureSource,
-    QgsProcessingUtils,
     QgsProperty,
     QgsProviderConnectionException,
     QgsProviderRegistry,
     QgsUnitTypes,
-    QgsVectorLayer,
+    QgsVectorFileWriter,
     QgsWkbTypes,
 )
 from qgis.PyQt.QtCore import QMetaType, QVariant
 
 from ..errors import JobError
+from .base import check_folder
+from .input_files import check_inputs
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -220,7 +219,9 @@ def feature_output(
     older file.
     """
     path, table = _file_and_table(parameters.get(name), context)
-    _check_inputs(algorithm, parameters, context, path=path, table=table)
+    check_inputs(algorithm, parameters, context, path=path, table=table)
+    if path.is_absolute() and not table:
+        check_folder(path, "polygons")
     # A table goes into the file that is there.
     with _taking_the_place_of(path) if path.is_file() and not table else nullcontext(path) as file:
         given = parameters if file == path else {**parameters, name: _written_to(file, parameters[name])}
@@ -237,7 +238,11 @@ def feature_output(
             _remove(made, context)
             raise
         output.close()
-        _record(made, context, provenance)
+        try:
+            _record(made, context, provenance)
+        except JobError:
+            _remove(made, context)
+            raise
 
 
 def _file_and_table(chosen: Any, context: QgsProcessingContext) -> tuple[Path, str]:
@@ -250,40 +255,11 @@ def _file_and_table(chosen: Any, context: QgsProcessingContext) -> tuple[Path, s
     if text.startswith("ogr:"):
         uri = QgsDataSourceUri(text[len("ogr:") :])
         return Path(uri.database()), uri.table()
-    return Path(QgsProviderRegistry.instance().decodeUri("ogr", text).get("path") or text), ""
-
-
-def _check_inputs(
-    algorithm: QgsProcessingAlgorithm,
-    parameters: dict[str, Any],
-    context: QgsProcessingContext,
-    *,
-    path: Path,
-    table: str,
-) -> None:
-    """Raise `JobError` where writing to `path` would destroy a layer that the algorithm reads."""
-    if not path.is_file():
-        return
-    for definition in algorithm.parameterDefinitions():
-        if not isinstance(definition, QgsProcessingParameterFeatureSource):
-            continue
-        given = parameters.get(definition.name())
-        if isinstance(given, QgsProcessingFeatureSourceDefinition):
-            given = given.source
-        if isinstance(given, QgsProperty):
-            given, _ = given.valueAsString(context.expressionContext(), "")
-        layer = QgsProcessingUtils.mapLayerFromString(given, context) if isinstance(given, str) else given
-        if not isinstance(layer, QgsVectorLayer):
-            continue
-        parts = QgsProviderRegistry.instance().decodeUri(layer.providerType(), layer.source())
-        file = Path(parts.get("path") or "")
-        if not (file.is_file() and file.samefile(path)):
-            continue
-        if not table or table == (parts.get("layerName") or file.stem):
-            raise JobError(
-                f"The result would replace {path}, from which '{definition.description()}' is read; choose another "
-                "file for the result."
-            )
+    path = Path(QgsProviderRegistry.instance().decodeUri("ogr", text).get("path") or text)
+    if path.name and not QgsVectorFileWriter.driverForExtension(path.suffix[1:]):
+        # As QGIS does with a name that tells no format.
+        path = path.with_name(f"{path.name}.gpkg")
+    return path, ""
 
 
 @contextmanager
@@ -382,7 +358,9 @@ def _record(destination: str, context: QgsProcessingContext, provenance: Mapping
     from osgeo import gdal  # QGIS's own
 
     dataset = gdal.OpenEx(str(path), gdal.OF_VECTOR | gdal.OF_UPDATE)
-    table = dataset.GetLayerByName(parts.get("layerName") or path.stem) if dataset is not None else None
+    name = parts.get("layerName")
+    # A file of its own holds one table, which QGIS calls by its name up to the first dot.
+    table = None if dataset is None else dataset.GetLayerByName(name) if name else dataset.GetLayer(0)
     if table is None or table.SetMetadata(dict(provenance)) != gdal.CE_None:
         raise JobError(f"Cannot write the metadata of {destination}; check space and rights.")
 

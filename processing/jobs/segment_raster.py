@@ -94,6 +94,8 @@ class SegmentOutputs:
                 raise RasterError(f"{path} would hold a GeoTIFF; give a name that ends in .tif.")
             if not path.absolute().parent.is_dir():
                 raise RasterError(f"The folder of {path} does not exist; choose another one.")
+            if path.is_dir():
+                raise RasterError(f"{path} is a folder; choose a file for the result.")
         if len({path.absolute() for path in paths}) < len(paths):
             raise JobError(f"Two results have the same name, {paths[0]}; give each its own.")
 
@@ -207,7 +209,9 @@ def segment_raster(
                 raise
             store.remove()
     except OSError as error:
-        raise RasterError(f"{outputs.labels} cannot be written ({error}); choose a folder with rights.") from error
+        raise RasterError(
+            f"{outputs.labels} cannot be written ({error.strerror or error}); choose a folder with rights."
+        ) from error
     progress.set_fraction(1)
     return Segmented(
         n_windows=spent.n_windows,

@@ -104,3 +104,51 @@ def test_bad_input_is_a_sentence(
     assert sentence in said
     assert "Traceback" not in said
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "given", "title"),
+    [
+        ("domainshift", "REPORT", "RASTERS", "Target rasters"),
+        ("domainshift", "REPORT", "MODEL", "Model"),
+        ("evaluatemodel", "TABLE", "LABELS", "Label polygons"),
+        ("evaluatemodel", "REPORT", "MODELS", "Models"),
+        ("evaluatemodel", "REPORT", "folder", "Rasters"),
+    ],
+)
+def test_no_result_takes_the_place_of_what_is_read(
+    name: str, output: str, given: str, title: str, parameters: Any, failure: Any, tmp_path: Path
+) -> None:
+    """Whatever is read, also in a folder; before the work."""
+    from qgis.core import QgsVectorFileWriter
+
+    asked = parameters(name, {}) | {"DEVICE": "cpu"}
+    is_folder, given = given == "folder", "RASTERS" if given == "folder" else given
+    if given == "LABELS":
+        file = tmp_path / "labels.gpkg"
+        layer = asked["LABELS"]
+        options = QgsVectorFileWriter.SaveVectorOptions()
+        QgsVectorFileWriter.writeAsVectorFormatV3(layer, str(file), layer.transformContext(), options)
+        asked["LABELS"] = f"{file}|layername=labels"
+    else:
+        first = asked[given][0] if isinstance(asked[given], list) else asked[given]
+        file = tmp_path / "own" / Path(first).name
+        file.parent.mkdir()
+        file.write_bytes(Path(first).read_bytes())
+        own = str(file.parent if is_folder else file)
+        asked[given] = [own] if isinstance(asked[given], list) else own
+    before = file.read_bytes()
+    (tmp_path / "out").mkdir()
+    said = failure(name, asked | {output: str(file)})
+    assert f"The result would replace {file}, from which '{title}' is read; choose another file" in said
+    assert file.read_bytes() == before
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_results_are_files_of_their_own(parameters: Any, failure: Any, feedback: Any, tmp_path: Path) -> None:
+    """Two of one name, and one where a folder is."""
+    (tmp_path / "out").mkdir()
+    asked = parameters("evaluatemodel", {"DEVICE": "cpu"})
+    assert "Two results have the same name" in failure("evaluatemodel", asked | {"TABLE": asked["REPORT"]})
+    assert "is a folder; choose a file for the report" in failure("evaluatemodel", asked | {"REPORT": str(tmp_path)})
+    assert list((tmp_path / "out").iterdir()) == []

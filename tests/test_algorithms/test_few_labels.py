@@ -198,6 +198,38 @@ def test_the_older_file_is_there_until_the_new_one_is_whole(
     assert {file.name for file in folder.iterdir()} == {*before, f".{name}-4567abcd.part"}
 
 
+@pytest.mark.parametrize(
+    ("given", "made"), [("town_v1.2.gpkg", "town_v1.2.gpkg"), ("town_v1.2", "town_v1.2.gpkg"), ("town", "town.gpkg")]
+)
+def test_a_name_may_have_dots_and_no_ending(
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, given: str, made: str
+) -> None:
+    """Twice, so that an older file is there; how it was made is written into it."""
+    from osgeo import gdal
+
+    for _ in range(2):
+        results = run("selectsamples", samples(roof_model, scene_file, tmp_path / given))
+        assert results["OUTPUT"] == str(tmp_path / made)
+        assert [file.name for file in tmp_path.iterdir()] == [made]
+        dataset = gdal.OpenEx(results["OUTPUT"])
+        assert dataset.GetLayer(0).GetMetadata()["SEGADAPT_MODEL"] == "bright roofs"
+
+
+def test_a_name_without_an_ending_does_not_hide_what_is_read(
+    failure: Any, roof_model: Path, scene_file: Path, roofs: Any, tmp_path: Path
+) -> None:
+    """QGIS adds .gpkg, and would write over the labels of the last round."""
+    path = label_layer(tmp_path / "round.gpkg", roofs)
+    said = failure("selectsamples", samples(roof_model, scene_file, tmp_path / "round", LABELLED=path))
+    assert f"The result would replace {path}" in said
+
+
+def test_a_folder_that_is_not_there_is_told(failure: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
+    """In a sentence of ours."""
+    said = failure("selectsamples", samples(roof_model, scene_file, tmp_path / "none" / "s.gpkg"))
+    assert "cannot be written to; choose another one for the polygons" in said
+
+
 def test_segments_and_a_budget_in_square_metres(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
     """Segments are of about the size asked for, and together stay under the budget."""
     parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")

@@ -230,6 +230,7 @@ def test_a_failed_run_leaves_no_blocks_of_a_temporary_output(
         ({"MODEL": "/nowhere/model.safetensors"}, "There is no file"),
         ({"BANDS": [1, 2, 1]}, "3 bands are chosen"),
         ({"OUTPUT": "/nowhere/labels.tif"}, "/nowhere"),
+        ({"OUTPUT": "folder"}, "is a folder; choose a file for the result"),
         ({"SCHEDULER": "tcp:/wrong"}, "No Dask scheduler answers"),
     ],
 )
@@ -238,7 +239,10 @@ def test_errors_are_sentences(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
+    (tmp_path / "folder.tif").mkdir()
     parameters = {"INPUT": raster, "MODEL": str(package), "DEVICE": "cpu", "OUTPUT": str(out / "labels.tif")}
+    if change.get("OUTPUT") == "folder":
+        change = {"OUTPUT": str(tmp_path / "folder.tif")}
     assert sentence in failure("segmentraster", {**parameters, "POLYGONS": str(out / "polygons.gpkg"), **change})
     assert list(out.iterdir()) == []
 
