@@ -225,7 +225,13 @@ def feature_output(
     # A table goes into the file that is there.
     with _taking_the_place_of(path) if path.is_file() and not table else nullcontext(path) as file:
         given = parameters if file == path else {**parameters, name: _written_to(file, parameters[name])}
-        sink, made = algorithm.parameterAsSink(given, name, context, fields, kind, crs)
+        try:
+            sink, made = algorithm.parameterAsSink(given, name, context, fields, kind, crs)
+        except QgsProcessingException as error:
+            if table or not path.is_absolute():
+                raise
+            _remove_files(file)
+            raise JobError(f"{path} cannot be written; check space and rights ({error}).") from error
         if sink is None:
             raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
         destination = made if file == path else _moved(made, path.parent, context)
@@ -235,13 +241,13 @@ def feature_output(
             yield output
         except BaseException:
             output.close()
-            _remove(made, context)
+            _remove(made, context, is_table=bool(table))
             raise
         output.close()
         try:
             _record(made, context, provenance)
         except JobError:
-            _remove(made, context)
+            _remove(made, context, is_table=bool(table))
             raise
 
 
@@ -389,7 +395,7 @@ def class_output(
     )
 
 
-def _remove(destination: str, context: QgsProcessingContext) -> None:
+def _remove(destination: str, context: QgsProcessingContext, *, is_table: bool) -> None:
     """Remove what a sink wrote: a layer in memory, a table of a database, or a file with its companions."""
     if context.takeResultLayer(destination) is not None:
         return
@@ -397,11 +403,15 @@ def _remove(destination: str, context: QgsProcessingContext) -> None:
     path = Path(parts.get("path") or destination)
     metadata = QgsProviderRegistry.instance().providerMetadata("ogr")
     try:
-        connection = metadata.createConnection(str(path), {}) if path.suffix == ".gpkg" else None
+        connection = metadata.createConnection(str(path), {}) if is_table and path.suffix == ".gpkg" else None
         if connection is not None and len(connection.tables()) > 1:
             connection.dropVectorTable("", parts.get("layerName") or path.stem)
             return
     except QgsProviderConnectionException as error:
         raise JobError(f"Cannot remove the unfinished table of {path} ({error}); delete it yourself.") from error
+    _remove_files(path)
+
+
+def _remove_files(path: Path) -> None:
     for file in _files(path):
         file.unlink(missing_ok=True)

@@ -230,6 +230,31 @@ def test_a_folder_that_is_not_there_is_told(failure: Any, roof_model: Path, scen
     assert "cannot be written to; choose another one for the polygons" in said
 
 
+def test_a_full_disk_leaves_nothing(
+    failure: Any, roof_model: Path, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what could not be created nor what is half a GeoPackage, which QGIS cannot open."""
+    from qgis.core import QgsProcessingException
+    from segadapt.processing.algorithms.outputs import FeatureOutput
+    from segadapt.processing.errors import JobError
+
+    def half(output: Any, *_: Any) -> None:
+        Path(output.destination).write_bytes(b"half")
+        raise JobError("The disk is full.")
+
+    def none(*_: Any) -> None:
+        (tmp_path / "s.gpkg").touch()
+        raise QgsProcessingException("database or disk is full")
+
+    asked = samples(roof_model, scene_file, tmp_path / "s.gpkg")
+    monkeypatch.setattr(FeatureOutput, "add", half)
+    assert failure("selectsamples", asked) == "The disk is full."
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(select_module.SelectSamplesAlgorithm, "parameterAsSink", none)
+    assert "cannot be written; check space and rights (database or disk is full)" in failure("selectsamples", asked)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_segments_and_a_budget_in_square_metres(run: Any, roof_model: Path, scene_file: Path, tmp_path: Path) -> None:
     """Segments are of about the size asked for, and together stay under the budget."""
     parameters = samples(roof_model, scene_file, tmp_path / "s.gpkg", REGIONS="segments", BUDGET=300, BUDGET_UNIT="m2")
