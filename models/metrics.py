@@ -120,14 +120,24 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of the mean IoU: blocks of ground are drawn with replacement. NaN for fewer than two blocks.
 
-    `confusions`: one matrix per block; pixels of one block are not independent, blocks nearly are.
+    `confusions`: one matrix per block; pixels of one block are not independent, blocks nearly are. Draws that lack a
+    class are left out (`holds_all`).
     """
     if len(confusions) < 2:
         return float("nan"), float("nan")
-    values = [mean_iou(one) for one in _resampled(confusions, n_resamples=n_resamples, seed=seed)]
+    whole = np.sum(confusions, axis=0)
+    resampled = _resampled(confusions, n_resamples=n_resamples, seed=seed)
+    values = [mean_iou(one) for one in resampled if holds_all(one, whole)]
+    if not values:
+        return float("nan"), float("nan")
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def holds_all(drawn: Confusion, whole: Confusion) -> bool:
+    """Whether the truth of what was drawn has all classes of the whole; without one its mean is of other classes."""
+    return bool((drawn.any(axis=1) | ~whole.any(axis=1)).all())
 
 
 def class_intervals(

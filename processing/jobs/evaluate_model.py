@@ -23,6 +23,7 @@ from ...models.metrics import (
     class_intervals,
     class_ious,
     confusion_matrix,
+    holds_all,
     mean_iou,
     overall_accuracy,
 )
@@ -346,7 +347,7 @@ def difference(
 ) -> tuple[float, float, float] | None:
     """Mean IoU of `other` less that of `first`, and its 95 % interval: both on the same drawn blocks (paired).
 
-    None where they were judged on other windows, or on one block.
+    None where they were judged on other windows, or on one block, and where no draw has all classes.
     """
     if first.blocks != other.blocks or len(first.blocks) < 2 or first.n_chips != other.n_chips:
         return None
@@ -355,7 +356,11 @@ def difference(
     values = []
     for _ in range(n_resamples):
         drawn = random.integers(0, len(of_first), len(of_first))
-        values.append(mean_iou(of_other[drawn].sum(axis=0)) - mean_iou(of_first[drawn].sum(axis=0)))
+        one, another = of_first[drawn].sum(axis=0), of_other[drawn].sum(axis=0)
+        if holds_all(one, first.confusion):
+            values.append(mean_iou(another) - mean_iou(one))
+    if not values:
+        return None
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return other.mean_iou - first.mean_iou, float(low), float(high)
 

@@ -126,6 +126,18 @@ def test_a_class_has_an_interval_by_blocks():
     assert np.isnan(judge(Threshold(), chips_of(labels[:2])).class_intervals).all()
 
 
+def test_an_interval_is_of_the_classes_that_the_mean_is_of():
+    """A roof in one block of six is never found: in a draw without that block the mean would be of the ground alone."""
+    labels = halves(6)
+    labels[1:] = 0
+    one = judge(Threshold(), chips_of(labels, np.full((6, 3, *labels.shape[1:]), 50, np.uint8)))
+    assert one.mean_iou < 0.5
+    assert one.interval[0] <= one.mean_iou <= one.interval[1] <= 0.5
+    gain = difference(one, one)
+    assert gain is not None
+    assert gain == (0, 0, 0)
+
+
 def test_calibration_of_batches_is_that_of_the_whole():
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, (5, 32, 32)).astype(np.uint8)
