@@ -375,7 +375,9 @@ def _class_of(feature: QgsFeature, field: str) -> str | None:
     if not field:
         return ""
     value = feature[field]
-    text = "" if value is None or value == NULL else str(value).strip()
+    # Shapefiles and spreadsheets hold whole numbers as decimals: 1.0 is the class that is 1 elsewhere.
+    is_whole = isinstance(value, float) and value.is_integer()
+    text = "" if value is None or value == NULL else str(int(value) if is_whole else value).strip()
     return text or None
 
 

@@ -203,6 +203,24 @@ def test_polygons_are_clipped_mended_and_named(scene_file: Path, prompts: Any, r
     )
 
 
+@pytest.mark.parametrize(("value", "name"), [(1.0, "1"), (1.5, "1.5"), (2, "2"), ("1.0", "1.0")])
+def test_whole_numbers_are_the_same_class_in_any_file(
+    scene_file: Path, prompts: Any, roofs: Any, value: Any, name: str
+) -> None:
+    """Shapefiles hold them as decimals."""
+    from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingContext
+    from qgis.core import QgsProcessingFeatureSource as Source
+    from segadapt.models.progress import NullProgress
+    from segadapt.processing.algorithms.model_algorithm import RasterInput
+
+    raster = RasterInput(str(scene_file), "scene", QgsCoordinateReferenceSystem("EPSG:32631"))
+    context = QgsProcessingContext()
+    layer = prompts([(roofs[0].polygon, {"class": value})], kind="Polygon")
+    source = Source(layer, context)
+    found = training_source.read_polygons(source, "class", raster=raster, context=context, progress=NullProgress())
+    assert [one for _, one in found] == [name]
+
+
 def labelled(provider: Any, rasters: list[Any], labels: list[Any], feedback: Any) -> list[Any]:
     """The rasters with their labels, as the algorithm hands them to its job."""
     from qgis.core import QgsProcessingContext
