@@ -85,6 +85,19 @@ PYTHON
     "$building/bin/python" -m pip install --quiet --only-binary :all: --disable-pip-version-check \
         -r "$building/requirements.txt" -c "$building/constraints.txt" ||
         fail "pip did not install the packages; look at its message above, then run make setup again."
+    # Wheels bring PROJ, GEOS and GDAL with their data; what the host has in their place looks for the data in vain.
+    "$building/bin/python" >"$building/host.txt" <<'PYTHON'
+import sys
+from importlib.metadata import distribution
+
+for name in ("rasterio", "pyproj", "shapely", "pyogrio"):
+    found = distribution(name)
+    if not str(found.locate_file("")).startswith(sys.prefix):
+        print(f"{name}=={found.version}")
+PYTHON
+    "$building/bin/python" -m pip install --quiet --only-binary :all: --disable-pip-version-check \
+        --ignore-installed --no-deps -r "$building/host.txt" ||
+        fail "pip did not install the packages; look at its message above, then run make setup again."
     SEGADAPT_ENV="$building" "$python" processing/environment.py check >/dev/null
     # Scripts and pyvenv.cfg name the folder by its full path, which changes now.
     grep -rlIZ -- "$building" "$building/bin" "$building/pyvenv.cfg" | xargs -0 sed -i "s|$building|$environment|g"
