@@ -249,6 +249,11 @@ class ClassMapper:
             self._head = None
         self.options = options
 
+    def check_output(self, path: Path) -> None:
+        """Raise `JobError` where a file that is to be written is one that the raster is read from."""
+        if self.scene.reader.is_read_from(path):
+            raise JobError(f"The result would replace {path}, from which the raster is read; choose another name.")
+
     def as_now(self) -> ClassMapper:
         """The map as it is: clicks and options that follow change this one alone. Both share what was encoded."""
         now = copy.copy(self)

@@ -34,9 +34,10 @@ def write_class_polygons(
 
     Yields the fraction done after each window and returns the number of polygons. Without bounds of the whole raster,
     of which one row of windows is in memory. What is clicked meanwhile does not change it. Nothing is left
-    at `path` where the work is stopped or fails. Raises `RasterError` for a place that cannot be written, `Cancelled`,
-    and what reading and encoding raise.
+    at `path` where the work is stopped or fails. Raises `RasterError` for a place that cannot be written, `JobError`
+    where the raster itself would be replaced, `Cancelled`, and what reading and encoding raise.
     """
+    mapper.check_output(path)
     mapper = mapper.as_now()
     progress = progress or NullProgress()
     reader = mapper.scene.reader

@@ -26,8 +26,10 @@ def write_class_map(
 
     The raster has the pixels of the input inside the extent; 0 is nodata. `entropy_path`: another one with the
     uncertainty in per cent. What is clicked meanwhile does not change it. Nothing is left at the paths where
-    the work is stopped or fails.
+    the work is stopped or fails. Raises `JobError` where the raster would be replaced by its own map.
     """
+    for output in filter(None, (path, entropy_path)):
+        mapper.check_output(output)
     mapper = mapper.as_now()
     reader = mapper.scene.reader
     left, top, right, bottom = mapper.limited(bounds_px)

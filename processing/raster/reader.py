@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -98,6 +99,10 @@ class RasterReader:
             return file_states(self._files) != self._states
         except OSError:
             return True
+
+    def is_read_from(self, path: Path) -> bool:
+        """Whether a file is one that the raster consists of: it must not be written."""
+        return path.exists() and any(path.samefile(file) for file in self._files if Path(file).exists())
 
     def to_pixels(self, map_xy: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """(N, 2) map coordinates in the raster's CRS to (N, 2) raster pixels."""

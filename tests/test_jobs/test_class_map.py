@@ -496,6 +496,24 @@ def test_cancelled_polygons_leave_what_was_there(scene, tmp_path, recorder):
     assert path.read_bytes() == b"an older file"
 
 
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_raster_is_not_replaced_by_its_own_map(scene, tmp_path, is_linked):
+    mapper, path = mapped(scene, window_px=64), Path(scene.reader.path)
+    before = path.read_bytes()
+    if is_linked:
+        path = tmp_path / "link.tif"
+        path.symlink_to(scene.reader.path)
+    for written in (
+        write_class_map(mapper, path),
+        write_class_map(mapper, tmp_path / "map.tif", entropy_path=path),
+        write_class_polygons(mapper, path),
+    ):
+        with pytest.raises(JobError, match="from which the raster is read; choose another name"):
+            next(written)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "map.tif").exists()
+
+
 def test_polygons_without_a_place_are_a_sentence(scene, tmp_path):
     with pytest.raises(RasterError, match="choose a folder"):
         next(write_class_polygons(mapped(scene), tmp_path / "missing" / "map.gpkg"))
