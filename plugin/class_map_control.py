@@ -235,6 +235,7 @@ class ClassMapControl(QObject):
 
     def _connect(self) -> None:
         self.export.informed.connect(self.informed)
+        self.export.notified.connect(self.notified)
         self.export.changed.connect(self._show)
         self.export.progressed.connect(self.panel.progress_bar.setValue)
         for changed in (self.panel.snap_box.toggled, self.panel.head_combo.currentIndexChanged):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsMapLayer, QgsProject, QgsRasterLayer, QgsVectorLayer
+from qgis.core import QgsMapLayer, QgsProject, QgsProviderRegistry, QgsRasterLayer, QgsVectorLayer
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QFileDialog, QWidget
@@ -15,7 +15,7 @@ from qgis.PyQt.QtWidgets import QFileDialog, QWidget
 from ..processing.algorithms.base import with_ending
 from .actions import Actions
 from .class_map_tasks import MapTask, SaveClassModel, WriteMap, WritePolygons, Written
-from .class_style import style_classes
+from .class_style import OWN_LAYER, style_classes
 from .engine_worker import EngineWorker
 from .exchange import Failure
 
@@ -29,11 +29,12 @@ class ClassMapExport(QObject):
     """Makes the actions that write files; what is written goes into the project.
 
     `do` hands the worker a task of a kind, with its values, and returns it, or None where that cannot be. `informed`
-    carries a sentence, `progressed` how much is written, in percent; `changed`: something is written, or nothing any
-    more. `window` is below the questions for files.
+    carries a sentence about what is done, `notified` one about what cannot be, `progressed` how much is written, in
+    percent; `changed`: something is written, or nothing any more. `window` is below the questions for files.
     """
 
     informed = pyqtSignal(str)
+    notified = pyqtSignal(str)
     changed = pyqtSignal()
     progressed = pyqtSignal(int)
 
@@ -101,8 +102,14 @@ class ClassMapExport(QObject):
             self._actions[key].setEnabled(key == writing or (has_map and not writing))
             self._actions.offer_stop(key, "Stop writing" if key == writing else "")
 
-    def _write(self, key: str, kind: type[MapTask], **values: Any) -> None:
-        self._task, self._key = self._do(kind, **values), key
+    def _write(self, key: str, kind: type[MapTask], *, path: Path, **values: Any) -> None:
+        kept = _own_layer_in(path)
+        if kept is not None:
+            self.notified.emit(
+                f"The map would replace {path}, where the objects of '{kept.name()}' are kept; choose another name."
+            )
+            return
+        self._task, self._key = self._do(kind, path=path, **values), key
         self.changed.emit()
 
     def _write_or_stop(self, title: str, kinds: str, write: Callable[[Path], None]) -> None:
@@ -133,6 +140,17 @@ class ClassMapExport(QObject):
 
     def _on_failed(self, failure: Failure) -> None:
         self._on_ended(failure.task)
+
+
+def _own_layer_in(path: Path) -> QgsVectorLayer | None:
+    """Return the layer of accepted objects of the project that is kept in a file, None where none is."""
+    for layer in QgsProject.instance().mapLayers().values():
+        if isinstance(layer, QgsVectorLayer) and layer.customProperty(OWN_LAYER):
+            parts = QgsProviderRegistry.instance().decodeUri(layer.providerType(), layer.source())
+            file = Path(parts.get("path") or "")
+            if file.is_file() and path.exists() and path.samefile(file):
+                return layer
+    return None
 
 
 def _layer(written: Written) -> QgsMapLayer:

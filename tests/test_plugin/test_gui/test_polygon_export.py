@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ from segadapt.plugin.class_map_control import ClassMapControl
 from segadapt.plugin.class_map_tasks import AddStroke, MapPicture, WriteMap, WritePolygons, Written
 from segadapt.plugin.class_style import symbol_colour
 from segadapt.plugin.exchange import Failure
+from segadapt.plugin.prompt_tool import Command
 from segadapt.processing.errors import JobError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 BLUE, GREEN = (30, 30, 200), (30, 200, 30)
@@ -124,6 +125,9 @@ class FakeMapper:
         )
         self.scene = SimpleNamespace(reader=reader)
 
+    def check_output(self, path: Path) -> None:
+        """The raster is no file."""
+
     def as_now(self) -> FakeMapper:
         return self
 
@@ -203,3 +207,15 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="click on places"):
         written(tmp_path / "a.gpkg", mapper=mapper, is_whole=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_polygons_never_replace_the_accepted_objects(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    gui.click(at(300, 400))
+    gui.wait_for_answer()
+    gui.prompts.command(Command.ACCEPT)
+    layer = gui.controller.target.layer()
+    path = Path(layer.source().partition("|")[0])
+    control.export.write_all_polygons(path)
+    assert not any(isinstance(task, WritePolygons) for task in worker.tasks)
+    assert not control.export.is_writing
+    assert f"'{layer.name()}' are kept; choose another name" in control.said[-1]
