@@ -37,6 +37,7 @@ from .feature_sink import (
     FeatureState,
     SinkError,
     check_polygons,
+    is_same_value,
     state_of,
     states_of,
     write,
@@ -182,8 +183,13 @@ def set_class(layer: QgsVectorLayer, feature_ids: Iterable[int], name: str) -> E
     attributes, problems = attributes_for(layer, {"class": name})
     if problems:
         raise SinkError(problems[0])
-    changes = [FeatureChange(state, _with(state, attributes)) for state in states]
-    return write(layer, f"class {name or '(none)'} for {_counted(len(states))}", changes)
+    others = [state for state in states if not _has(state, attributes)]
+    if not others:
+        whose = f"of class '{name}'" if name else "without a class"
+        verb = "is" if len(states) == 1 else "are"
+        raise SinkError(f"{_counted(len(states))} {verb} {whose} already; choose another class first.")
+    changes = [FeatureChange(state, _with(state, attributes)) for state in others]
+    return write(layer, f"class {name or '(none)'} for {_counted(len(others))}", changes)
 
 
 def rename_class(layer: QgsVectorLayer, old: str, new: str) -> EditStep | None:
@@ -275,6 +281,10 @@ def _sums(layer: QgsVectorLayer, states: Iterable[FeatureState]) -> dict[str, fl
             given = [state.attributes.get(field) for state in states]
             sums[name] = sum(value for value in given if isinstance(value, int | float))
     return sums
+
+
+def _has(state: FeatureState, attributes: Mapping[str, Any]) -> bool:
+    return all(is_same_value(state.attributes.get(name), value) for name, value in attributes.items())
 
 
 def _with(state: FeatureState | None, attributes: Mapping[str, Any]) -> FeatureState | None:

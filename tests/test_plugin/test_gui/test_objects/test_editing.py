@@ -182,6 +182,9 @@ def test_another_class(gpkg: Any, shapes: Any) -> None:
     assert renamed is not None
     assert editing.rename_class(layer, 'it\'s "one"', "roof") is not None
     assert [feature["class"] for feature in reopened(layer)] == ["roof", "roof", "tree"]
+    assert editing.set_class(layer, ids(layer), "tree").label == "class tree for 2 objects"
+    with pytest.raises(SinkError, match="3 objects are of class 'tree' already"):
+        editing.set_class(layer, ids(layer), "tree")
     with pytest.raises(SinkError, match="No object is selected"):
         editing.set_class(layer, [], "x")
 
