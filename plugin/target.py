@@ -72,6 +72,7 @@ class TargetChoice(QObject):
         # Only what the user picks counts: when a layer goes, the combo box takes another one by itself.
         combo.activated.connect(self._on_activated)
         project = QgsProject.instance()
+        project.layersWillBeRemoved.connect(self._on_going)
         project.layersRemoved.connect(self._on_removed)
         project.readProject.connect(self._restore)
         if classes is not None:
@@ -88,6 +89,7 @@ class TargetChoice(QObject):
             keeper.dispose()
         self._keepers.clear()
         project = QgsProject.instance()
+        project.layersWillBeRemoved.disconnect(self._on_going)
         project.layersRemoved.disconnect(self._on_removed)
         project.readProject.disconnect(self._restore)
         self.history.dispose()
@@ -333,10 +335,13 @@ class TargetChoice(QObject):
         if layer.id() not in self._keepers:
             self._keepers[layer.id()] = MeasureKeeper(layer, self)
 
-    def _on_removed(self, layer_ids: list[str]) -> None:
+    def _on_going(self, layer_ids: list[str]) -> None:
         for layer_id in layer_ids:
             if (keeper := self._keepers.pop(layer_id, None)) is not None:
-                keeper.deleteLater()  # the layer is gone, and its signals with it
+                keeper.dispose()  # now: what is not saved of a layer is undone while the layer goes
+                keeper.deleteLater()
+
+    def _on_removed(self, layer_ids: list[str]) -> None:
         if self._held_id in layer_ids:
             self._held_id = ""  # a project that is opened again gives its layers the same ids
         if self._layer_id in layer_ids:

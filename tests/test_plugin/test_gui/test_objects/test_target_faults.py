@@ -183,6 +183,19 @@ def test_a_removed_layer_makes_room_for_a_new_file(target: Any, shapes: Any) -> 
     assert len(list(QgsVectorLayer(source, "first", "ogr").getFeatures())) == 1
 
 
+@pytest.mark.parametrize("is_undone", [False, True])
+def test_a_layer_that_is_removed_while_it_is_edited(target: Any, shapes: Any, is_undone: bool) -> None:
+    layer = target.accept(shapes.rectangle(0, 0))
+    layer.startEditing()
+    target.accept(shapes.rectangle(20, 0))
+    target.accept(shapes.rectangle(40, 0))
+    if is_undone:
+        target.choice.history.undo()
+    QgsProject.instance().removeMapLayer(layer.id())  # an error in a slot fails the test
+    assert target.choice.layer() is None
+    assert target.accept(shapes.rectangle(60, 0)).featureCount() == 1
+
+
 def test_a_closed_project(target: Any, shapes: Any) -> None:
     target.accept(shapes.rectangle(0, 0))
     QgsProject.instance().clear()
