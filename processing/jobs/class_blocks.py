@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ...models.backbone import STRIDE_PX, Backbone
 from ...models.class_head import FeatureSpace, FloatArray, fit_feature_space
+from ..errors import JobError
 from ..raster.windows import WINDOW_SIZES_PX, Bounds, CoreCell, core_grid
 from .scene import Scene
 
@@ -137,7 +138,10 @@ class BlockReader:
         return RawBlock(cell.core_px, cells, chip.pixels[:, core[0], core[1]], valid)
 
     def fit_space(self, raws: Sequence[RawBlock]) -> FeatureSpace:
-        """The feature space of these blocks, from an even sample of their cells that hold data."""
+        """The feature space of these blocks, from an even sample of their cells that hold data.
+
+        Raises `JobError` where they hold none.
+        """
         samples = []
         for raw in raws:
             cells = raw.cells[1:-1, 1:-1]
@@ -146,7 +150,10 @@ class BlockReader:
                 cells = cells[: inside.shape[0], : inside.shape[1]][inside]
             flat = cells.reshape(-1, cells.shape[-1])
             samples.append(flat[:: max(1, len(flat) // _SAMPLE_CELLS)])
-        return fit_feature_space(np.concatenate(samples), self.groups)
+        sample = np.concatenate(samples)
+        if len(sample) < 2:
+            raise JobError("The raster has no data here to begin a class map with; go where it has, and click there.")
+        return fit_feature_space(sample, self.groups)
 
     def make_block(self, raw: RawBlock, space: FeatureSpace) -> Block:
         """Cut a core into segments and project all features."""

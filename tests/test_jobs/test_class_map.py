@@ -242,6 +242,14 @@ def test_a_window_is_described_in_steps_between_which_the_map_is_clicked_on(scen
     assert np.array_equal(mapper.labels(), alone.labels())
 
 
+def test_a_map_is_not_begun_where_the_raster_has_no_data(raster_factory, open_scene):
+    pixels = np.full((3, ROWS, COLS), 90, np.uint8)
+    scene = open_scene(raster_factory(pixels, mask=np.zeros((ROWS, COLS), bool)), FakeEngine())
+    mapper = ClassMapper(scene, FakeBackbone(), options=ClassMapOptions(window_px=64))
+    with pytest.raises(JobError, match="no data here to begin a class map with"):
+        mapper.encode(mapper.missing()[0])
+
+
 def test_nodata_stays_nodata(truth, raster_factory, open_scene):
     pixels = np.random.RandomState(0).randint(40, 200, (3, ROWS, COLS)).astype(np.uint8)
     mask = np.ones((ROWS, COLS), bool)
