@@ -213,24 +213,24 @@ def feature_output(
 ) -> Iterator[FeatureOutput]:
     """Open the sink `name` for features of a `kind`; if the work inside fails or is cancelled, what it wrote goes.
 
-    An older file of that name stays until the work is done, also where the program is killed. `provenance` goes into
-    the metadata of the layer or of the GeoPackage's table. Open it before the work, so that an output that cannot be
-    written is known at once. Raises `JobError` where it would replace an input of the algorithm, or cannot replace an
-    older file.
+    A file comes to its name when the work is done; until then an older one stays there, also where the program is
+    killed. `provenance` goes into the metadata of the layer or of the GeoPackage's table. Open it before the work, so
+    that an output that cannot be written is known at once. Raises `JobError` where it cannot, and where it would
+    replace what the algorithm reads.
     """
     path, table = _file_and_table(parameters.get(name), context)
     check_inputs(algorithm, parameters, context, path=path, table=table)
-    if path.is_absolute() and not table:
+    # A table goes into the file that is there; what is no path, into memory or to a server.
+    is_file = path.is_absolute() and not table
+    if is_file:
         check_folder(path, "polygons")
-    # A table goes into the file that is there.
-    with _taking_the_place_of(path) if path.is_file() and not table else nullcontext(path) as file:
+    with _taking_the_place_of(path) if is_file else nullcontext(path) as file:
         given = parameters if file == path else {**parameters, name: _written_to(file, parameters[name])}
         try:
             sink, made = algorithm.parameterAsSink(given, name, context, fields, kind, crs)
         except QgsProcessingException as error:
-            if table or not path.is_absolute():
+            if not is_file:
                 raise
-            _remove_files(file)
             raise JobError(f"{path} cannot be written; check space and rights ({error}).") from error
         if sink is None:
             raise QgsProcessingException(algorithm.invalidSinkError(parameters, name))
@@ -270,7 +270,7 @@ def _file_and_table(chosen: Any, context: QgsProcessingContext) -> tuple[Path, s
 
 @contextmanager
 def _taking_the_place_of(path: Path) -> Iterator[Path]:
-    """A file in a hidden folder beside an older one, of the same name (that of its table), whose place it takes.
+    """A file in a hidden folder beside `path`, of the same name (that of its table), which takes its place in the end.
 
     Not where the body fails. What killed runs left there goes. Raises `JobError`.
     """
@@ -278,7 +278,8 @@ def _taking_the_place_of(path: Path) -> Iterator[Path]:
     try:
         _remove_remains(path)
         # Changes nothing, but Windows refuses it where another program holds the file: known now, not after the work.
-        path.replace(path)
+        if path.exists():
+            path.replace(path)
         folder.mkdir()
     except OSError as error:
         raise JobError(
@@ -409,9 +410,5 @@ def _remove(destination: str, context: QgsProcessingContext, *, is_table: bool) 
             return
     except QgsProviderConnectionException as error:
         raise JobError(f"Cannot remove the unfinished table of {path} ({error}); delete it yourself.") from error
-    _remove_files(path)
-
-
-def _remove_files(path: Path) -> None:
     for file in _files(path):
         file.unlink(missing_ok=True)

@@ -230,6 +230,24 @@ def test_a_folder_that_is_not_there_is_told(failure: Any, roof_model: Path, scen
     assert "cannot be written to; choose another one for the polygons" in said
 
 
+def test_a_new_file_has_its_name_when_it_is_whole(
+    run: Any, roof_model: Path, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves is hidden, and not half of a layer under the name that was asked for."""
+    from segadapt.processing.jobs import select_samples as job
+
+    select, seen = job.select_samples, []
+
+    def select_and_look(*given: Any, **more: Any) -> Any:
+        seen.extend(file.name for file in tmp_path.iterdir())
+        return select(*given, **more)
+
+    monkeypatch.setattr(job, "select_samples", select_and_look)
+    run("selectsamples", samples(roof_model, scene_file, tmp_path / "s.gpkg"))
+    assert [name[:8] + name[-5:] for name in seen] == [".s.gpkg-.part"]
+    assert [file.name for file in tmp_path.iterdir()] == ["s.gpkg"]
+
+
 def test_a_full_disk_leaves_nothing(
     failure: Any, roof_model: Path, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,12 +256,12 @@ def test_a_full_disk_leaves_nothing(
     from segadapt.processing.algorithms.outputs import FeatureOutput
     from segadapt.processing.errors import JobError
 
-    def half(output: Any, *_: Any) -> None:
-        Path(output.destination).write_bytes(b"half")
+    def half(*_: Any) -> None:
+        (file,) = tmp_path.glob("*/s.gpkg")
+        file.write_bytes(b"half")
         raise JobError("The disk is full.")
 
     def none(*_: Any) -> None:
-        (tmp_path / "s.gpkg").touch()
         raise QgsProcessingException("database or disk is full")
 
     asked = samples(roof_model, scene_file, tmp_path / "s.gpkg")
