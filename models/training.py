@@ -281,7 +281,7 @@ class Descent:
         if self._n_left_out == _MOST_LEFT_OUT:
             raise ModelError(
                 f"{_MOST_LEFT_OUT} training steps in a row gave no numbers on '{self._device}' (loss "
-                f"{float(loss.detach()):g}); choose another device, or another model to start from."
+                f"{float(loss.detach()):g}); choose a smaller rate, another device, or another model to start from."
             )
         return is_number
 

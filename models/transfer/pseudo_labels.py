@@ -13,6 +13,7 @@ from ..progress import Progress
 from ..semantic.card import IGNORE
 from ..semantic.prediction import predict_chips
 from ..semantic.segmenter import Segmenter
+from .base import TransferError
 
 _N_BINS = 256
 _MOST_LIFT = 8.0
@@ -47,7 +48,7 @@ def survey(
     batch: int,
     progress: Progress,
 ) -> Survey:
-    """Look at all chips once. Raises `Cancelled`.
+    """Look at all chips once. Raises `Cancelled`, and `TransferError` for a teacher whose answers are no numbers.
 
     Class-balanced thresholds (Zou et al. 2018, CBST, https://arxiv.org/abs/1810.07911): of every class the share
     `keep` of its most confident pixels counts; pixels surer than `most` always do. `factors` (C,): what its
@@ -62,6 +63,8 @@ def survey(
         answer /= answer.sum(axis=1, keepdims=True)
         valid = chips.valid[part]
         labels, sure = answer.argmax(axis=1), answer.max(axis=1)
+        if not np.isfinite(sure[valid]).all():
+            raise TransferError("What learned gives no numbers any more; choose a smaller rate, or another method.")
         place = np.minimum((sure * _N_BINS).astype(np.intp), _N_BINS - 1) + labels * _N_BINS
         counts += np.bincount(place[valid], minlength=n_classes * _N_BINS).reshape(n_classes, _N_BINS)
         for number, (of_chip, is_valid) in enumerate(zip(labels, valid, strict=True), part.start):

@@ -285,6 +285,12 @@ def test_self_training_goes_on_from_sure_answers(world):
     assert quality(adapted(world, "quantile+self_training", n_steps=10, with_source=True), world.test) > start
 
 
+def test_a_rate_beyond_numbers_is_said(world):
+    """Any rate can be typed into a chain; the gradients are numbers still when the weights are none."""
+    with pytest.raises(TransferError, match="no numbers any more; choose a smaller rate"):
+        adapted(world, "self_training(rate=1e30)", n_steps=4)
+
+
 def test_a_class_that_is_hardly_found_does_not_take_over(world):
     model = adapted(world, "self_training", n_steps=10)
     shares = measure_agreement(model, world.test).shares
