@@ -18,7 +18,7 @@ from ...models.chips import Chips, split_by_block
 from ...models.errors import Cancelled, ModelError
 from ...models.metrics import Confusion, bootstrap_interval, confusion_matrix, mean_iou
 from ...models.progress import NullProgress, Progress, StepProgress, raise_if_cancelled
-from ...models.semantic.card import with_event
+from ...models.semantic.card import IGNORE, with_event
 from ...models.semantic.package import Tensors
 from ...models.semantic.prediction import device_of, predict_labels
 from ...models.semantic.segmenter import Segmenter
@@ -29,6 +29,7 @@ from ...models.transfer.statistics import lasting_tensors, source_statistics
 from ..errors import JobError
 from .comparison_runs import METHOD, SOURCE, TUNING, CompareAdaptation, Run, RunQueue, title_of
 from .peak_memory import PeakMemory
+from .training_data import split_chips
 
 _CHECKING = 0.25
 
@@ -38,8 +39,8 @@ class Comparison:
     """All `runs` in the order in which they were made, the source model first, and what there was no time for.
 
     `model`: that of the best run, on the CPU; the source model where none is better. `statistics`: the tensors to save
-    beside its weights. `n_rehearsed`: chips of the source that methods and fine-tuning rehearsed. `is_cancelled`: the
-    user had no time for what was left out.
+    beside its weights. `n_rehearsed`: chips of the source that methods and fine-tuning rehearsed. `unjudged`: names of
+    classes that labels have, but none that is held out. `is_cancelled`: the user had no time for what was left out.
     """
 
     job: CompareAdaptation
@@ -53,6 +54,7 @@ class Comparison:
     n_held_out_blocks: int
     n_rehearsed: int
     device: str
+    unjudged: tuple[str, ...] = ()
     is_cancelled: bool = False
 
     @property
@@ -85,14 +87,15 @@ def compare_adaptation(
 
     `statistics`: what the model's package knows of its source (`package.load_extra`). `source`: labelled chips of the
     source to rehearse, as the model sees them. `source_sha256`: of that package, for the history of the best model.
-    Runs that cannot be made are reported, not raised. Raises `ChipError` for labels in one block of ground, `JobError`
-    where those held out have no class. A cancel keeps the runs that are finished; before the first of them it raises
-    `Cancelled`.
+    Runs that cannot be made are reported, not raised. Raises `JobError` for labels in one block of ground, and where
+    those held out have no class, or one of several alone. A cancel keeps the runs that are finished; before the first
+    of them it raises `Cancelled`.
     """
     job, progress = job or CompareAdaptation(), progress or NullProgress()
-    pool, held_out = split_by_block(chips, held_out=job.held_out, seed=job.seed)
+    pool, held_out = split_chips(chips, held_out=job.held_out, seed=job.seed)
     if not held_out.n_labelled_px() or not pool.n_labelled_px():
         raise JobError("The blocks of ground that are split hold no label on one side; label more places.")
+    unjudged = _unjudged(pool, held_out, model, progress)
     n_rehearsed = 0 if source is None else len(source)
     runner = _Runner(model, pool, held_out, job, dict(statistics or {}), source, progress)
     waiting = RunQueue(job)
@@ -153,8 +156,24 @@ def compare_adaptation(
         n_held_out_blocks=len(np.unique(held_out.blocks)),
         n_rehearsed=n_rehearsed,
         device=str(device_of(model)),
+        unjudged=unjudged,
         is_cancelled=bool(stopped),
     )
+
+
+def _unjudged(pool: Chips, held_out: Chips, model: Segmenter, progress: Progress) -> tuple[str, ...]:
+    """Names of the classes that no label held out is of; told. Raises `JobError` where there is one class left."""
+    of_held, of_pool = (set(np.unique(part.labels).tolist()) - {IGNORE} for part in (held_out, pool))
+    missing = tuple(model.card.class_names[class_id] for class_id in sorted(of_pool - of_held))
+    names = ", ".join(f"'{name}'" for name in missing)
+    if missing and len(of_held) < 2:
+        raise JobError(
+            f"No label held out is of {names}, so that a model that finds nothing else than the rest would win; label "
+            "more places with it, or hold more out."
+        )
+    if missing:
+        progress.info(f"No label held out is of {names}: whether a run loses it is not measured. Label more places.")
+    return missing
 
 
 def budget_of(pool: Chips, share: float, *, seed: int) -> Chips:

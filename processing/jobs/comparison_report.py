@@ -53,6 +53,9 @@ def comparison_report(comparison: Comparison, *, model: str, rasters: Sequence[s
             "of each budget decided which state of a training was kept."
         ),
     ]
+    if comparison.unjudged:
+        names = ", ".join(f"'{name}'" for name in comparison.unjudged)
+        parts.append(note(f"No label held out is of {names}: whether a run loses it is not measured."))
     if comparison.left_out:
         why = "Cancelled before" if comparison.is_cancelled else "There was no time for"
         parts.append(note(f"{why}: {', '.join(comparison.left_out)}."))
@@ -81,7 +84,7 @@ def recommendation(comparison: Comparison) -> list[str]:
     tuned = [run for run in comparison.finished if run.kind == TUNING]
     if best.miou <= source.miou:
         return [
-            f"Keep the source model: its mean IoU of {source.miou:.3f} on ground held out was reached by nothing that "
+            f"Keep the source model: its mean IoU of {source.miou:.3f} on ground held out was beaten by nothing that "
             "was tried. More labels, other methods or more steps may change that."
         ]
     said = [f"Best of all: {best.title}, mean IoU {best.miou:.3f}; the source model has {source.miou:.3f}."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from segadapt.models.chips import ChipError, Chips
+from segadapt.models.chips import Chips
 from segadapt.models.errors import Cancelled
 from segadapt.models.progress import NullProgress
 from segadapt.models.semantic.segmenter import build_segmenter
@@ -227,8 +228,34 @@ def test_jobs_that_make_no_sense_are_refused(source):
         CompareAdaptation(limit_s=0)
     chips = squares(4, seed=0)
     one_block = Chips(chips.pixels, chips.labels, chips.valid, np.zeros(4, np.int64), chips.origins)
-    with pytest.raises(ChipError, match="one block"):
+    with pytest.raises(JobError, match="one block"):
         compare_adaptation(source[0], one_block)
+    alone = squares(8, seed=0)
+    alone.labels[2:] = 0
+    with pytest.raises(JobError, match=r"No label held out is of 'roof', so that a model .* would win; label more"):
+        compare_adaptation(source[0], alone)
+
+
+def test_a_class_that_is_not_held_out_is_told(source, monkeypatch):
+    """It is in one block of ground alone, and others are judged."""
+    from segadapt.processing.jobs import compare_adaptation as module
+
+    split = module.split_chips
+
+    def without_ground(chips, **options):
+        pool, held_out = split(chips, **options)
+        held_out.labels[held_out.labels == 0] = 2
+        return pool, held_out
+
+    model = copy.deepcopy(source[0])
+    third = replace(model.card.classes[1], class_id=2, name="shed")
+    model.card = replace(model.card, classes=(*model.card.classes, third))
+    monkeypatch.setattr(module, "split_chips", without_ground)
+    job = CompareAdaptation(methods=("reinhard",), layers=())
+    compared = module.compare_adaptation(model, squares(8, seed=0), job)
+    assert compared.unjudged == ("background",)
+    page = comparison_report(compared, model="m", rasters=["r"])
+    assert "whether a run loses it is not measured" in page
 
 
 def test_it_stops_when_asked_to(source):
