@@ -257,6 +257,11 @@ class LabelledAlgorithm(ModelAlgorithm):
                 f"None of the {source.featureCount()} polygons of '{source.sourceName()}' lies on a raster; check the "
                 "CRS of both."
             )
+        if area is not None and not any(raster.area for raster in found):
+            raise JobError(
+                f"None of the {area.featureCount()} polygons of '{area.sourceName()}', within which everything was "
+                "labelled, lies on a raster; check the CRS of both, or leave the areas out."
+            )
         return found
 
     def class_scheme(

@@ -177,7 +177,8 @@ def parse_value_names(text: str) -> dict[int, str]:
         value, _, name = (piece.strip() for piece in part.partition("="))
         if not value.isdigit() or not name or int(value) > IGNORE:
             raise JobError(f"'{part}' names no value; write for instance 0=other, 1=roof, with values of 0 to 255.")
-        names[int(value)] = name
+        if names.setdefault(int(value), name) != name:
+            raise JobError(f"The value {value} is named twice, '{names[int(value)]}' and '{name}'; name it once.")
     return names
 
 

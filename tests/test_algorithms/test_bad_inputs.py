@@ -91,6 +91,8 @@ def parameters(
         ("evaluatemodel", {"MODELS": ["model", "altered"]}, "is damaged"),
         ("evaluatemodel", {"MODELS": ["model", "altered card"]}, "is damaged"),
         ("evaluatemodel", {"LABELS": "ponds"}, "hold 'pond', but the classes are background, roof"),
+        ("trainmodel", {"AREA": "far"}, "within which everything was labelled, lies on a raster; check the CRS"),
+        ("evaluatemodel", {"AREA": "none"}, "None of the 0 polygons of 'prompts', within which everything was"),
         ("trainmodel", {"LABELS": "no geometry"}, "None of the 3 features of 'prompts' has a geometry"),
     ],
 )

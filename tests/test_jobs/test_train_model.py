@@ -357,6 +357,8 @@ def test_labels_that_do_not_fit_are_refused_with_a_sentence(houses, raster_facto
         read_training_chips([labelled(path, boxes, area=())], scheme, chip_px=32)
     with pytest.raises(JobError, match="names no value"):
         parse_value_names("roof")
+    with pytest.raises(JobError, match="value 0 is named twice, 'other' and 'roof'"):
+        parse_value_names("0=other, 0=roof")
     empty = raster_factory(np.full((3, 64, 64), np.nan, np.float32), "nan.tif", nodata=np.nan)
     with pytest.raises((JobError, RuntimeError), match=r"nan\.tif"):
         read_training_chips([labelled(empty, boxes)], scheme, chip_px=32)
