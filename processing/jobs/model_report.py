@@ -22,7 +22,6 @@ _LOSSES = {
     "cross_entropy": "cross-entropy",
     "focal": "focal loss (Lin et al. 2017)",
 }
-_INTERVAL = "95 % intervals in brackets: blocks of ground drawn with replacement."
 
 
 def training_report(trained: Trained) -> str:
@@ -46,7 +45,7 @@ def training_report(trained: Trained) -> str:
             ),
             heading("On the chips held out"),
             table(_measures([evaluation]), has_head=True),
-            note(_INTERVAL),
+            note(_intervals([evaluation])),
             *_pictures(evaluation),
         ]
     return page(f"Training of {card.name}", parts)
@@ -78,14 +77,14 @@ def evaluation_report(
         ),
         heading("Measures"),
         table(_measures(evaluations), has_head=True),
-        note(_INTERVAL),
+        note(_intervals(evaluations)),
     ]
     if len(evaluations) > 1:
         parts += [heading(f"Difference to '{names[0]}'"), *_differences(evaluations, seed=options.seed)]
     parts += [
         heading("IoU by class"),
         table(_by_class(evaluations, _iou_of), has_head=True),
-        note(_INTERVAL),
+        note(_intervals(evaluations)),
         heading("F1 by class"),
         table(_by_class(evaluations, lambda one, n: _number(one.f1[n])), has_head=True),
         heading("Outline F-score by class"),
@@ -151,6 +150,12 @@ def _class_rows(trained: Trained) -> list[tuple[str, ...]]:
         scores = ("", "", "") if one is None else (_number(one.ious[n]), _number(one.f1[n]), _number(one.boundary[n]))
         rows.append((entry.name, f"{100 * trained.class_px[n] / total:.2f} %", *scores))
     return rows
+
+
+def _intervals(evaluations: Sequence[Evaluation]) -> str:
+    if all(math.isnan(one.interval[0]) for one in evaluations):
+        return "Without intervals: that takes two blocks of ground with labels of all classes."
+    return "95 % intervals in brackets: blocks of ground drawn with replacement."
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:

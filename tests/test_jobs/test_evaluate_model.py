@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -255,6 +256,10 @@ def test_a_coarse_model_is_judged_by_fine_labels(raster_factory, scene, tmp_path
     assert fine.n_chips == coarse.n_chips == 4
     assert fine.confusion.sum() == coarse.confusion.sum() == 96 * 128
     assert difference(fine, coarse)[0] < 0
+    one_block = [replace(fine, interval=(math.nan, math.nan))]
+    page = evaluation_report(one_block, EvaluationOptions(), device="cpu", rasters=["r"], labels="stripes")
+    assert "Without intervals" in page
+    assert "in brackets" not in page
     page = evaluation_report([fine, coarse], EvaluationOptions(), device="cpu", rasters=["r"], labels="stripes")
     assert "0.5 m per pixel" in page
 
