@@ -16,7 +16,7 @@ from qgis.PyQt.QtWidgets import QFileDialog
 from ..processing.algorithms.settings import read_settings
 from .actions import Actions
 from .class_map_export import MODEL_FILES, ClassMapExport
-from .class_map_overlay import PIECES, ClassMapItem
+from .class_map_overlay import PIECES, ClassMapItem, DrawnStroke
 from .class_map_panel import ClassMapPanel
 from .class_map_rest import MapRest, RestOfMap
 from .class_map_tasks import (
@@ -409,11 +409,15 @@ class ClassMapControl(QObject):
             return
         try:
             net = [[mapping.point_to_canvas(p) for p in line] for line in _net(picture.corners_map)]
+            strokes = [
+                DrawnStroke([mapping.point_to_canvas(p) for p in stroke.points_map], stroke.colour)
+                for stroke in picture.strokes
+            ]
         except CoordinateError as error:
             self.item.clear()
             self.notified.emit(str(error))
             return
-        self.item.show_labels(picture.labels, colours=picture.colours, net=net)
+        self.item.show_labels(picture.labels, colours=picture.colours, net=net, strokes=strokes)
 
     def _show(self) -> None:
         picture, panel = self._picture, self.panel

@@ -187,8 +187,8 @@ def _region_px(job: SelectSamples, card: SegmenterCard, pixel_m2: float | None) 
         wanted = job.region_m / pixel_m2**0.5
         if not 0.75 <= wanted <= card.chip_px:
             raise JobError(
-                f"Regions of {job.region_m:g} m are {wanted:.3g} pixels of the model wide; give 1 to {card.chip_px} "
-                f"pixels, which are {pixel_m2**0.5:.3g} to {card.chip_px * pixel_m2**0.5:.3g} m."
+                f"Regions of {job.region_m:g} m are {_about(wanted)} pixels of the model wide; give 1 to "
+                f"{card.chip_px} pixels, which are {pixel_m2**0.5:.3g} to {card.chip_px * pixel_m2**0.5:.3g} m."
             )
     if job.kind == "segments":
         return round(wanted)
@@ -272,10 +272,15 @@ def _chosen(found: Candidates, job: SelectSamples, pixel_m2: float | None, progr
         )
     if budget_px < smallest:
         raise JobError(
-            f"A budget of {job.budget:g} {unit} is smaller than a region of {smallest / unit_px:.2g} {unit}; give a "
-            "larger budget or smaller regions."
+            f"A budget of {job.budget:g} {unit} is smaller than a region of {_about(smallest / unit_px)} {unit}; give "
+            "a larger budget or smaller regions."
         )
     return choose_regions(found, strategy=job.strategy, budget_px=budget_px, seed=job.seed, progress=progress)
+
+
+def _about(value: float) -> str:
+    """Three digits, and never a power of ten."""
+    return f"{float(f'{value:.3g}'):.10g}"
 
 
 def _outlines(

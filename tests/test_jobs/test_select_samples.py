@@ -155,6 +155,8 @@ def test_what_cannot_be_done_is_told(model_path, scene, raster_factory):
         ({"budget": 141}, "141 clicks is larger than the image: only 140 regions"),
         ({"budget": 2300, "unit": "m2"}, "2300 m2 is larger than the image: only 2241 m2"),
         ({"budget": 15, "unit": "m2"}, "15 m2 is smaller than a region of 16 m2"),
+        ({"budget": 15, "unit": "m2", "region_m": 16}, "15 m2 is smaller than a region of 128 m2"),
+        ({"region_m": 1e5}, "Regions of 100000 m are 200000 pixels of the model wide"),
         ({"budget": 0.1, "unit": "percent"}, "0.1 per cent is smaller than a region"),
         ({"region_m": 40}, "80 pixels of the model"),
         ({"region_m": 0.2}, "give 1 to 32 pixels, which are 0.5 to 16 m"),

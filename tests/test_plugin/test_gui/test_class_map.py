@@ -189,6 +189,20 @@ def test_the_picture_lies_on_the_raster(
     assert painted(gui, control, mapping.point_to_canvas((outside.x(), outside.y()))).alpha() == 0
 
 
+def test_clicks_and_scribbles_are_drawn_on_the_map(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
+    control.mode_action.trigger()
+    control.click((1.0, 2.0), True)
+    green, places = (20, 200, 20), [(at(x, y).x(), at(x, y).y()) for x, y in ((300, 500), (600, 300), (800, 300))]
+    strokes = MapStroke((places[0],), "grass", green), MapStroke((places[1], places[2]), "grass", green)
+    worker.worked.emit(worker.last(AddStroke), replace(halves(at), strokes=strokes))
+    for x, y in ((300, 500), (700, 300)):
+        colour = painted(gui, control, at(x, y))
+        assert colour.green() > 150 > max(colour.red(), colour.blue())  # lines are smooth
+    assert painted(gui, control, at(300, 300)).red() > 150
+    worker.worked.emit(worker.last(AddStroke), halves(at))
+    assert painted(gui, control, at(300, 500)).red() > 150
+
+
 def test_leaving_hides_the_map_and_coming_back_shows_it(gui: Any, control: Any, worker: FakeWorker, at: Any) -> None:
     control.mode_action.trigger()
     control.click((1.0, 2.0), True)
