@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsMapLayer, QgsProject, QgsProviderRegistry, QgsRasterLayer, QgsVectorLayer
+from qgis.core import (
+    QgsDataProvider,
+    QgsProject,
+    QgsProviderRegistry,
+    QgsRasterLayer,
+    QgsVectorLayer,
+)
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 from qgis.PyQt.QtWidgets import QFileDialog, QWidget
@@ -128,7 +134,7 @@ class ClassMapExport(QObject):
         if self._task is None or task is not self._task:
             return
         if isinstance(item, Written):
-            QgsProject.instance().addMapLayer(_layer(item))
+            _show(item)
             self.informed.emit(item.sentence)
         else:
             self.progressed.emit(round(100 * item))
@@ -144,19 +150,35 @@ class ClassMapExport(QObject):
 
 def _own_layer_in(path: Path) -> QgsVectorLayer | None:
     """Return the layer of accepted objects of the project that is kept in a file, None where none is."""
-    for layer in QgsProject.instance().mapLayers().values():
+    for layer in _layers_in(path):
         if isinstance(layer, QgsVectorLayer) and layer.customProperty(OWN_LAYER):
-            parts = QgsProviderRegistry.instance().decodeUri(layer.providerType(), layer.source())
-            file = Path(parts.get("path") or "")
-            if file.is_file() and path.exists() and path.samefile(file):
-                return layer
+            return layer
     return None
 
 
-def _layer(written: Written) -> QgsMapLayer:
+def _layers_in(path: Path) -> Iterator[QgsRasterLayer | QgsVectorLayer]:
+    """The layers of the project that are kept in a file."""
+    for layer in QgsProject.instance().mapLayers().values():
+        if not isinstance(layer, QgsRasterLayer | QgsVectorLayer):
+            continue
+        parts = QgsProviderRegistry.instance().decodeUri(layer.providerType(), layer.source())
+        file = Path(parts.get("path") or "")
+        if file.is_file() and path.exists() and path.samefile(file):
+            yield layer
+
+
+def _show(written: Written) -> None:
+    """Add the file to the project; layers that show it already open it anew, as another file has its name now."""
     path = written.path
-    if path.suffix.lower() != ".gpkg":
-        return QgsRasterLayer(str(path), path.stem)  # its colours are in the file
-    layer = QgsVectorLayer(str(path), path.stem, "ogr")
-    style_classes(layer, {name: QColor(*colour) for name, colour in written.colours.items()})
-    return layer
+    shown = list(_layers_in(path))
+    for layer in shown:
+        layer.setDataSource(layer.source(), layer.name(), layer.providerType(), QgsDataProvider.ProviderOptions())
+    if not shown:
+        is_vector = path.suffix.lower() == ".gpkg"
+        # The colours of a raster are in the file.
+        layer = QgsVectorLayer(str(path), path.stem, "ogr") if is_vector else QgsRasterLayer(str(path), path.stem)
+        shown.append(QgsProject.instance().addMapLayer(layer))
+    for layer in shown:
+        if isinstance(layer, QgsVectorLayer):
+            layer.updateExtents(True)
+            style_classes(layer, {name: QColor(*colour) for name, colour in written.colours.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copyfile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -184,11 +185,33 @@ def test_polygons_come_into_the_project_in_the_colours_of_their_classes(
         assert {name: colour.getRgb()[:3] for name, colour in shown.items()} == {"water": BLUE, "wood": GREEN}
 
 
-def test_a_written_raster_comes_into_the_project(gui: Any, control: Any, worker: FakeWorker, raster_path: Path) -> None:
-    control.export.write_raster(raster_path)
-    worker.worked.emit(worker.tasks[-1], Written(raster_path, "The class map is there.", {}))
+def test_writing_a_file_again_shows_it_anew_in_its_layer(control: Any, worker: FakeWorker, tmp_path: Path) -> None:
+    path = tmp_path / "all.gpkg"
+    *_, item = written(path, mapper=FakeMapper(), is_whole=True)
+    control.export.write_all_polygons(path)
+    worker.worked.emit(worker.tasks[-1], item)
+    (layer,) = QgsProject.instance().mapLayersByName("all")
+    layer.setName("my map")
+    whole = layer.extent()
+    *_, item = written(path, mapper=FakeMapper())
+    worker.worked.emit(worker.tasks[-1], item)
+    assert [one.name() for one in QgsProject.instance().mapLayers().values() if one.type() == layer.type()] == [
+        "my map"
+    ]
+    assert layer.isValid()
+    assert layer.extent().width() < whole.width()
+    assert {category.value() for category in layer.renderer().categories()} == {"water", "wood"}
+
+
+def test_a_written_raster_comes_into_the_project(
+    control: Any, worker: FakeWorker, raster_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "classes.tif"
+    copyfile(raster_path, path)
+    control.export.write_raster(path)
+    worker.worked.emit(worker.tasks[-1], Written(path, "The class map is there.", {}))
     assert control.told == ["The class map is there."]
-    (layer,) = QgsProject.instance().mapLayersByName(raster_path.stem)
+    (layer,) = QgsProject.instance().mapLayersByName("classes")
     assert isinstance(layer, QgsRasterLayer)
     assert layer.isValid()
 
