@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..augmentation import WEAK
 from ..chips import Chips
 from ..progress import Progress, raise_if_cancelled
 from ..semantic.card import IGNORE
+from ..semantic.prediction import autocast, device_of
 from ..semantic.segmenter import LEVELS, Segmenter
-from ..training import Descent
+from ..training import Descent, draw, set_training
 from ..training_state import Stateful
 from .base import Problem, TransferError
 
@@ -85,6 +87,23 @@ def steps_left(
             stage.keeper.keep(step, {"stage": stage.number, "start": stage.start})
         yield step
         progress.set_fraction((step + 1) / n_steps)
+
+
+def answers(
+    model: Segmenter, problem: Problem, progress: Progress, *, generator: torch.Generator, descent: Descent
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits (B, classes, rows, cols) of a new batch of target chips per step, and where it has data (B, rows, cols).
+
+    The model is in training, with its averages as they are. Raises as `steps_left`.
+    """
+    device = device_of(model)
+    usable, target = usable_chips(problem.target), with_data_as_labels(problem.target)
+    for _ in steps_left(problem, progress, n_steps=problem.n_steps, model=model, generator=generator, descent=descent):
+        set_training(model, freeze_statistics=True)
+        pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
+        with autocast(device):
+            logits = model(pixels)
+        yield logits.float(), labels != IGNORE
 
 
 def usable_chips(chips: Chips) -> list[int]:

@@ -10,22 +10,11 @@ from typing import ClassVar
 
 import torch
 
-from ..augmentation import WEAK
 from ..progress import Progress, StepProgress
-from ..semantic.card import IGNORE
-from ..semantic.prediction import autocast, device_of
+from ..semantic.prediction import device_of
 from ..semantic.segmenter import Segmenter
-from ..training import Descent, draw, set_training
-from .adapting import (
-    drawn,
-    entropy_of,
-    network_values,
-    norm_parameters,
-    seeded,
-    steps_left,
-    usable_chips,
-    with_data_as_labels,
-)
+from ..training import Descent
+from .adapting import answers, entropy_of, network_values, norm_parameters, seeded
 from .base import SHARE, Limits, Method, Problem, register_method
 from .norm_statistics import estimate_first
 
@@ -56,17 +45,9 @@ class Entropy(Method):
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
             estimate_first(model, seen.target, problem, alpha=self.alpha, progress=StepProgress(progress, 0.0, 0.1))
             descent = Descent(torch.optim.Adam(parameters, lr=self.rate), model)
-            usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
             tuning = StepProgress(progress, 0.1, 1.0)
-            for _ in steps_left(
-                problem, tuning, n_steps=problem.n_steps, model=model, generator=generator, descent=descent
-            ):
-                set_training(model, freeze_statistics=True)
-                pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
-                has_data = labels != IGNORE
-                with autocast(device):
-                    logits = model(pixels)
-                entropy = entropy_of(logits.float())
+            for logits, has_data in answers(model, seen, tuning, generator=generator, descent=descent):
+                entropy = entropy_of(logits)
                 is_counted = (entropy.detach() < self.margin) & has_data
                 weight = _balance(logits.detach(), has_data) * is_counted
                 descent.step((entropy * weight).sum() / weight.sum().clamp(min=1))

@@ -11,23 +11,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..augmentation import WEAK
 from ..progress import Progress, StepProgress
-from ..semantic.card import IGNORE
-from ..semantic.prediction import autocast, device_of
+from ..semantic.prediction import device_of
 from ..semantic.segmenter import Segmenter
-from ..training import draw, set_training
-from .adapting import (
-    drawn,
-    entropy_of,
-    learning_parts,
-    mean_where,
-    network_values,
-    seeded,
-    steps_left,
-    usable_chips,
-    with_data_as_labels,
-)
+from .adapting import answers, entropy_of, learning_parts, mean_where, network_values, seeded
 from .base import SHARE, Limits, Method, Problem, register_method
 from .norm_statistics import estimate_first
 
@@ -64,16 +51,8 @@ class EntropyDiversity(Method):
         with network_values(model, problem) as seen, seeded(problem.seed, device) as generator:
             estimate_first(model, seen.target, problem, alpha=self.alpha, progress=StepProgress(progress, 0.0, 0.1))
             descent = learning_parts(model, rate=self.rate, encoder_rate=self.encoder_rate, has_head=False)
-            usable, target = usable_chips(seen.target), with_data_as_labels(seen.target)
             tuning = StepProgress(progress, 0.1, 1.0)
-            for _ in steps_left(
-                problem, tuning, n_steps=problem.n_steps, model=model, generator=generator, descent=descent
-            ):
-                set_training(model, freeze_statistics=True)
-                pixels, labels = draw(target, drawn(problem.batch, usable, generator), WEAK, generator, device)
-                has_data = labels != IGNORE
-                with autocast(device):
-                    logits = model(pixels).float()
+            for logits, has_data in answers(model, seen, tuning, generator=generator, descent=descent):
                 marginal = mean_where(logits.softmax(1), has_data)
                 divergence = (marginal * (marginal.clamp(min=1e-6) / prior).log()).sum()
                 descent.step(mean_where(entropy_of(logits), has_data) + self.pull * divergence)

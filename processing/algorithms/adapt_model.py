@@ -91,9 +91,9 @@ class AdaptModelAlgorithm(LabelledAlgorithm):
                 "masked_image: the encoder first gets "
                 "used to the images. fourier: source images in the target's colours; needs labelled source rasters. "
                 "In the study of docs/adaptation.md masked_consistency won 3.1 points of mean IoU in the mean of six "
-                "pairs, and self_training with 240 steps 4.3, where labelled source rasters were rehearsed; without "
-                "them masked_consistency won 2.6 and self_training 0.8, and what maps values, averages or colours "
-                "alone lost, as entropy did."
+                "pairs, and self_training with 240 steps 4.3, where labelled source rasters were rehearsed and the "
+                "weights went all of the way (SOURCE_WEIGHT=0); without them masked_consistency won 2.6 and "
+                "self_training 0.8, and what maps values, averages or colours alone lost, as entropy did."
             ),
             self.CHAIN: self.tr(
                 "Names of methods joined by +, such as reinhard+masked_consistency; replaces the choice of methods. "
